@@ -1,0 +1,167 @@
+"""What every way of calling a model looks like to the pipeline: one request in, OpenAI-shaped bytes out.
+
+Whatever the upstream speaks, a provider yields the bytes a client of OpenAI's API would have received, so streams
+can be relayed without building objects. Usage and finish reason are read off while the bytes pass.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from http import HTTPStatus
+from typing import Literal, Protocol
+
+from observability.problems import Problem
+from tenants.context import Zone
+
+
+class Operation(StrEnum):
+    """The endpoint of OpenAI's API, as the path below `/v1`."""
+
+    CHAT = "chat/completions"
+    COMPLETIONS = "completions"
+    EMBEDDINGS = "embeddings"
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Micro-yen or micro-currency-units per million tokens; `currency` JPY needs no exchange rate.
+
+    A model without a price cannot be registered; an explicit 0 is allowed (on-prem, base URL).
+    """
+
+    version: str
+    currency: str
+    input_u_per_mtok: int
+    output_u_per_mtok: int
+    cached_input_u_per_mtok: int | None
+    source: str
+    checked_on: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """One place where one model runs, compiled from the catalogue and the settings."""
+
+    id: str
+    alias: str
+    provider: Literal["openai_wire", "litellm", "litellm_router", "demo"]
+    vendor: str
+    upstream_model: str
+    base_url: str
+    api_key: str | None = field(repr=False)
+    zone: Zone
+    isolated: bool
+    owner: Literal["town", "shared", "vendor"]
+    country: str
+    operations: frozenset[Operation]
+    capabilities: frozenset[str]
+    price: Price | None
+    max_input_tokens: int
+    max_output_tokens: int
+    max_concurrency: int | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamRequest:
+    """A call about to leave. `body` is allow-listed and re-serialised by the provider, never the caller's bytes."""
+
+    deployment: Deployment
+    operation: Operation
+    body: Mapping[str, object]
+    stream: bool
+    call_id: str
+    connect_timeout_s: float = 3.0
+    first_byte_timeout_s: float = 60.0
+    between_chunks_timeout_s: float = 30.0
+    total_timeout_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as billed. `source` says who counted: the provider, our tokenizer, or nobody (the full hold stands)."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_prompt_tokens: int = 0
+    source: Literal["provider", "tokenizer", "hold"] = "provider"
+
+
+class UpstreamResponse(Protocol):
+    """An answer under way, after the upstream said 200 and its first bytes are here (the first-chunk gate).
+
+    `chunks()` yields whole SSE events (each ending in a blank line, ending with `data: [DONE]`) when the request
+    streams, else the JSON body, in one or more parts. It may be consumed once. `usage`, `finish_reason` and
+    `output_text_bytes` are complete when it is exhausted, and hold what was seen so far when it is not.
+    Streams always carry a usage event (`choices: []`); the pipeline drops it for callers that did not ask.
+    """
+
+    content_type: str
+    usage: Usage | None
+    finish_reason: str | None
+    output_text_bytes: int
+
+    def chunks(self) -> AsyncIterator[bytes]: ...
+
+    async def aclose(self) -> None:
+        """Ends the exchange; safe to call twice and after exhaustion."""
+
+
+class Provider(Protocol):
+    """One way of calling models. Implementations hold connections, never per-tenant state."""
+
+    name: str
+
+    async def send(self, request: UpstreamRequest) -> UpstreamResponse:
+        """Dispatches and waits for the first real bytes.
+
+        Raises `UpstreamUnavailable` when nothing billable can have happened or a retry elsewhere makes sense,
+        `UpstreamRefused` when the upstream understood and said no, `UpstreamBroken` when it answered nonsense.
+        """
+
+    async def list_models(self, deployment: Deployment) -> list[str]:
+        """The upstream's own model names, for set-up and for health."""
+
+    async def aclose(self) -> None: ...
+
+
+class UpstreamProblem(Problem):
+    """Base of what can go wrong beyond our edge; `dispatched` says whether the request may have been billed."""
+
+    def __init__(
+        self, detail: str = "", *, dispatched: bool, **extensions: str | int | float | bool | list[str] | None
+    ) -> None:
+        super().__init__(detail, **extensions)
+        self.dispatched = dispatched
+
+
+class UpstreamUnavailable(UpstreamProblem):
+    type = "urn:problem:gateway:upstream-unavailable"
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    title = "AIのサービスにつながりません"
+
+
+class UpstreamTimeout(UpstreamProblem):
+    type = "urn:problem:gateway:upstream-timeout"
+    status = HTTPStatus.GATEWAY_TIMEOUT
+    title = "AIのサービスからの返事が間に合いませんでした"
+
+
+class UpstreamRefused(UpstreamProblem):
+    """The upstream's 4xx. Its message may quote the prompt, so only status and code travel on."""
+
+    type = "urn:problem:gateway:upstream-refused"
+    status = HTTPStatus.BAD_GATEWAY
+    title = "AIのサービスが要求を受け付けませんでした"
+
+
+class UpstreamRateLimited(UpstreamProblem):
+    type = "urn:problem:gateway:upstream-rate-limited"
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    title = "AIのサービスが混み合っています"
+
+
+class UpstreamBroken(UpstreamProblem):
+    type = "urn:problem:gateway:upstream-broken"
+    status = HTTPStatus.BAD_GATEWAY
+    title = "AIのサービスの返事が壊れていました"

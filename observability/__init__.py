@@ -1,0 +1,1 @@
+"""Problems, logs, metrics and traces: the lowest layer; everything may import it."""

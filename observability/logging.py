@@ -1,0 +1,75 @@
+"""JSON logs: events with ids and counts, never content, tokens, names or addresses."""
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+
+# Keys that could carry what a person wrote. A value under one of them is dropped, not trusted to be harmless.
+CONTENT_KEYS = frozenset(
+    {"prompt", "content", "messages", "text", "input", "output", "body", "answer", "question", "password", "token", "secret",
+     "authorization", "cookie", "email", "name"}
+)  # fmt: skip
+
+
+def drop_content(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Removes content-bearing keys from a log event before it is rendered."""
+    for key in CONTENT_KEYS & event.keys():
+        event[key] = "[dropped]"
+    return event
+
+
+def configure_logging(*, level: str = "INFO", process: str) -> None:
+    """Sends structlog and the standard library's loggers to stderr as one JSON object a line."""
+    shared: list[structlog.types.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        drop_content,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                _exception_without_values,
+                structlog.processors.JSONRenderer(ensure_ascii=False),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    structlog.contextvars.bind_contextvars(process=process)
+    # Access logs carry paths with search terms; our own request event carries the route instead.
+    logging.getLogger("uvicorn.access").disabled = True
+    for noisy in ("httpx", "httpcore", "LiteLLM", "sqlalchemy.engine"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _exception_without_values(
+    _logger: object, _method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Renders where an exception happened, not its message: messages of parsers and drivers quote the input."""
+    info = event.pop("exc_info", None)
+    if info is True:
+        info = sys.exc_info()
+    if isinstance(info, BaseException):
+        info = (type(info), info, info.__traceback__)
+    if isinstance(info, tuple) and info[0] is not None:
+        frames = []
+        tb = info[2]
+        while tb is not None:
+            frames.append(f"{tb.tb_frame.f_globals.get('__name__', '?')}:{tb.tb_lineno}")
+            tb = tb.tb_next
+        event["exception"] = {"type": info[0].__qualname__, "at": frames[-8:]}
+    return event
