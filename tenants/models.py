@@ -1,0 +1,607 @@
+"""Every table, in one place: the platform's own, and `content`, which has its own schema, login and keys.
+
+Rules kept here: a table that belongs to a tenant derives from `TenantOwned` (and so gets its row-level policy and
+its query criteria); money is integer micro-yen; times are aware and stored UTC; ids are UUIDv7 made by us.
+"""
+
+from datetime import UTC, date, datetime
+from typing import Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Dialect,
+    Index,
+    LargeBinary,
+    PrimaryKeyConstraint,
+    UniqueConstraint,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.types import JSON, TypeDecorator
+from sqlmodel import Field, SQLModel
+
+from tenants.context import new_id
+
+# A missing section or person budget means "no limit of its own"; the town above still has one.
+UNLIMITED_UYEN = 2**62
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """timestamptz on PostgreSQL; on SQLite naive UTC text, made aware again on the way out."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("naive datetime")
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+PortableJson = JSON().with_variant(JSONB(), "postgresql")
+
+
+def utcnow() -> datetime:
+    """The default of created_at columns; code that decides takes `now` as an argument instead."""
+    return datetime.now(UTC)
+
+
+def _json() -> Any:
+    return Field(default_factory=dict, sa_type=PortableJson)
+
+
+def _time(*, index: bool = False) -> Any:
+    return Field(default_factory=utcnow, sa_type=UtcDateTime, index=index)
+
+
+def _time_or_none() -> Any:
+    return Field(default=None, sa_type=UtcDateTime)
+
+
+def _uyen() -> Any:
+    return Field(default=0, sa_type=BigInteger)
+
+
+class TenantOwned(SQLModel):
+    """Mix-in of every table one tenant owns."""
+
+    tenant_id: UUID = Field(index=True)
+
+
+# ── Who ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Tenant(SQLModel, table=True):
+    """A municipality, or the regional operator's own body. `revoked_before`: tokens issued earlier are refused."""
+
+    id: UUID = Field(default_factory=new_id, primary_key=True)
+    kind: str = "municipality"
+    name: str
+    alias: str = Field(unique=True)
+    status: str = Field(default="active")
+    operator_id: UUID | None = Field(default=None, index=True)
+    managed_by: str | None = None
+    revoked_before: datetime | None = _time_or_none()
+    created_at: datetime = _time()
+    erased_at: datetime | None = _time_or_none()
+
+    __table_args__ = (
+        CheckConstraint("kind in ('municipality', 'operator')", name="tenant_kind"),
+        CheckConstraint("status in ('active', 'suspended', 'erased')", name="tenant_status"),
+    )
+
+
+class TenantCode(TenantOwned, table=True):
+    """A 全国地方公共団体コード with its days of validity: mergers and promotions change it, the tenant stays."""
+
+    __tablename__: ClassVar[str] = "tenant_code"
+    id: UUID = Field(default_factory=new_id, primary_key=True)
+    code: str = Field(index=True, max_length=6)
+    valid_from: date
+    valid_to: date | None = None
+
+    __table_args__ = (UniqueConstraint("code", "valid_from"),)
+
+
+class TenantIdentity(TenantOwned, table=True):
+    """Which organization of which issuer is this tenant; re-linked, never deleted."""
+
+    __tablename__: ClassVar[str] = "tenant_identity"
+    id: UUID = Field(default_factory=new_id, primary_key=True)
+    issuer: str
+    organization_id: str
+    linked_at: datetime = _time()
+    unlinked_at: datetime | None = _time_or_none()
+
+    __table_args__ = (UniqueConstraint("issuer", "organization_id"),)
+
+
+class TenantPolicy(TenantOwned, table=True):
+    """Default class, class × zone, models, apps and guard actions of one tenant (`tenants.policy.Policy`)."""
+
+    __tablename__: ClassVar[str] = "tenant_policy"
+    tenant_id: UUID = Field(primary_key=True)
+    document: dict[str, Any] = _json()
+    version: int = 1
+    updated_at: datetime = _time()
+    updated_by: UUID | None = None
+
+
+class Section(TenantOwned, table=True):
+    id: UUID = Field(default_factory=new_id, primary_key=True)
+    name: str
+    code: str = ""
+    position: int = 0
+    created_at: datetime = _time()
+    closed_at: datetime | None = _time_or_none()
+
+    __table_args__ = (UniqueConstraint("tenant_id", "name"),)
+
+
+class Person(TenantOwned, table=True):
+    """`login` is the staff number as the town writes it; unique in the town, not in the realm."""
+
+    id: UUID = Field(default_factory=new_id, primary_key=True)
+    section_id: UUID | None = Field(default=None, index=True)
+    login: str
+    display_name: str = ""
+    status: str = "active"
+    ends_on: date | None = None
+    revoked_before: datetime | None = _time_or_none()
+    preferences: dict[str, Any] = _json()
+    created_at: datetime = _time()
+    left_at: datetime | None = _time_or_none()
+
+    __table_args__ = (
+        UniqueConstraint("tenant_id", "login"),
+        CheckConstraint("status in ('active', 'suspended', 'left', 'erased')", name="person_status"),
+    )
+
+
+class PersonIdentity(TenantOwned, table=True):
+    __tablename__: ClassVar[str] = "person_identity"
+    id: UUID = Field(default_factory=new_id, primary_key=True)
+    issuer: str
+    sub: str
+    person_id: UUID = Field(index=True)
+    linked_at: datetime = _time()
+
+    __table_args__ = (UniqueConstraint("tenant_id", "issuer", "sub"),)
+
+
+class RoleGrant(TenantOwned, table=True):
+    """A role in the tenant, in one section, or (with `app`) in one app. History is kept: revoked, not deleted."""
+
+    __tablename__: ClassVar[str] = "role_grant"
+    id: UUID = Field(default_factory=new_id, primary_key=True)
+    person_id: UUID = Field(index=True)
+    role: str
+    section_id: UUID | None = None
+    app: str | None = None
+    granted_by: UUID | None = None
+    granted_at: datetime = _time()
+    expires_at: datetime | None = _time_or_none()
+    revoked_at: datetime | None = _time_or_none()
+
+
+class ApiKey(TenantOwned, table=True):
+    """`kmi_<env>_<key_id>_<secret>`: only an HMAC of the secret with a versioned pepper is stored."""
+
+    __tablename__: ClassVar[str] = "api_key"
+    id: UUID = Field(default_factory=new_id, primary_key=True)
+    key_id: str = Field(unique=True)
+    label: str
+    app: str = ""
+    section_id: UUID | None = None
+    secret_hash: str
+    pepper_version: int
+    scopes: list[str] = Field(default_factory=list, sa_type=PortableJson)
+    models: list[str] = Field(default_factory=list, sa_type=PortableJson)
+    created_at: datetime = _time()
+    created_by: UUID | None = None
+    expires_at: datetime | None = _time_or_none()
+    revoked_at: datetime | None = _time_or_none()
+    last_used_at: datetime | None = _time_or_none()
+    replaced_by: UUID | None = None
+
+
+class PortalSession(TenantOwned, table=True):
+    """A signed-in browser. `id_hash` is SHA-256 of the opaque cookie; tokens are encrypted by the vault."""
+
+    __tablename__: ClassVar[str] = "portal_session"
+    id: UUID = Field(default_factory=new_id, primary_key=True)
+    id_hash: str = Field(unique=True)
+    person_id: UUID = Field(index=True)
+    issuer: str
+    organization_id: str
+    sid: str = Field(index=True)
+    sub: str
+    tokens: bytes = Field(sa_type=LargeBinary)
+    csrf: str
+    refresh_locked_until: datetime | None = _time_or_none()
+    created_at: datetime = _time()
+    seen_at: datetime = _time()
+    access_expires_at: datetime = _time()
+    expires_at: datetime = _time(index=True)
+    ended_at: datetime | None = _time_or_none()
+
+
+class Revocation(SQLModel, table=True):
+    """Our own list of what no longer counts although its tokens still live; read by every gateway and portal."""
+
+    id: UUID = Field(default_factory=new_id, primary_key=True)
+    kind: str
+    value: str
+    tenant_id: UUID | None = Field(default=None, index=True)
+    since: datetime = _time()
+    until: datetime | None = _time_or_none()
+
+    __table_args__ = (CheckConstraint("kind in ('tenant', 'person', 'sid', 'sub', 'key')", name="revocation_kind"),)
+
+
+class Throttle(SQLModel, table=True):
+    """Failed logins and key guesses, counted under a keyed hash of what was tried."""
+
+    key_hash: str = Field(primary_key=True)
+    kind: str
+    failures: int = 0
+    first_at: datetime = _time()
+    blocked_until: datetime | None = _time_or_none()
+
+
+# ── Money ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Budget(TenantOwned, table=True):
+    """The standing limit of a node, from which the account of each new window is opened."""
+
+    id: UUID = Field(default_factory=new_id, primary_key=True)
+    node: str
+    node_id: str = ""
+    window: str = "month"
+    limit_uyen: int = _uyen()
+    valid_from: date
+    set_by: UUID | None = None
+    set_at: datetime = _time()
+
+    __table_args__ = (
+        UniqueConstraint("tenant_id", "node", "node_id", "window", "valid_from"),
+        CheckConstraint("limit_uyen >= 0", name="budget_limit"),
+        CheckConstraint("node in ('town', 'section', 'person', 'app', 'model')", name="budget_node"),
+        CheckConstraint("\"window\" in ('day', 'month', 'fiscal_year')", name="budget_window"),
+    )
+
+
+class Account(TenantOwned, table=True):
+    """One node in one window (first day in JST). The sum can never pass the limit: the database says so too."""
+
+    id: UUID = Field(default_factory=new_id, primary_key=True)
+    level: int
+    node: str
+    node_id: str = ""
+    window: str
+    window_start: date
+    limit_uyen: int = _uyen()
+    held_uyen: int = _uyen()
+    posted_uyen: int = _uyen()
+
+    __table_args__ = (
+        UniqueConstraint("tenant_id", "node", "node_id", "window", "window_start"),
+        CheckConstraint("posted_uyen + held_uyen <= limit_uyen", name="account_within_limit"),
+        CheckConstraint("posted_uyen >= 0 and held_uyen >= 0 and limit_uyen >= 0", name="account_not_negative"),
+    )
+
+
+class Grant(TenantOwned, table=True):
+    """What the regional pool has given a municipality for a window: its share, or a borrowed slice (negative: lent)."""
+
+    id: UUID = Field(default_factory=new_id, primary_key=True)
+    kind: str = "share"
+    window: str = "month"
+    window_start: date
+    amount_uyen: int = _uyen()
+    created_at: datetime = _time()
+    created_by: UUID | None = None
+    reason: str = ""
+
+
+class Call(TenantOwned, table=True):
+    """One request: inserted when money is reserved, completed when it is settled. It is the usage row."""
+
+    created_at: datetime = _time()
+    id: UUID = Field(default_factory=new_id)
+    month: date = Field(index=True)
+    state: str
+    person_id: UUID | None = None
+    section_id: UUID | None = None
+    api_key_id: UUID | None = None
+    app: str = ""
+    operation: str
+    alias: str
+    deployment: str = ""
+    zone: str = ""
+    data_class: str = "1"
+    streamed: bool = False
+    hold_uyen: int = _uyen()
+    cost_uyen: int = _uyen()
+    account_ids: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    usage_source: str = ""
+    finish_reason: str = ""
+    problem: str = ""
+    first_byte_ms: int | None = None
+    total_ms: int | None = None
+    owner_epoch: str = ""
+    lease_until: datetime | None = _time_or_none()
+    settled_at: datetime | None = _time_or_none()
+
+    __table_args__ = (
+        PrimaryKeyConstraint("tenant_id", "created_at", "id"),
+        Index("call_tenant_month", "tenant_id", "month"),
+        Index("call_open", "state", "lease_until"),
+        CheckConstraint("state in ('held', 'settled', 'void', 'suspense')", name="call_state"),
+        {"postgresql_partition_by": "RANGE (created_at)"},
+    )
+
+
+class Attempt(TenantOwned, table=True):
+    """One dispatch of a call to one deployment, with the price and exchange rate frozen at its hold."""
+
+    created_at: datetime = _time()
+    id: UUID = Field(default_factory=new_id)
+    call_id: UUID = Field(index=True)
+    number: int = 1
+    deployment: str
+    zone: str
+    price_version: str
+    fx_version: str = ""
+    hold_uyen: int = _uyen()
+    cost_uyen: int = _uyen()
+    state: str = "held"
+    problem: str = ""
+    ended_at: datetime | None = _time_or_none()
+
+    __table_args__ = (
+        PrimaryKeyConstraint("tenant_id", "created_at", "id"),
+        {"postgresql_partition_by": "RANGE (created_at)"},
+    )
+
+
+class Correction(TenantOwned, table=True):
+    """A later truth about a closed call: a late settle, or a provider's usage file."""
+
+    id: UUID = Field(default_factory=new_id, primary_key=True)
+    call_id: UUID = Field(index=True)
+    call_created_at: datetime = _time()
+    month: date
+    delta_uyen: int = _uyen()
+    reason: str
+    created_at: datetime = _time()
+
+
+class Price(SQLModel, table=True):
+    """Price of a deployment per million tokens in micro-units of `currency`; a row is never changed, only followed."""
+
+    version: str = Field(primary_key=True)
+    deployment: str = Field(index=True)
+    currency: str = "JPY"
+    input_u_per_mtok: int = Field(sa_type=BigInteger)
+    output_u_per_mtok: int = Field(sa_type=BigInteger)
+    cached_input_u_per_mtok: int | None = Field(default=None, sa_type=BigInteger)
+    valid_from: datetime = _time()
+    source: str = ""
+
+
+class FxRate(SQLModel, table=True):
+    """Micro-yen per unit of a currency from a day on, set by the operator."""
+
+    __tablename__: ClassVar[str] = "fx_rate"
+    version: str = Field(primary_key=True)
+    currency: str = Field(index=True)
+    uyen_per_unit: int = Field(sa_type=BigInteger)
+    valid_from: datetime = _time()
+    is_sample: bool = False
+    source: str = ""
+
+
+class Idempotency(TenantOwned, table=True):
+    key_hash: str
+    call_id: UUID
+    state: str = "held"
+    created_at: datetime = _time(index=True)
+
+    __table_args__ = (PrimaryKeyConstraint("tenant_id", "key_hash"),)
+
+
+# ── Work, configuration, audit ───────────────────────────────────────────────────────────────────────────────────
+
+
+class Job(TenantOwned, table=True):
+    """Work that outlives a request. `payload` and `result` carry ids and counts, never content."""
+
+    id: UUID = Field(default_factory=new_id, primary_key=True)
+    kind: str = Field(index=True)
+    payload: dict[str, Any] = _json()
+    result: dict[str, Any] = _json()
+    state: str = Field(default="queued", index=True)
+    progress: int = 0
+    attempts: int = 0
+    fence: int = 0
+    lease_owner: str = ""
+    lease_until: datetime | None = _time_or_none()
+    run_after: datetime = _time()
+    person_id: UUID | None = None
+    created_at: datetime = _time()
+    ended_at: datetime | None = _time_or_none()
+    problem: str = ""
+
+
+class Outbox(TenantOwned, table=True):
+    id: UUID = Field(default_factory=new_id, primary_key=True)
+    kind: str
+    payload: dict[str, Any] = _json()
+    created_at: datetime = _time()
+    sent_at: datetime | None = _time_or_none()
+
+
+class ConfigGeneration(SQLModel, table=True):
+    """One row; gateways poll it and reload what they cache when it has moved."""
+
+    __tablename__: ClassVar[str] = "config_generation"
+    id: int = Field(default=1, primary_key=True)
+    generation: int = Field(default=1, sa_type=BigInteger)
+    updated_at: datetime = _time()
+
+
+class PlatformSetting(SQLModel, table=True):
+    """Region-wide settings of the operator: product name, exchange-rate notes, agreement texts."""
+
+    __tablename__: ClassVar[str] = "platform_setting"
+    key: str = Field(primary_key=True)
+    value: dict[str, Any] = _json()
+    updated_at: datetime = _time()
+
+
+class Audit(TenantOwned, table=True):
+    """Append-only and hash-chained per tenant; `facts` are ids and numbers, never content."""
+
+    created_at: datetime = _time()
+    id: UUID = Field(default_factory=new_id)
+    seq: int = Field(sa_type=BigInteger)
+    actor_kind: str
+    actor_id: str = ""
+    action: str
+    object_kind: str = ""
+    object_id: str = ""
+    facts: dict[str, Any] = _json()
+    previous_hash: str
+    hash: str
+
+    __table_args__ = (
+        PrimaryKeyConstraint("tenant_id", "created_at", "id"),
+        Index("audit_tenant_seq", "tenant_id", "seq"),
+        {"postgresql_partition_by": "RANGE (created_at)"},
+    )
+
+
+class AuditHead(TenantOwned, table=True):
+    """The end of a tenant's chain; locking this row orders its writers."""
+
+    __tablename__: ClassVar[str] = "audit_head"
+    tenant_id: UUID = Field(primary_key=True)
+    seq: int = Field(default=0, sa_type=BigInteger)
+    hash: str = ""
+
+
+class Report(TenantOwned, table=True):
+    """こまったとき: the queue of the town's administrator. What was ticked lies in `content`, by id."""
+
+    id: UUID = Field(default_factory=new_id, primary_key=True)
+    person_id: UUID | None = None
+    section_id: UUID | None = None
+    app: str = ""
+    page: str = ""
+    kind: str = "wrong_answer"
+    problem_number: str = ""
+    document_id: UUID | None = None
+    state: str = "open"
+    created_at: datetime = _time()
+    closed_at: datetime | None = _time_or_none()
+    closed_by: UUID | None = None
+
+
+# ── Content: its own schema, login and keys ──────────────────────────────────────────────────────────────────────
+
+
+class TenantKey(TenantOwned, table=True):
+    """A tenant's data key, wrapped by the root key; destroying it is erasure."""
+
+    __tablename__: ClassVar[str] = "tenant_key"
+    id: UUID = Field(default_factory=new_id, primary_key=True)
+    wrapped: bytes | None = Field(default=None, sa_type=LargeBinary)
+    root_key_id: str
+    created_at: datetime = _time()
+    destroyed_at: datetime | None = _time_or_none()
+
+    __table_args__: ClassVar[dict[str, str]] = {"schema": "content"}
+
+
+class DocumentRow(TenantOwned, table=True):
+    """A document of an app. `cipher` is the sealed JSON body; nothing a person wrote stands outside it."""
+
+    __tablename__: ClassVar[str] = "document"
+    id: UUID = Field(default_factory=new_id, primary_key=True)
+    app: str
+    kind: str
+    parent_id: UUID | None = Field(default=None, index=True)
+    owner_id: UUID | None = None
+    version: int = 1
+    cipher: bytes = Field(sa_type=LargeBinary)
+    created_at: datetime = _time()
+    updated_at: datetime = _time()
+    deleted_at: datetime | None = _time_or_none()
+    purge_after: datetime | None = _time_or_none()
+
+    __table_args__ = (
+        Index("document_list", "tenant_id", "app", "kind", "owner_id", "updated_at"),
+        {"schema": "content"},
+    )
+
+
+class DocumentVersion(TenantOwned, table=True):
+    __tablename__: ClassVar[str] = "document_version"
+    document_id: UUID
+    version: int
+    cipher: bytes = Field(sa_type=LargeBinary)
+    created_at: datetime = _time()
+
+    __table_args__ = (PrimaryKeyConstraint("document_id", "version"), {"schema": "content"})
+
+
+class DocumentIndex(TenantOwned, table=True):
+    """A declared index field as a keyed hash: equality can be asked, the value cannot be read."""
+
+    __tablename__: ClassVar[str] = "document_index"
+    document_id: UUID
+    field: str
+    value_hash: str
+
+    __table_args__ = (
+        PrimaryKeyConstraint("document_id", "field", "value_hash"),
+        Index("document_index_lookup", "tenant_id", "field", "value_hash"),
+        {"schema": "content"},
+    )
+
+
+class BlobRow(TenantOwned, table=True):
+    """A sealed file; `cipher_name` is the encrypted file name, the bytes lie in the blob store under `id`."""
+
+    __tablename__: ClassVar[str] = "blob"
+    id: UUID = Field(default_factory=new_id, primary_key=True)
+    app: str
+    document_id: UUID | None = Field(default=None, index=True)
+    owner_id: UUID | None = None
+    size_bytes: int = Field(sa_type=BigInteger)
+    cipher_name: bytes = Field(sa_type=LargeBinary)
+    created_at: datetime = _time()
+    deleted_at: datetime | None = _time_or_none()
+
+    __table_args__: ClassVar[dict[str, str]] = {"schema": "content"}
+
+
+def _tenant_owned() -> tuple[type[TenantOwned], ...]:
+    return tuple(c for c in TenantOwned.__subclasses__() if hasattr(c, "__table__"))
+
+
+TENANT_TABLES = _tenant_owned()

@@ -1,0 +1,101 @@
+"""The words the ledger and its callers share: what is held, what it cost, what was refused."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from http import HTTPStatus
+from typing import Literal
+from uuid import UUID
+
+from observability.problems import Problem
+from tenants.context import DataClass, PersonId, SectionId, TenantId
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenPrice:
+    """Price and exchange rate as they stood at the hold. `uyen_per_unit` is 1_000_000 for JPY."""
+
+    version: str
+    fx_version: str
+    uyen_per_unit: int
+    input_u_per_mtok: int
+    output_u_per_mtok: int
+    cached_input_u_per_mtok: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A request to reserve money for one call, durably, before anything is sent.
+
+    `hold_uyen` is the worst case wanted; if it does not fit, anything down to `floor_uyen` may be granted (the caller
+    then shrinks its output cap). Ids are made by the caller, so that an unknown commit can be looked up.
+    """
+
+    call_id: UUID
+    attempt_id: UUID
+    tenant_id: TenantId
+    person_id: PersonId | None
+    section_id: SectionId | None
+    api_key_id: UUID | None
+    app: str
+    operation: str
+    alias: str
+    deployment: str
+    zone: str
+    data_class: DataClass
+    streamed: bool
+    price: FrozenPrice
+    hold_uyen: int
+    floor_uyen: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Money held. `created_at` is the database's clock and part of the call's key; `hold_uyen` what was granted."""
+
+    call_id: UUID
+    attempt_id: UUID
+    tenant_id: TenantId
+    created_at: datetime
+    hold_uyen: int
+    price: FrozenPrice
+    account_ids: tuple[UUID, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """How a dispatched call ended. `cost_uyen` None: nobody counted, the full hold stands."""
+
+    cost_uyen: int | None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    usage_source: Literal["provider", "tokenizer", "hold"] = "hold"
+    finish_reason: str = ""
+    problem: str = ""
+    first_byte_ms: int | None = None
+    total_ms: int | None = None
+
+
+class QuotaExceeded(Problem):
+    """`node` says whose limit: town, section, person, app or model."""
+
+    type = "urn:problem:gateway:quota-exceeded"
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    title = "今月の利用上限に達しました"
+
+
+class NoBudget(Problem):
+    type = "urn:problem:gateway:no-budget"
+    status = HTTPStatus.FORBIDDEN
+    title = "この団体には今月の予算が設定されていません"
+
+
+class UnknownPrice(Problem):
+    type = "urn:problem:gateway:unknown-price"
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    title = "料金が登録されていないモデルは使えません"
+
+
+class LedgerUnavailable(Problem):
+    type = "urn:problem:gateway:ledger-unavailable"
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    title = "利用枠を確かめられないため、いまは送れません"

@@ -1,0 +1,96 @@
+"""The settings every process shares, read once from the environment (prefix `KUMIAI_`) and passed down."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tenants.db import DatabaseUrls
+
+
+class Settings(BaseSettings):
+    """One frozen instance per process. A secret has no default: `kumiai demo` makes and keeps its own in its home."""
+
+    model_config = SettingsConfigDict(env_prefix="KUMIAI_", frozen=True, extra="ignore")
+
+    env: Literal["demo", "test", "production"] = "demo"
+    home: Path = Path(".kumiai")
+    log_level: str = "INFO"
+    product_name: str = "共同AI"
+    public_url: str = "http://127.0.0.1:8000"
+
+    database_url: str = ""
+    platform_database_url: SecretStr = SecretStr("")
+    ledger_database_url: SecretStr = SecretStr("")
+    content_database_url: SecretStr = SecretStr("")
+    owner_database_url: SecretStr = SecretStr("")
+    valkey_url: SecretStr = SecretStr("")
+
+    # 32 random bytes each, base64url; file by default so that they never stand in a process list.
+    root_key_file: Path | None = None
+    session_key_file: Path | None = None
+    delegation_key_file: Path | None = None
+    pepper_file: Path | None = None
+    blob_dir: Path | None = None
+
+    # Identity: the issuer the portal signs in with and the gateway trusts.
+    issuer: str = ""
+    issuer_kind: Literal["dev", "keycloak"] = "dev"
+    portal_client_id: str = "portal"
+    portal_client_secret: SecretStr = SecretStr("")
+    gateway_audience: str = "gateway"
+    keycloak_url: str = ""
+    keycloak_realm: str = "kumiai"
+    keycloak_admin_user: str = ""
+    keycloak_admin_password: SecretStr = SecretStr("")
+
+    gateway_url: str = "http://127.0.0.1:8001"
+    otlp_endpoint: str = ""
+    session_idle_s: int = Field(default=30 * 60, ge=60)
+    session_max_s: int = Field(default=10 * 3600, ge=300)
+
+    @model_validator(mode="after")
+    def _refuse_unsafe_production(self) -> "Settings":
+        if self.env != "production":
+            return self
+        problems = []
+        if self.urls.is_sqlite:
+            problems.append("KUMIAI_DATABASE_URL: SQLite is for evaluation only")
+        if self.issuer_kind == "dev":
+            problems.append("KUMIAI_ISSUER_KIND: the dev issuer is for loopback only")
+        if not self.public_url.startswith("https://"):
+            problems.append("KUMIAI_PUBLIC_URL: needs https")
+        problems += [
+            f"KUMIAI_{name.upper()} is not set"
+            for name in ("root_key_file", "session_key_file", "delegation_key_file", "pepper_file", "issuer")
+            if not getattr(self, name)
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def urls(self) -> DatabaseUrls:
+        """The database logins; SQLite in the home folder when none is named."""
+        return DatabaseUrls(
+            app=self.database_url or f"sqlite:///{(self.home / 'kumiai.sqlite3').absolute()}",
+            platform=self.platform_database_url.get_secret_value(),
+            ledger=self.ledger_database_url.get_secret_value(),
+            content=self.content_database_url.get_secret_value(),
+            owner=self.owner_database_url.get_secret_value(),
+        )
+
+    def key_path(self, name: Literal["root", "session", "delegation", "pepper"]) -> Path:
+        """Where a key file lies: as set, else in the home folder (never in production, see above)."""
+        given: Path | None = getattr(self, "pepper_file" if name == "pepper" else f"{name}_key_file")
+        return given or self.home / "keys" / name
+
+    @property
+    def blobs(self) -> Path:
+        return self.blob_dir or self.home / "blobs"
+
+    @property
+    def resolved_issuer(self) -> str:
+        """The exact `iss` we accept; pinned, never taken from a token or a Host header."""
+        return self.issuer or f"{self.public_url}/dev-issuer"
