@@ -1,0 +1,64 @@
+# The commands of the project. `make demo` and `make test` need only Python ≥ 3.11 with venv, git and make.
+SHELL := bash
+PORT ?= 8000
+KUMIAI_HOME ?= .kumiai
+export KUMIAI_HOME
+BIN := .venv/bin
+WORKERS ?= 2
+
+.PHONY: help demo demo-stop demo-reset demo-cluster check test install install-dev install-models test-models test-vllm locks bench
+
+help:
+	@echo "make demo          start everything on one address and print how to sign in"
+	@echo "make demo-stop     end it from another shell        make demo-reset    start over"
+	@echo "make demo-cluster  the same on PostgreSQL, PgBouncer, Valkey and Keycloak, without Docker"
+	@echo "make check         format, types, contracts, unit tests (≤ 4 min)"
+	@echo "make test          all tests a newcomer can run"
+	@echo "make bench         gateway side by side with its peers"
+
+install:
+	@requirements/install.sh runtime
+
+install-dev:
+	@requirements/install.sh dev
+
+install-models:
+	@requirements/install.sh models
+
+demo: install
+	@$(BIN)/kumiai demo --port $(PORT)
+
+demo-stop: install
+	@$(BIN)/kumiai demo-stop
+
+demo-reset: install
+	@$(BIN)/kumiai demo-reset --port $(PORT)
+
+demo-cluster: install-dev
+	@$(BIN)/kumiai demo-cluster --port $(PORT)
+
+check: install-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/pytest tests/unit apps -m "not browser and not real" -n $(WORKERS) --timeout 120
+
+test: install-dev
+	$(BIN)/pytest -n $(WORKERS)
+
+test-models: install-models
+	KUMIAI_REQUIRE_REAL=1 $(BIN)/pytest tests/contract -n 0
+
+test-vllm: install-dev
+	tests/vllm/run.sh
+
+bench: install-dev
+	loadtests/bench/run.sh
+
+# Versions younger than a week are left to others to try. No addresses end up in the files.
+COOLDOWN = $(shell date -u -d '7 days ago' +%Y-%m-%d)
+locks: install-dev
+	for name in bootstrap runtime dev models; do \
+	  $(BIN)/uv pip compile -q --upgrade --exclude-newer $(COOLDOWN) --generate-hashes --universal \
+	    --python-version 3.11 --no-header requirements/$$name.in -o requirements/$$name.lock; done

@@ -1,0 +1,429 @@
+"""What `/v1` accepts: bodies are parsed once, checked field by field, and only allow-listed values travel on.
+
+The caller's bytes never reach an upstream: duplicate keys (we would read the last, it might read the first) are
+refused, unknown fields are dropped and named, and whatever would make the upstream fetch, store or run something
+by itself (remote URLs, `store`, hosted tools) is refused.
+"""
+
+import base64
+import binascii
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Literal, NoReturn
+
+from observability.problems import Problem
+
+MAX_BODY_BYTES = 16 * 1024 * 1024
+MAX_MESSAGES = 2_000
+MAX_CHOICES = 8
+MAX_EMBEDDING_INPUTS = 2_048
+MAX_IMAGE_BYTES = 10 * 1024 * 1024
+IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
+
+type_of_operation = Literal["chat/completions", "completions", "embeddings"]
+
+
+class BadRequest(Problem):
+    """Malformed input on `/v1`; `param` names the field as OpenAI's clients expect."""
+
+    type = "urn:problem:gateway:invalid-request"
+    status = HTTPStatus.BAD_REQUEST
+    title = "リクエストの形が正しくありません"
+
+
+class BodyTooLarge(Problem):
+    type = "urn:problem:gateway:body-too-large"
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    title = "リクエストが大きすぎます"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """A checked request. `body` holds only allow-listed fields; `images` counts what no text detector can read."""
+
+    operation: type_of_operation
+    model: str
+    body: dict[str, object]
+    stream: bool
+    include_usage: bool
+    ignored: tuple[str, ...]
+    choices: int
+    max_output_tokens: int | None
+    input_bytes: int
+    input_items: int
+    images: int
+
+
+def parse_json(raw: bytes) -> dict[str, object]:
+    """Decodes a JSON object; duplicate keys, NaN, bad UTF-8 and anything but an object are refused."""
+    if len(raw) > MAX_BODY_BYTES:
+        raise BodyTooLarge(f"{MAX_BODY_BYTES // 1024 // 1024}MBまでにしてください。", limit_bytes=MAX_BODY_BYTES)
+    try:
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, _DuplicateKeyError):
+            raise BadRequest(
+                f"同じ項目「{error.key}」が2回書かれています。", param=error.key, code="duplicate_key"
+            ) from None
+        raise BadRequest("JSONとして読めません。") from None
+    if b"\\ud" in raw or b"\\uD" in raw:
+        # Half of a surrogate pair is legal JSON and no legal text; no encoder further on could write it.
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise BadRequest("文字として成り立たない符号（サロゲートの片方）が入っています。") from None
+    if not isinstance(value, dict):
+        raise BadRequest("JSONのオブジェクトを送ってください。")
+    return value
+
+
+class _DuplicateKeyError(ValueError):
+    def __init__(self, key: str) -> None:
+        super().__init__("duplicate key")
+        self.key = key[:64]
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _DuplicateKeyError(key)
+            seen.add(key)
+    return value
+
+
+def _no_constant(_name: str) -> NoReturn:
+    raise ValueError("NaN and Infinity are not JSON")
+
+
+# ── Field checks ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+Check = Callable[[object, str], object]
+
+
+def _wrong(param: str, expected: str) -> NoReturn:
+    raise BadRequest(f"「{param}」は{expected}にしてください。", param=param)
+
+
+def _string(value: object, param: str) -> str:
+    if not isinstance(value, str):
+        _wrong(param, "文字列")
+    return value
+
+
+def _boolean(value: object, param: str) -> bool:
+    if not isinstance(value, bool):
+        _wrong(param, "trueかfalse")
+    return value
+
+
+def _number(low: float, high: float) -> Check:
+    def check(value: object, param: str) -> object:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            _wrong(param, f"{low:g}から{high:g}までの数")
+        return value
+
+    return check
+
+
+def _integer(low: int, high: int) -> Check:
+    def check(value: object, param: str) -> object:
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            _wrong(param, f"{low}から{high}までの整数")
+        return value
+
+    return check
+
+
+def _stop(value: object, param: str) -> object:
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or len(values) > 4 or not all(isinstance(v, str) for v in values):
+        _wrong(param, "文字列、または4つまでの文字列の配列")
+    return value
+
+
+def _object(value: object, param: str) -> dict[str, object]:
+    if not isinstance(value, dict):
+        _wrong(param, "オブジェクト")
+    return value
+
+
+def _logit_bias(value: object, param: str) -> object:
+    for key, bias in _object(value, param).items():
+        if not key.isdigit() or isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
+            _wrong(param, "トークン番号から-100〜100への対応")
+    return value
+
+
+def _tools(value: object, param: str) -> object:
+    if not isinstance(value, list) or len(value) > 128:
+        _wrong(param, "128個までの配列")
+    tools = []
+    for i, tool in enumerate(value):
+        at = f"{param}[{i}]"
+        kind = _object(tool, at).get("type")
+        if kind != "function":
+            raise BadRequest(
+                "使えるツールは自分で実行する関数（type: function）だけです。"
+                "AIのサービス側で実行されるツールは使えません。",
+                param=f"{at}.type",
+            )
+        function = _object(tool.get("function"), f"{at}.function")
+        _string(function.get("name"), f"{at}.function.name")
+        kept = {k: function[k] for k in ("name", "description", "parameters", "strict") if k in function}
+        tools.append({"type": "function", "function": kept})
+    return tools
+
+
+def _tool_choice(value: object, param: str) -> object:
+    if isinstance(value, str):
+        if value not in ("none", "auto", "required"):
+            _wrong(param, "none・auto・requiredのどれか")
+        return value
+    name = _string(_object(_object(value, param).get("function"), f"{param}.function").get("name"), f"{param}.function")
+    return {"type": "function", "function": {"name": name}}
+
+
+def _response_format(value: object, param: str) -> object:
+    kind = _object(value, param).get("type")
+    if kind in ("text", "json_object"):
+        return {"type": kind}
+    if kind != "json_schema":
+        _wrong(f"{param}.type", "text・json_object・json_schemaのどれか")
+    schema = _object(value.get("json_schema"), f"{param}.json_schema")  # type: ignore[attr-defined]  # a dict by now
+    _string(schema.get("name"), f"{param}.json_schema.name")
+    kept = {k: schema[k] for k in ("name", "description", "schema", "strict") if k in schema}
+    return {"type": "json_schema", "json_schema": kept}
+
+
+_SAMPLING: Mapping[str, Check] = {
+    "temperature": _number(0, 2),
+    "top_p": _number(0, 1),
+    "presence_penalty": _number(-2, 2),
+    "frequency_penalty": _number(-2, 2),
+    "seed": _integer(-(2**63), 2**63 - 1),
+    "stop": _stop,
+    "logit_bias": _logit_bias,
+    "user": _string,
+    "n": _integer(1, MAX_CHOICES),
+}
+
+_CHAT: Mapping[str, Check] = {
+    **_SAMPLING,
+    "max_tokens": _integer(1, 1_000_000),
+    "max_completion_tokens": _integer(1, 1_000_000),
+    "logprobs": _boolean,
+    "top_logprobs": _integer(0, 20),
+    "tools": _tools,
+    "tool_choice": _tool_choice,
+    "parallel_tool_calls": _boolean,
+    "response_format": _response_format,
+    "reasoning_effort": _string,
+}
+
+_COMPLETIONS: Mapping[str, Check] = {
+    **_SAMPLING,
+    "max_tokens": _integer(1, 1_000_000),
+    "logprobs": _integer(0, 5),
+    "echo": _boolean,
+    "suffix": _string,
+}
+
+_EMBEDDINGS: Mapping[str, Check] = {
+    "dimensions": _integer(1, 8_192),
+    "user": _string,
+}
+
+# A caller's own name for its user may be a person's name or address: it stays here.
+_NEVER_SENT = frozenset({"user"})
+
+
+def parse_request(operation: type_of_operation, raw: bytes) -> ModelRequest:
+    """Checks a body for `operation`. Raises `BadRequest` or `BodyTooLarge`, naming the field."""
+    given = parse_json(raw)
+    if given.get("store"):
+        raise BadRequest("会話をAIのサービス側に保存させること（store）はできません。", param="store")
+    model = _string(given.get("model"), "model")
+    if not model or len(model) > 128:
+        _wrong("model", "モデル名")
+    stream = _boolean(given.get("stream", False), "stream") if operation != "embeddings" else False
+    include_usage = False
+    options = given.get("stream_options")
+    if options is not None:
+        if not stream:
+            _wrong("stream_options", "streamがtrueのときだけ")
+        include_usage = _boolean(_object(options, "stream_options").get("include_usage", False), "stream_options")
+
+    match operation:
+        case "chat/completions":
+            checks, body, size, items, images = _CHAT, *_chat_input(given)
+        case "completions":
+            checks, body, size, items, images = _COMPLETIONS, *_completion_input(given)
+        case "embeddings":
+            checks, body, size, items, images = _EMBEDDINGS, *_embedding_input(given)
+
+    known = {"model", "stream", "stream_options", "store", *body}
+    ignored = []
+    for field, value in given.items():
+        if field in known:
+            continue
+        check = checks.get(field)
+        if check is None:
+            ignored.append(field[:64])
+        elif value is not None:
+            checked = check(value, field)
+            if field not in _NEVER_SENT:
+                body[field] = checked
+    if "tools" in body:
+        size += len(json.dumps(body["tools"], ensure_ascii=False).encode())
+    if "response_format" in body:
+        size += len(json.dumps(body["response_format"], ensure_ascii=False).encode())
+    limits = [v for v in (body.get("max_completion_tokens"), body.get("max_tokens")) if isinstance(v, int)]
+    choices = body.get("n", 1)
+    return ModelRequest(
+        operation=operation,
+        model=model,
+        body=body,
+        stream=stream,
+        include_usage=include_usage,
+        ignored=tuple(sorted(ignored)),
+        choices=choices if isinstance(choices, int) else 1,
+        max_output_tokens=min(limits) if limits else None,
+        input_bytes=size,
+        input_items=items,
+        images=images,
+    )
+
+
+# Allow-listed fields, UTF-8 bytes of text, number of messages or texts, number of images.
+_Input = tuple[dict[str, object], int, int, int]
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def _chat_input(given: Mapping[str, object]) -> _Input:
+    messages = given.get("messages")
+    if not isinstance(messages, list) or not 1 <= len(messages) <= MAX_MESSAGES:
+        _wrong("messages", f"1〜{MAX_MESSAGES}件の配列")
+    kept: list[dict[str, object]] = []
+    size = 0
+    images = 0
+    for i, message in enumerate(messages):
+        at = f"messages[{i}]"
+        role = _object(message, at).get("role")
+        if role not in _ROLES:
+            _wrong(f"{at}.role", "・".join(_ROLES) + "のどれか")
+        clean: dict[str, object] = {"role": role}
+        content = message.get("content")
+        if isinstance(content, str):
+            clean["content"] = content
+            size += len(content.encode())
+        elif isinstance(content, list):
+            parts, part_bytes, part_images = _content_parts(content, f"{at}.content")
+            clean["content"] = parts
+            size += part_bytes
+            images += part_images
+        elif content is None and role == "assistant" and message.get("tool_calls"):
+            clean["content"] = None
+        else:
+            _wrong(f"{at}.content", "文字列または配列")
+        if role == "assistant" and message.get("tool_calls") is not None:
+            calls = _tool_calls(message["tool_calls"], f"{at}.tool_calls")
+            clean["tool_calls"] = calls
+            size += len(json.dumps(calls, ensure_ascii=False).encode())
+        if role == "tool":
+            clean["tool_call_id"] = _string(message.get("tool_call_id"), f"{at}.tool_call_id")
+        if isinstance(message.get("name"), str):
+            clean["name"] = message["name"][:64]
+            size += len(message["name"][:64].encode())
+        kept.append(clean)
+    return {"messages": kept}, size, len(kept), images
+
+
+def _content_parts(parts: list[object], at: str) -> tuple[list[dict[str, object]], int, int]:
+    kept: list[dict[str, object]] = []
+    size = 0
+    images = 0
+    for i, part in enumerate(parts):
+        here = f"{at}[{i}]"
+        kind = _object(part, here).get("type")
+        if kind == "text":
+            text = _string(part.get("text"), f"{here}.text")  # type: ignore[attr-defined]  # a dict by now
+            kept.append({"type": "text", "text": text})
+            size += len(text.encode())
+        elif kind == "image_url":
+            image = _object(part.get("image_url"), f"{here}.image_url")  # type: ignore[attr-defined]  # a dict by now
+            url = _string(image.get("url"), f"{here}.image_url.url")
+            _check_image(url, f"{here}.image_url.url")
+            clean: dict[str, object] = {"url": url}
+            if image.get("detail") in ("low", "high", "auto"):
+                clean["detail"] = image["detail"]
+            kept.append({"type": "image_url", "image_url": clean})
+            images += 1
+        else:
+            _wrong(f"{here}.type", "textまたはimage_url")
+    return kept, size, images
+
+
+def _check_image(url: str, param: str) -> None:
+    head, _, data = url.partition(";base64,")
+    if not head.startswith("data:"):
+        raise BadRequest(
+            "画像はURLではなく、データ（data:image/png;base64,…）で送ってください。"
+            "AIのサービスに外部のURLを取りに行かせることはできません。",
+            param=param,
+        )
+    if head.removeprefix("data:") not in IMAGE_TYPES:
+        _wrong(param, "PNG・JPEG・WebP・GIFのデータ")
+    if len(data) * 3 // 4 > MAX_IMAGE_BYTES:
+        _wrong(param, f"{MAX_IMAGE_BYTES // 1024 // 1024}MBまで")
+    try:
+        base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError):
+        _wrong(param, "正しいbase64")
+
+
+def _tool_calls(value: object, at: str) -> list[dict[str, object]]:
+    if not isinstance(value, list):
+        _wrong(at, "配列")
+    calls: list[dict[str, object]] = []
+    for i, call in enumerate(value):
+        function = _object(_object(call, f"{at}[{i}]").get("function"), f"{at}[{i}].function")
+        calls.append(
+            {
+                "id": _string(call.get("id"), f"{at}[{i}].id"),
+                "type": "function",
+                "function": {
+                    "name": _string(function.get("name"), f"{at}[{i}].function.name"),
+                    "arguments": _string(function.get("arguments"), f"{at}[{i}].function.arguments"),
+                },
+            }
+        )
+    return calls
+
+
+def _completion_input(given: Mapping[str, object]) -> _Input:
+    prompt = given.get("prompt")
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, list) or not prompts or not all(isinstance(p, str) for p in prompts):
+        _wrong("prompt", "文字列、または文字列の配列")
+    if len(prompts) > MAX_CHOICES:
+        _wrong("prompt", f"{MAX_CHOICES}件まで")
+    return {"prompt": prompt}, sum(len(p.encode()) for p in prompts), len(prompts), 0
+
+
+def _embedding_input(given: Mapping[str, object]) -> _Input:
+    value = given.get("input")
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not 1 <= len(texts) <= MAX_EMBEDDING_INPUTS:
+        _wrong("input", f"文字列、または{MAX_EMBEDDING_INPUTS}件までの文字列の配列")
+    if not all(isinstance(t, str) and t for t in texts):
+        _wrong("input", "空でない文字列（トークン番号の配列は使えません）")
+    encoding = given.get("encoding_format", "float")
+    if encoding not in ("float", "base64"):
+        _wrong("encoding_format", "floatまたはbase64")
+    body: dict[str, object] = {"input": value, "encoding_format": encoding}
+    return body, sum(len(t.encode()) for t in texts), len(texts), 0

@@ -1,0 +1,99 @@
+"""The thin edge under the hot routes: plain ASGI in, OpenAI-shaped bytes out."""
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from http import HTTPStatus
+from typing import Any
+from uuid import UUID
+
+import orjson
+
+from gateway.contracts import MAX_BODY_BYTES, BadRequest, BodyTooLarge
+from observability.problems import Problem
+
+AsgiScope = MutableMapping[str, Any]
+AsgiMessage = MutableMapping[str, Any]
+AsgiReceive = Callable[[], Awaitable[AsgiMessage]]
+AsgiSend = Callable[[AsgiMessage], Awaitable[None]]
+
+
+class Disconnected(Exception):
+    """The client left; there is nobody to answer."""
+
+
+async def read_body(scope: AsgiScope, receive: AsgiReceive) -> bytes:
+    """The whole request body, cut off at the cap before it is buffered.
+
+    Raises `BodyTooLarge`, `BadRequest` for another content type, `Disconnected`.
+    """
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit() and int(value) > MAX_BODY_BYTES:
+            raise BodyTooLarge(f"{MAX_BODY_BYTES // 1024 // 1024}MBまでにしてください。")
+        if name == b"content-type" and b"json" not in value.lower():
+            raise BadRequest("Content-Type は application/json にしてください。")
+        if name == b"content-encoding" and value != b"identity":
+            raise BadRequest("圧縮した本文は受け付けません。")
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        part: bytes = message.get("body", b"")
+        size += len(part)
+        if size > MAX_BODY_BYTES:
+            raise BodyTooLarge(f"{MAX_BODY_BYTES // 1024 // 1024}MBまでにしてください。")
+        parts.append(part)
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+# What OpenAI's clients switch on, by status; anything else is an API error to them.
+_ERROR_TYPES = {
+    HTTPStatus.BAD_REQUEST: "invalid_request_error",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "invalid_request_error",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "invalid_request_error",
+    HTTPStatus.NOT_FOUND: "invalid_request_error",
+    HTTPStatus.UNAUTHORIZED: "authentication_error",
+    HTTPStatus.FORBIDDEN: "permission_error",
+    HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
+}
+
+
+def problem_body(problem: Problem) -> bytes:
+    """OpenAI's error shape: a Japanese message for people, a stable `code` and `param` for programs."""
+    message = f"{problem.title}。{problem.detail}" if problem.detail else f"{problem.title}。"
+    return orjson.dumps(
+        {
+            "error": {
+                "message": message,
+                "type": _ERROR_TYPES.get(problem.status, "api_error"),
+                "param": problem.extensions.get("param"),
+                "code": problem.extensions.get("code") or problem.code,
+            }
+        }
+    )
+
+
+def status_of(problem: Problem) -> int:
+    """Malformed input is 400 on `/v1`, as OpenAI's clients expect, where pages say 422."""
+    return 400 if problem.status == HTTPStatus.UNPROCESSABLE_ENTITY else int(problem.status)
+
+
+async def send_problem(send: AsgiSend, problem: Problem, *, call_id: UUID | None = None) -> None:
+    """Answers with a problem as JSON."""
+    body = problem_body(problem)
+    headers = [(b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store")]
+    if call_id is not None:
+        headers.append((b"kumiai-call-id", str(call_id).encode()))
+    if problem.retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % problem.retry_after_s))
+    if problem.status == HTTPStatus.UNAUTHORIZED:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send_start(send, status_of(problem), b"application/json", headers)
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_start(send: AsgiSend, status: int, content_type: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+    await send(
+        {"type": "http.response.start", "status": status, "headers": [(b"content-type", content_type), *headers]}
+    )

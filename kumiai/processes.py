@@ -1,0 +1,84 @@
+"""Which parts run in which process, and how a process serves and stops."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Awaitable, Callable
+
+import uvicorn
+import uvloop
+
+from observability.logging import configure_logging
+from tenants.settings import Settings
+
+GRACE_S = 10
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound, listening socket that a child may inherit. Raises `OSError` when the port is taken."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+        sock.listen(512)
+    except OSError:
+        sock.close()
+        raise
+    sock.set_inheritable(True)
+    return sock
+
+
+def serve(app: object, *, sock: socket.socket, process: str, settings: Settings) -> None:
+    """Serves an ASGI app on a socket until SIGINT or SIGTERM; running answers get `GRACE_S` to finish."""
+    configure_logging(level=settings.log_level, process=process)
+    config = uvicorn.Config(
+        app,  # type: ignore[arg-type]  # uvicorn's own alias of an ASGI callable
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        timeout_graceful_shutdown=GRACE_S,
+        timeout_keep_alive=75,
+        h11_max_incomplete_event_size=65_536,
+    )
+    uvicorn.Server(config).run(sockets=[sock])
+
+
+def run_until_stopped(main: Callable[[asyncio.Event], Awaitable[None]], *, process: str, settings: Settings) -> None:
+    """Runs a coroutine that ends when the event is set, which SIGINT and SIGTERM do."""
+    configure_logging(level=settings.log_level, process=process)
+
+    async def supervise() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for sig in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(sig, stop.set)
+        await main(stop)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        uvloop.run(supervise())
+
+
+def run_gateway(settings: Settings, sock: socket.socket) -> None:
+    from gateway.server.main import create_gateway
+
+    serve(create_gateway(settings), sock=sock, process="gateway", settings=settings)
+
+
+def run_portal(settings: Settings, sock: socket.socket) -> None:
+    from apps.host.main import create_portal
+
+    serve(create_portal(settings), sock=sock, process="portal", settings=settings)
+
+
+def run_worker(settings: Settings) -> None:
+    from kumiai.worker import work
+
+    async def main(stop: asyncio.Event) -> None:
+        await work(settings, stop)
+
+    run_until_stopped(main, process="worker", settings=settings)

@@ -1,0 +1,49 @@
+"""Prometheus metrics of the processes. No label ever names a tenant or a person; see `tenants.quota` for town figures."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+REGISTRY = CollectorRegistry()
+
+CALLS = Counter(
+    "kumiai_calls",
+    "Model calls by how they ended.",
+    ("operation", "zone", "outcome"),
+    registry=REGISTRY,
+)
+TOKENS = Counter("kumiai_tokens", "Tokens billed by upstreams.", ("direction",), registry=REGISTRY)
+FIRST_BYTE_SECONDS = Histogram(
+    "kumiai_first_byte_seconds",
+    "From request to the first byte of the answer.",
+    ("operation",),
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+    registry=REGISTRY,
+)
+CALL_SECONDS = Histogram(
+    "kumiai_call_seconds",
+    "From request to the last byte of the answer.",
+    ("operation",),
+    buckets=(0.01, 0.05, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600),
+    registry=REGISTRY,
+)
+CALLS_IN_FLIGHT = Gauge("kumiai_calls_in_flight", "Model calls being served now.", registry=REGISTRY)
+PROBLEMS = Counter("kumiai_problems", "Expected failures by type.", ("type",), registry=REGISTRY)
+LEDGER_BATCH_ITEMS = Histogram(
+    "kumiai_ledger_batch_items",
+    "Reserves and settles committed together.",
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+    registry=REGISTRY,
+)
+LEDGER_COMMIT_SECONDS = Histogram(
+    "kumiai_ledger_commit_seconds",
+    "One ledger transaction, begin to commit.",
+    buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1),
+    registry=REGISTRY,
+)
+PAGES = Counter("kumiai_pages", "Portal requests by status class.", ("app", "status"), registry=REGISTRY)
+JOBS = Counter("kumiai_jobs", "Worker jobs by how they ended.", ("kind", "outcome"), registry=REGISTRY)
+
+
+def exposition() -> tuple[bytes, str]:
+    """The scrape body and its content type."""
+    return generate_latest(REGISTRY), CONTENT_TYPE_LATEST

@@ -1,0 +1,16 @@
+"""Attribute names of OpenTelemetry's GenAI conventions that we set. Content capture does not exist here."""
+
+OPERATION_NAME = "gen_ai.operation.name"
+PROVIDER_NAME = "gen_ai.provider.name"
+REQUEST_MODEL = "gen_ai.request.model"
+RESPONSE_FINISH_REASONS = "gen_ai.response.finish_reasons"
+USAGE_INPUT_TOKENS = "gen_ai.usage.input_tokens"
+USAGE_OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
+ERROR_TYPE = "error.type"
+
+CALL_ID = "kumiai.call.id"
+ZONE = "kumiai.zone"
+DATA_CLASS = "kumiai.data_class"
+DEPLOYMENT = "kumiai.deployment"
+FIRST_BYTE_MS = "kumiai.first_byte_ms"
+STREAMED = "kumiai.streamed"

@@ -1,0 +1,504 @@
+"""The ledger's SQL, by hand, for its two databases. Used only by the writer's thread and by the sweeper.
+
+Both books do the same few things in one transaction: find or open accounts, lock and read them, add to them, insert
+calls and close calls. PostgreSQL takes a batch in one statement each; SQLite runs in-process and loops.
+"""
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from typing import Protocol
+from uuid import UUID
+
+import psycopg
+
+from tenants.context import new_id
+from tenants.db import SQLITE_BUSY_TIMEOUT_MS, DatabaseUrls
+from tenants.models import UNLIMITED_UYEN
+
+LEVELS = {"town": 1, "section": 2, "person": 3, "app": 4, "model": 5}
+
+# Nodes below the town have an account even without a budget, so that usage can be told by section and person.
+ALWAYS_OPENED = ("section", "person")
+
+
+@dataclass(frozen=True, slots=True)
+class AccountKey:
+    tenant_id: UUID
+    node: str
+    node_id: str
+    window_start: date
+
+
+@dataclass(slots=True)
+class AccountState:
+    """A locked account; `held` and `posted` move while a batch is decided and are written once."""
+
+    id: UUID
+    level: int
+    node: str
+    limit_uyen: int
+    held_uyen: int
+    posted_uyen: int
+    added_held: int = 0
+    added_posted: int = 0
+
+    @property
+    def available_uyen(self) -> int:
+        return self.limit_uyen - self.held_uyen - self.posted_uyen
+
+    def add(self, *, held: int = 0, posted: int = 0) -> None:
+        self.held_uyen += held
+        self.posted_uyen += posted
+        self.added_held += held
+        self.added_posted += posted
+
+
+CALL_COLUMNS = (
+    "tenant_id", "created_at", "id", "month", "state", "person_id", "section_id", "api_key_id", "app", "operation",
+    "alias", "deployment", "zone", "data_class", "streamed", "hold_uyen", "cost_uyen", "account_ids", "prompt_tokens",
+    "completion_tokens", "usage_source", "finish_reason", "problem", "owner_epoch", "lease_until",
+)  # fmt: skip
+CALL_TYPES = (
+    "uuid", "timestamptz", "uuid", "date", "text", "uuid", "uuid", "uuid", "text", "text",
+    "text", "text", "text", "text", "boolean", "bigint", "bigint", "text", "int",
+    "int", "text", "text", "text", "text", "timestamptz",
+)  # fmt: skip
+ATTEMPT_COLUMNS = (
+    "tenant_id", "created_at", "id", "call_id", "number", "deployment", "zone", "price_version", "fx_version",
+    "hold_uyen", "cost_uyen", "state", "problem",
+)  # fmt: skip
+ATTEMPT_TYPES = (
+    "uuid", "timestamptz", "uuid", "uuid", "int", "text", "text", "text", "text", "bigint", "bigint", "text", "text",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """How one held call ends."""
+
+    tenant_id: UUID
+    created_at: datetime
+    call_id: UUID
+    state: str
+    cost_uyen: int
+    prompt_tokens: int
+    completion_tokens: int
+    usage_source: str
+    finish_reason: str
+    problem: str
+    first_byte_ms: int | None
+    total_ms: int | None
+
+
+class LedgerBook(Protocol):
+    """One connection, one transaction at a time."""
+
+    connection_errors: tuple[type[Exception], ...]
+
+    def begin(self) -> datetime:
+        """Starts a transaction and returns the database's clock."""
+
+    def commit(self) -> None: ...
+    def rollback(self) -> None: ...
+    def close(self) -> None: ...
+
+    def find_accounts(self, keys: Sequence[AccountKey]) -> dict[AccountKey, UUID]:
+        """Ids of existing accounts of the month window."""
+
+    def open_account(self, key: AccountKey) -> UUID | None:
+        """Opens the account of a new month from the standing budget; None when the node has no account."""
+
+    def lock_accounts(self, ids: Iterable[UUID]) -> dict[UUID, AccountState]:
+        """Reads and locks accounts in (level, id) order."""
+
+    def write_accounts(self, accounts: Iterable[AccountState]) -> None: ...
+    def insert_calls(self, calls: Sequence[tuple[object, ...]], attempts: Sequence[tuple[object, ...]]) -> None: ...
+
+    def close_calls(self, closings: Sequence[Closing]) -> dict[UUID, str]:
+        """Ends those that are still held. Returns call id → state before, for every call that exists."""
+
+    def insert_correction(
+        self, closing: Closing, *, month: date, delta_uyen: int, reason: str, now: datetime
+    ) -> None: ...
+
+    def mark_settled_late(self, closing: Closing) -> None: ...
+    def find_call(self, tenant_id: UUID, call_id: UUID, since: datetime) -> tuple[datetime, int, str] | None:
+        """(created_at, hold, account ids) of a call whose commit was uncertain."""
+
+    def extend_leases(self, owner_epoch: str, until: datetime) -> None: ...
+
+    def expired(self, now: datetime, limit: int) -> list[tuple[UUID, datetime, UUID, int, str]]:
+        """Held calls whose lease ran out: (tenant, created_at, call, hold, account ids), locked."""
+
+
+def open_book(urls: DatabaseUrls) -> LedgerBook:
+    """Connects as the ledger's own login. Raises the driver's connection error."""
+    filled = urls.filled()
+    return SqliteBook(filled) if filled.is_sqlite else PostgresBook(filled.ledger)
+
+
+class PostgresBook:
+    """As role `kumiai_ledger`, whose policies reach the ledger's tables of all tenants and nothing else."""
+
+    connection_errors: tuple[type[Exception], ...] = (psycopg.OperationalError, psycopg.InterfaceError)
+
+    def __init__(self, url: str) -> None:
+        # PgBouncer in transaction mode knows no prepared statements.
+        self._connection = psycopg.connect(url, connect_timeout=5, prepare_threshold=None, autocommit=True)
+        self._cursor = self._connection.cursor()
+
+    def begin(self) -> datetime:
+        self._cursor.execute("begin")
+        row = self._cursor.execute("select clock_timestamp()").fetchone()
+        assert row is not None
+        now: datetime = row[0]
+        return now
+
+    def commit(self) -> None:
+        self._cursor.execute("commit")
+
+    def rollback(self) -> None:
+        self._cursor.execute("rollback")
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def find_accounts(self, keys: Sequence[AccountKey]) -> dict[AccountKey, UUID]:
+        rows = self._cursor.execute(
+            """select a.tenant_id, a.node, a.node_id, a.window_start, a.id
+               from unnest(%s::uuid[], %s::text[], %s::text[], %s::date[]) as k(tenant_id, node, node_id, window_start)
+               join account a on a.tenant_id = k.tenant_id and a.node = k.node and a.node_id = k.node_id
+                and a."window" = 'month' and a.window_start = k.window_start""",
+            (
+                [k.tenant_id for k in keys],
+                [k.node for k in keys],
+                [k.node_id for k in keys],
+                [k.window_start for k in keys],
+            ),
+        ).fetchall()
+        return {AccountKey(t, n, i, w): account for t, n, i, w, account in rows}
+
+    def open_account(self, key: AccountKey) -> UUID | None:
+        row = self._cursor.execute(
+            """select limit_uyen from budget where tenant_id = %s and node = %s and node_id = %s
+               and "window" = 'month' and valid_from <= %s order by valid_from desc limit 1""",
+            (key.tenant_id, key.node, key.node_id, key.window_start),
+        ).fetchone()
+        if row is None and key.node not in ALWAYS_OPENED:
+            return None
+        limit = row[0] if row else UNLIMITED_UYEN
+        self._cursor.execute(
+            """insert into account (tenant_id, id, level, node, node_id, "window", window_start, limit_uyen,
+                                    held_uyen, posted_uyen)
+               values (%s, %s, %s, %s, %s, 'month', %s, %s, 0, 0)
+               on conflict (tenant_id, node, node_id, "window", window_start) do nothing""",
+            (key.tenant_id, new_id(), LEVELS[key.node], key.node, key.node_id, key.window_start, limit),
+        )
+        return self.find_accounts([key])[key]
+
+    def lock_accounts(self, ids: Iterable[UUID]) -> dict[UUID, AccountState]:
+        rows = self._cursor.execute(
+            """select id, level, node, limit_uyen, held_uyen, posted_uyen from account where id = any(%s)
+               order by level, id for update""",
+            (list(ids),),
+        ).fetchall()
+        return {row[0]: AccountState(*row) for row in rows}
+
+    def write_accounts(self, accounts: Iterable[AccountState]) -> None:
+        changed = [a for a in accounts if a.added_held or a.added_posted]
+        if changed:
+            self._cursor.execute(
+                """update account a set held_uyen = a.held_uyen + v.held, posted_uyen = a.posted_uyen + v.posted
+                   from unnest(%s::uuid[], %s::bigint[], %s::bigint[]) as v(id, held, posted) where a.id = v.id""",
+                ([a.id for a in changed], [a.added_held for a in changed], [a.added_posted for a in changed]),
+            )
+
+    def insert_calls(self, calls: Sequence[tuple[object, ...]], attempts: Sequence[tuple[object, ...]]) -> None:
+        self._insert("call", CALL_COLUMNS, CALL_TYPES, calls)
+        self._insert("attempt", ATTEMPT_COLUMNS, ATTEMPT_TYPES, attempts)
+
+    def _insert(
+        self, table: str, columns: Sequence[str], types: Sequence[str], rows: Sequence[tuple[object, ...]]
+    ) -> None:
+        if not rows:
+            return
+        arrays = ", ".join(f"%s::{t}[]" for t in types)
+        statement = f'insert into "{table}" ({", ".join(columns)}) select * from unnest({arrays})'  # noqa: S608 - constants
+        self._cursor.execute(statement.encode(), [list(column) for column in zip(*rows, strict=True)])
+
+    def close_calls(self, closings: Sequence[Closing]) -> dict[UUID, str]:
+        if not closings:
+            return {}
+        rows = self._cursor.execute(
+            """with v as (
+                 select * from unnest(%s::uuid[], %s::timestamptz[], %s::uuid[], %s::text[], %s::bigint[], %s::int[],
+                                      %s::int[], %s::text[], %s::text[], %s::text[], %s::int[], %s::int[])
+                   as v(tenant_id, created_at, id, state, cost, prompt, completion, source, finish, problem,
+                        first_byte, total)),
+               before as (
+                 select c.tenant_id, c.created_at, c.id, c.state from call c join v
+                   on c.tenant_id = v.tenant_id and c.created_at = v.created_at and c.id = v.id
+                 order by c.id for update of c),
+               calls as (
+                 update call c set state = v.state, cost_uyen = v.cost, prompt_tokens = v.prompt,
+                        completion_tokens = v.completion, usage_source = v.source, finish_reason = v.finish,
+                        problem = v.problem, first_byte_ms = v.first_byte, total_ms = v.total,
+                        settled_at = clock_timestamp(), lease_until = null
+                 from v, before b where b.id = v.id and b.state = 'held'
+                  and c.tenant_id = v.tenant_id and c.created_at = v.created_at and c.id = v.id),
+               attempts as (
+                 update attempt a set state = v.state, cost_uyen = v.cost, problem = v.problem,
+                        ended_at = clock_timestamp()
+                 from v, before b where b.id = v.id and b.state = 'held'
+                  and a.tenant_id = v.tenant_id and a.created_at = v.created_at and a.call_id = v.id)
+               select id, state from before""",
+            [
+                [c.tenant_id for c in closings],
+                [c.created_at for c in closings],
+                [c.call_id for c in closings],
+                [c.state for c in closings],
+                [c.cost_uyen for c in closings],
+                [c.prompt_tokens for c in closings],
+                [c.completion_tokens for c in closings],
+                [c.usage_source for c in closings],
+                [c.finish_reason for c in closings],
+                [c.problem for c in closings],
+                [c.first_byte_ms for c in closings],
+                [c.total_ms for c in closings],
+            ],
+        ).fetchall()
+        return dict(rows)
+
+    def insert_correction(self, closing: Closing, *, month: date, delta_uyen: int, reason: str, now: datetime) -> None:
+        self._cursor.execute(
+            """insert into correction (tenant_id, id, call_id, call_created_at, month, delta_uyen, reason, created_at)
+               values (%s, %s, %s, %s, %s, %s, %s, %s)""",
+            (closing.tenant_id, new_id(), closing.call_id, closing.created_at, month, delta_uyen, reason, now),
+        )
+
+    def mark_settled_late(self, closing: Closing) -> None:
+        self._cursor.execute(
+            """update call set state = 'settled', prompt_tokens = %s, completion_tokens = %s, usage_source = %s,
+                      settled_at = clock_timestamp() where tenant_id = %s and created_at = %s and id = %s""",
+            (
+                closing.prompt_tokens,
+                closing.completion_tokens,
+                closing.usage_source,
+                closing.tenant_id,
+                closing.created_at,
+                closing.call_id,
+            ),
+        )
+
+    def find_call(self, tenant_id: UUID, call_id: UUID, since: datetime) -> tuple[datetime, int, str] | None:
+        row = self._cursor.execute(
+            "select created_at, hold_uyen, account_ids from call where tenant_id = %s and created_at >= %s and id = %s",
+            (tenant_id, since, call_id),
+        ).fetchone()
+        return (row[0], row[1], row[2]) if row else None
+
+    def extend_leases(self, owner_epoch: str, until: datetime) -> None:
+        self._cursor.execute(
+            "update call set lease_until = %s where state = 'held' and owner_epoch = %s", (until, owner_epoch)
+        )
+
+    def expired(self, now: datetime, limit: int) -> list[tuple[UUID, datetime, UUID, int, str]]:
+        return self._cursor.execute(
+            """select tenant_id, created_at, id, hold_uyen, account_ids from call
+               where state = 'held' and lease_until < %s order by id limit %s for update skip locked""",
+            (now, limit),
+        ).fetchall()
+
+
+def _to_sqlite(value: object) -> object:
+    """As SQLAlchemy writes them: UUIDs as 32 hex digits, instants as naive UTC text."""
+    if isinstance(value, UUID):
+        return value.hex
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+    if isinstance(value, date):
+        return value.isoformat()
+    return value
+
+
+def _instant(text: str) -> datetime:
+    return datetime.strptime(text, "%Y-%m-%d %H:%M:%S.%f").replace(tzinfo=UTC)
+
+
+class SqliteBook:
+    """The platform file alone: the content file is never attached here, so that money never waits for content."""
+
+    connection_errors: tuple[type[Exception], ...] = (sqlite3.OperationalError, sqlite3.InterfaceError)
+
+    def __init__(self, urls: DatabaseUrls) -> None:
+        self._connection = sqlite3.connect(
+            urls.sqlite_path,
+            timeout=SQLITE_BUSY_TIMEOUT_MS / 1000,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=64,
+        )
+        self._connection.execute("pragma journal_mode=wal")
+        self._connection.execute("pragma synchronous=full")
+
+    def _run(self, statement: str, values: Iterable[object] = ()) -> sqlite3.Cursor:
+        return self._connection.execute(statement, [_to_sqlite(v) for v in values])
+
+    def begin(self) -> datetime:
+        self._connection.execute("begin immediate")
+        # The database lives in this machine, so its clock is ours.
+        return datetime.now(UTC)
+
+    def commit(self) -> None:
+        self._connection.execute("commit")
+
+    def rollback(self) -> None:
+        if self._connection.in_transaction:
+            self._connection.execute("rollback")
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def find_accounts(self, keys: Sequence[AccountKey]) -> dict[AccountKey, UUID]:
+        found = {}
+        for key in keys:
+            row = self._run(
+                """select id from account where tenant_id = ? and node = ? and node_id = ? and "window" = 'month'
+                   and window_start = ?""",
+                (key.tenant_id, key.node, key.node_id, key.window_start),
+            ).fetchone()
+            if row:
+                found[key] = UUID(row[0])
+        return found
+
+    def open_account(self, key: AccountKey) -> UUID | None:
+        row = self._run(
+            """select limit_uyen from budget where tenant_id = ? and node = ? and node_id = ? and "window" = 'month'
+               and valid_from <= ? order by valid_from desc limit 1""",
+            (key.tenant_id, key.node, key.node_id, key.window_start),
+        ).fetchone()
+        if row is None and key.node not in ALWAYS_OPENED:
+            return None
+        account_id = new_id()
+        self._run(
+            """insert into account (tenant_id, id, level, node, node_id, "window", window_start, limit_uyen,
+                                    held_uyen, posted_uyen) values (?, ?, ?, ?, ?, 'month', ?, ?, 0, 0)""",
+            (
+                key.tenant_id,
+                account_id,
+                LEVELS[key.node],
+                key.node,
+                key.node_id,
+                key.window_start,
+                row[0] if row else UNLIMITED_UYEN,
+            ),
+        )
+        return account_id
+
+    def lock_accounts(self, ids: Iterable[UUID]) -> dict[UUID, AccountState]:
+        states = {}
+        for account_id in ids:
+            row = self._run(
+                "select level, node, limit_uyen, held_uyen, posted_uyen from account where id = ?", (account_id,)
+            ).fetchone()
+            if row:
+                states[account_id] = AccountState(account_id, *row)
+        return states
+
+    def write_accounts(self, accounts: Iterable[AccountState]) -> None:
+        self._connection.executemany(
+            "update account set held_uyen = held_uyen + ?, posted_uyen = posted_uyen + ? where id = ?",
+            [(a.added_held, a.added_posted, a.id.hex) for a in accounts if a.added_held or a.added_posted],
+        )
+
+    def insert_calls(self, calls: Sequence[tuple[object, ...]], attempts: Sequence[tuple[object, ...]]) -> None:
+        for table, columns, rows in (("call", CALL_COLUMNS, calls), ("attempt", ATTEMPT_COLUMNS, attempts)):
+            marks = ", ".join("?" * len(columns))
+            self._connection.executemany(
+                f'insert into "{table}" ({", ".join(columns)}) values ({marks})',  # noqa: S608 - constants
+                [[_to_sqlite(v) for v in row] for row in rows],
+            )
+
+    def close_calls(self, closings: Sequence[Closing]) -> dict[UUID, str]:
+        before = {}
+        for c in closings:
+            key = (c.tenant_id, c.created_at, c.call_id)
+            row = self._run(
+                'select state from "call" where tenant_id = ? and created_at = ? and id = ?', key
+            ).fetchone()
+            if row is None:
+                continue
+            before[c.call_id] = row[0]
+            if row[0] != "held":
+                continue
+            now = datetime.now(UTC)
+            self._run(
+                """update "call" set state = ?, cost_uyen = ?, prompt_tokens = ?, completion_tokens = ?,
+                   usage_source = ?, finish_reason = ?, problem = ?, first_byte_ms = ?, total_ms = ?, settled_at = ?,
+                   lease_until = null where tenant_id = ? and created_at = ? and id = ?""",
+                (
+                    c.state,
+                    c.cost_uyen,
+                    c.prompt_tokens,
+                    c.completion_tokens,
+                    c.usage_source,
+                    c.finish_reason,
+                    c.problem,
+                    c.first_byte_ms,
+                    c.total_ms,
+                    now,
+                    *key,
+                ),
+            )
+            self._run(
+                """update attempt set state = ?, cost_uyen = ?, problem = ?, ended_at = ?
+                   where tenant_id = ? and created_at = ? and call_id = ?""",
+                (c.state, c.cost_uyen, c.problem, now, *key),
+            )
+        return before
+
+    def insert_correction(self, closing: Closing, *, month: date, delta_uyen: int, reason: str, now: datetime) -> None:
+        self._run(
+            """insert into correction (tenant_id, id, call_id, call_created_at, month, delta_uyen, reason, created_at)
+               values (?, ?, ?, ?, ?, ?, ?, ?)""",
+            (closing.tenant_id, new_id(), closing.call_id, closing.created_at, month, delta_uyen, reason, now),
+        )
+
+    def mark_settled_late(self, closing: Closing) -> None:
+        self._run(
+            """update "call" set state = 'settled', prompt_tokens = ?, completion_tokens = ?, usage_source = ?,
+               settled_at = ? where tenant_id = ? and created_at = ? and id = ?""",
+            (
+                closing.prompt_tokens,
+                closing.completion_tokens,
+                closing.usage_source,
+                datetime.now(UTC),
+                closing.tenant_id,
+                closing.created_at,
+                closing.call_id,
+            ),
+        )
+
+    def find_call(self, tenant_id: UUID, call_id: UUID, since: datetime) -> tuple[datetime, int, str] | None:
+        row = self._run(
+            """select created_at, hold_uyen, account_ids from "call"
+               where tenant_id = ? and created_at >= ? and id = ?""",
+            (tenant_id, since, call_id),
+        ).fetchone()
+        return (_instant(row[0]), row[1], row[2]) if row else None
+
+    def extend_leases(self, owner_epoch: str, until: datetime) -> None:
+        self._run("update \"call\" set lease_until = ? where state = 'held' and owner_epoch = ?", (until, owner_epoch))
+
+    def expired(self, now: datetime, limit: int) -> list[tuple[UUID, datetime, UUID, int, str]]:
+        with closing(
+            self._run(
+                """select tenant_id, created_at, id, hold_uyen, account_ids from "call"
+                   where state = 'held' and lease_until < ? order by id limit ?""",
+                (now, limit),
+            )
+        ) as cursor:
+            return [(UUID(t), _instant(c), UUID(i), h, a) for t, c, i, h, a in cursor.fetchall()]

@@ -1,0 +1,108 @@
+"""What a call costs, in integers: micro-yen, rounded up, at the price and exchange rate frozen in its hold."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Self
+
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from tenants.models import FxRate, Price
+from tenants.quota.terms import FrozenPrice, UnknownPrice
+
+UYEN_PER_YEN = 1_000_000
+_TOKENS_PER_PRICE = 1_000_000
+
+
+def _ceil_div(value: int, by: int) -> int:
+    return -(-value // by)
+
+
+def _in_uyen(price: FrozenPrice, amount: int) -> int:
+    """amount: tokens × micro-units per million tokens. Divided once, at the end, so that it is rounded once."""
+    return _ceil_div(amount * price.uyen_per_unit, _TOKENS_PER_PRICE * UYEN_PER_YEN)
+
+
+def cost_uyen(price: FrozenPrice, *, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> int:
+    """The bill for what was used. Cached prompt tokens are part of `prompt_tokens`; counts below 0 count as 0."""
+    prompt = max(prompt_tokens, 0)
+    cached = min(max(cached_tokens, 0), prompt)
+    cached_price = price.input_u_per_mtok if price.cached_input_u_per_mtok is None else price.cached_input_u_per_mtok
+    amount = (prompt - cached) * price.input_u_per_mtok + cached * cached_price
+    return _in_uyen(price, amount + max(completion_tokens, 0) * price.output_u_per_mtok)
+
+
+def worst_case_uyen(price: FrozenPrice, *, input_bound: int, output_cap: int, choices: int = 1) -> int:
+    """The most a call can cost: what is held before it is sent. A dearer cache price is counted too."""
+    dearest_input = max(price.input_u_per_mtok, price.cached_input_u_per_mtok or 0)
+    return _in_uyen(price, input_bound * dearest_input + output_cap * choices * price.output_u_per_mtok)
+
+
+def affordable_output_tokens(price: FrozenPrice, hold_uyen: int, *, input_bound: int, choices: int = 1) -> int:
+    """The largest output cap whose worst case is within `hold_uyen`; 0 if not even the input is."""
+    if price.output_u_per_mtok == 0 or price.uyen_per_unit == 0:
+        return 2**31
+    dearest_input = max(price.input_u_per_mtok, price.cached_input_u_per_mtok or 0)
+    room = hold_uyen * _TOKENS_PER_PRICE * UYEN_PER_YEN // price.uyen_per_unit - input_bound * dearest_input
+    return max(room // (price.output_u_per_mtok * choices), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class PriceBook:
+    """All price and exchange rows, to be asked for the one in force at an instant."""
+
+    prices: Mapping[str, tuple[Price, ...]]
+    rates: Mapping[str, tuple[FxRate, ...]]
+
+    @classmethod
+    async def load(cls, session: AsyncSession) -> Self:
+        """Reads the tables; rows of each key from newest to oldest."""
+        prices: dict[str, list[Price]] = {}
+        for price in (await session.exec(select(Price).order_by(col(Price.valid_from).desc()))).all():
+            prices.setdefault(price.deployment, []).append(price)
+        rates: dict[str, list[FxRate]] = {}
+        for rate in (await session.exec(select(FxRate).order_by(col(FxRate.valid_from).desc()))).all():
+            rates.setdefault(rate.currency, []).append(rate)
+        return cls({k: tuple(v) for k, v in prices.items()}, {k: tuple(v) for k, v in rates.items()})
+
+    def freeze(self, deployment: str, at: datetime) -> FrozenPrice:
+        """The price in force. Raises `UnknownPrice` when the price or the exchange rate is missing."""
+        price = next((p for p in self.prices.get(deployment, ()) if p.valid_from <= at), None)
+        if price is None:
+            raise UnknownPrice("共同利用の事務局に、料金の登録を依頼してください。", deployment=deployment)
+        if price.currency == "JPY":
+            version, uyen_per_unit = "", UYEN_PER_YEN
+        else:
+            rate = next((r for r in self.rates.get(price.currency, ()) if r.valid_from <= at), None)
+            if rate is None:
+                raise UnknownPrice(
+                    "共同利用の事務局に、為替の登録を依頼してください。", deployment=deployment, currency=price.currency
+                )
+            version, uyen_per_unit = rate.version, rate.uyen_per_unit
+        return FrozenPrice(
+            version=price.version,
+            fx_version=version,
+            uyen_per_unit=uyen_per_unit,
+            input_u_per_mtok=price.input_u_per_mtok,
+            output_u_per_mtok=price.output_u_per_mtok,
+            cached_input_u_per_mtok=price.cached_input_u_per_mtok,
+        )
+
+
+async def register_price(session: AsyncSession, price: Price) -> bool:
+    """Adds a price row; a row once written is never changed. True when it is new."""
+    if await session.get(Price, price.version) is not None:
+        return False
+    session.add(price)
+    await session.flush()
+    return True
+
+
+async def set_fx_rate(session: AsyncSession, rate: FxRate) -> bool:
+    """Adds an exchange rate with its effective date; an existing version stays as it is. True when it is new."""
+    if await session.get(FxRate, rate.version) is not None:
+        return False
+    session.add(rate)
+    await session.flush()
+    return True

@@ -1,0 +1,70 @@
+"""A migrated database of each kind with one town and a month's budget, and a running writer on it."""
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tenants.context import DataClass, TenantId, new_id
+from tenants.db import Database, DatabaseUrls
+from tenants.models import Account, Budget, Tenant
+from tenants.quota.ledger import LedgerWriter
+from tenants.quota.terms import FrozenPrice, Hold
+from tenants.quota.windows import window_start
+
+# One yen per token out, nothing for tokens in: sums that can be checked in the head.
+PRICE = FrozenPrice("p1", "", 1_000_000, 0, 1_000_000_000_000)
+
+
+@dataclass(frozen=True)
+class Town:
+    db: Database
+    urls: DatabaseUrls
+    id: TenantId
+
+    async def set_budget(self, limit_uyen: int) -> None:
+        async with self.db.platform_session("test") as session:
+            start = window_start("month", datetime.now(UTC))
+            session.add(Budget(tenant_id=self.id, node="town", limit_uyen=limit_uyen, valid_from=start))
+
+    async def town_account(self) -> Account:
+        from sqlmodel import select
+
+        async with self.db.platform_session("test", read_only=True) as session:
+            return (
+                await session.exec(select(Account).where(Account.tenant_id == self.id, Account.node == "town"))
+            ).one()
+
+    def hold(self, uyen: int, *, floor: int | None = None, **changes: object) -> Hold:
+        values: dict[str, object] = {
+            "call_id": new_id(), "attempt_id": new_id(), "tenant_id": self.id, "person_id": None, "section_id": None,
+            "api_key_id": None, "app": "chat", "operation": "chat/completions", "alias": "standard",
+            "deployment": "demo", "zone": "onprem", "data_class": DataClass.C1, "streamed": False, "price": PRICE,
+            "hold_uyen": uyen, "floor_uyen": uyen if floor is None else floor,
+        }  # fmt: skip
+        return Hold(**(values | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def urls(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DatabaseUrls]:
+    yield request.getfixturevalue("migrated_sqlite" if request.param == "sqlite" else "migrated_postgres")
+
+
+@pytest.fixture
+async def town(urls: DatabaseUrls) -> AsyncIterator[Town]:
+    db = Database(urls)
+    tenant_id = TenantId(new_id())
+    async with db.platform_session("test") as session:
+        session.add(Tenant(id=tenant_id, name="見本町", alias=f"t{tenant_id.hex}"))
+    yield Town(db, urls, tenant_id)
+    await db.close()
+
+
+@pytest.fixture
+async def ledger(urls: DatabaseUrls, tmp_path: Path) -> AsyncIterator[LedgerWriter]:
+    writer = LedgerWriter(urls, owner_epoch="test", spool_dir=tmp_path / "spool", max_queue_wait_s=10)
+    writer.start()
+    yield writer
+    await writer.close()

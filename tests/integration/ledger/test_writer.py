@@ -1,0 +1,56 @@
+"""The ledger on both databases: never over the limit, never lost, never twice."""
+
+import asyncio
+
+import pytest
+
+from tenants.quota.ledger import LedgerWriter
+from tenants.quota.terms import NoBudget, QuotaExceeded, Reservation, Settlement
+
+YEN = 1_000_000
+
+
+async def test_of_200_parallel_calls_exactly_50_are_admitted(town, ledger: LedgerWriter) -> None:
+    await town.set_budget(50 * 41 * YEN)
+    outcomes = await asyncio.gather(*(ledger.reserve(town.hold(41 * YEN)) for _ in range(200)), return_exceptions=True)
+    assert sum(isinstance(o, Reservation) for o in outcomes) == 50
+    assert sum(isinstance(o, QuotaExceeded) for o in outcomes) == 150
+    account = await town.town_account()
+    assert (account.held_uyen, account.posted_uyen) == (50 * 41 * YEN, 0)
+
+
+async def test_a_town_without_a_budget_is_refused(town, ledger: LedgerWriter) -> None:
+    with pytest.raises(NoBudget):
+        await ledger.reserve(town.hold(1))
+    await town.set_budget(1)
+    assert (await ledger.reserve(town.hold(1))).hold_uyen == 1
+
+
+async def test_settling_posts_the_cost_and_frees_the_rest(town, ledger: LedgerWriter) -> None:
+    await town.set_budget(100 * YEN)
+    reservation = await ledger.reserve(town.hold(80 * YEN))
+    await asyncio.wrap_future(ledger.settle(reservation, Settlement(30 * YEN, 10, 30, "provider")))
+    account = await town.town_account()
+    assert (account.held_uyen, account.posted_uyen) == (0, 30 * YEN)
+
+
+async def test_settling_twice_changes_nothing(town, ledger: LedgerWriter) -> None:
+    await town.set_budget(100 * YEN)
+    reservation = await ledger.reserve(town.hold(80 * YEN))
+    for _ in range(2):
+        await asyncio.wrap_future(ledger.settle(reservation, Settlement(30 * YEN)))
+    assert (await town.town_account()).posted_uyen == 30 * YEN
+
+
+async def test_a_hold_that_does_not_fit_is_shrunk_to_what_is_left(town, ledger: LedgerWriter) -> None:
+    await town.set_budget(100 * YEN)
+    await ledger.reserve(town.hold(70 * YEN))
+    assert (await ledger.reserve(town.hold(70 * YEN, floor=10 * YEN))).hold_uyen == 30 * YEN
+
+
+async def test_voiding_gives_the_hold_back(town, ledger: LedgerWriter) -> None:
+    await town.set_budget(100 * YEN)
+    reservation = await ledger.reserve(town.hold(80 * YEN))
+    await asyncio.wrap_future(ledger.void(reservation, "not_dispatched"))
+    account = await town.town_account()
+    assert (account.held_uyen, account.posted_uyen) == (0, 0)

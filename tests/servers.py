@@ -1,0 +1,87 @@
+"""Real servers for tests: started once per test process, ended with it; skipped with the reason when not to be had.
+
+Under KUMIAI_REQUIRE_REAL=1 a missing server is a failure, so that nothing goes untested unseen.
+"""
+
+import contextlib
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from kumiai.local.postgres import Postgres, ServerNotFound
+from tenants.db import DatabaseUrls
+from tenants.schema import LOGINS, bootstrap_postgres, migrate
+
+
+def not_available(reason: str) -> NoReturn:
+    """Skips, or fails where everything must be real."""
+    if os.environ.get("KUMIAI_REQUIRE_REAL") == "1":
+        pytest.fail(f"a real server is required here: {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    """A PostgreSQL of this test process alone, from the wheel."""
+    folder = Path(tempfile.mkdtemp(prefix="kumiai-pg-"))
+    try:
+        server = Postgres(folder, fsync=False)
+        server.start()
+    except ServerNotFound as missing:
+        not_available(str(missing))
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: Postgres) -> DatabaseUrls:
+    """A migrated database that tests clone; it is never written to."""
+    passwords = {login: secrets.token_hex(8) for login in LOGINS}
+    urls = bootstrap_postgres(postgres_server.access, "kumiai_template", passwords)
+    migrate(urls)
+    return urls
+
+
+@pytest.fixture
+def migrated_postgres(postgres_server: Postgres, postgres_template: DatabaseUrls) -> Iterator[DatabaseUrls]:
+    """An empty migrated database of the test's own, with the five logins."""
+    name = f"test_{secrets.token_hex(6)}"
+    with psycopg.connect(postgres_server.superuser_url, autocommit=True) as connection:
+        connection.execute(
+            sql.SQL("create database {} template kumiai_template owner kumiai_owner").format(sql.Identifier(name))
+        )
+    changed = {f: getattr(postgres_template, f).replace("/kumiai_template", f"/{name}") for f in
+               ("app", "platform", "ledger", "content", "owner")}  # fmt: skip
+    yield DatabaseUrls(**changed)
+    with (
+        contextlib.suppress(psycopg.Error),
+        psycopg.connect(postgres_server.superuser_url, autocommit=True) as connection,
+    ):
+        connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> DatabaseUrls:
+    urls = DatabaseUrls(f"sqlite:///{tmp_path_factory.mktemp('template') / 'kumiai.sqlite3'}")
+    migrate(urls)
+    return urls
+
+
+@pytest.fixture
+def migrated_sqlite(sqlite_template: DatabaseUrls, tmp_path: Path) -> DatabaseUrls:
+    """A copy of the migrated files in the test's own folder."""
+    urls = DatabaseUrls(f"sqlite:///{tmp_path / 'kumiai.sqlite3'}")
+    shutil.copy(sqlite_template.sqlite_path, urls.sqlite_path)
+    shutil.copy(sqlite_template.sqlite_content_path, urls.sqlite_content_path)
+    return urls
