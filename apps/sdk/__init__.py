@@ -1,0 +1,24 @@
+"""All that an app may import: its manifest, the context of a request, and the failures it may raise."""
+
+from apps.sdk.app import App, Manifest, load_manifest
+from apps.sdk.context import AppContext, ModelChoice
+from observability.problems import Conflict, InvalidInput, NotAllowed, NotFound, NotSignedIn, Problem, Unavailable
+from tenants.context import Actor, DataClass, Role
+
+__all__ = [
+    "Actor",
+    "App",
+    "AppContext",
+    "Conflict",
+    "DataClass",
+    "InvalidInput",
+    "Manifest",
+    "ModelChoice",
+    "NotAllowed",
+    "NotFound",
+    "NotSignedIn",
+    "Problem",
+    "Role",
+    "Unavailable",
+    "load_manifest",
+]

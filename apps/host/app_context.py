@@ -1,0 +1,156 @@
+"""Binds the platform to one request of one app: nothing an app holds reaches beyond person, town and app."""
+
+from datetime import UTC, datetime
+from fractions import Fraction
+from uuid import UUID
+
+from fastapi import Request
+from starlette.responses import Response
+
+from apps.host.requests import OwnServices, Signed, SignedRequest, page
+from apps.host.services import Services
+from apps.sdk.app import App
+from apps.sdk.context import AppContext, GatewayClient, ModelChoice
+from apps.sdk.office import Office
+from apps.sdk.ui.render import CLASS_WORDS, ZONE_WORDS
+from observability.problems import NotFound
+from tenants.context import DataClass, Role, Zone
+from tenants.documents import Viewer
+from tenants.identity.delegation import Delegation, mint
+from tenants.models import Person
+from tenants.policy import Policy, load_policy
+from tenants.quota.tree import remaining_share
+from tenants.reports import file_report
+
+_NAMES = {"fast": "速い", "standard": "標準", "onprem": "庁内専用"}
+
+
+def bind(app: App):  # type: ignore[no-untyped-def]  # FastAPI reads the inner function's annotations
+    """The dependency of everything below `/apps/<id>`: no route of an app runs without it."""
+
+    async def dependency(request: Request, who: SignedRequest, own: OwnServices) -> None:
+        async with own.db.tenant_session(who.actor.context, read_only=True) as session:
+            policy, _ = await load_policy(session, who.actor.tenant_id)
+        if not policy.allows_app(app.manifest.id) or not set(app.manifest.roles) & who.actor.roles:
+            raise NotFound("このアプリは、町の管理者が使えるようにすると開けます。")
+        request.state.app_context = create_context(request, own, who, app, policy)
+
+    return dependency
+
+
+def bind_office(*roles: Role, with_content: bool = False):  # type: ignore[no-untyped-def]  # as above
+    """The dependency of an office's pages: for other roles they do not exist. Only the desk gets documents."""
+
+    async def dependency(request: Request, who: SignedRequest, own: OwnServices) -> None:
+        if not any(who.actor.has(role) for role in roles):
+            raise NotFound
+
+        async def render(template: str, *, status: int = 200, **facts: object) -> Response:
+            return await page(request, template, status=status, **facts)
+
+        actor = who.actor
+        assert actor.person_id is not None
+        viewer = Viewer(actor.person_id, actor.section_id)
+        request.state.office = Office(
+            actor=actor,
+            db=own.db,
+            settings=own.settings,
+            peppers=own.peppers,
+            now=datetime.now(UTC),
+            apps=tuple(a.manifest for a in own.apps.values()),
+            directory=own.directory,
+            page=render,
+            documents=own.documents.of(actor.context, app="desk", viewer=viewer) if with_content else None,
+        )
+
+    return dependency
+
+
+def create_context(request: Request, own: Services, who: Signed, app: App, policy: Policy) -> AppContext:
+    actor = who.actor
+    assert actor.person_id is not None
+    viewer = Viewer(actor.person_id, actor.section_id)
+    delegation = Delegation(
+        tenant_id=actor.tenant_id,
+        person_id=actor.person_id,
+        section_id=actor.section_id,
+        app=app.manifest.id,
+        class_floor=app.manifest.data_class,
+        sid=who.session.sid,
+    )
+    gateway = GatewayClient(own.gateway, lambda: mint(own.delegation_key, delegation))
+
+    async def render(template: str, *, status: int = 200, **facts: object) -> Response:
+        return await page(request, template, status=status, **facts)
+
+    async def remaining() -> Fraction:
+        async with own.db.tenant_session(actor.context, read_only=True) as session:
+            return await remaining_share(
+                session, actor.tenant_id, section_id=actor.section_id, person_id=actor.person_id
+            )
+
+    async def models(data_class: DataClass) -> tuple[ModelChoice, ...]:
+        return choices(await gateway.models(), app.manifest.models, policy, data_class)
+
+    async def report(*, page: str, kind: str, problem_number: str, content: str | None) -> UUID:
+        return await file_report(
+            own.db,
+            own.documents,
+            actor,
+            app=app.manifest.id,
+            page=page,
+            kind=kind,
+            problem_number=problem_number,
+            content=content,
+        )
+
+    async def prefer(name: str, value: str) -> None:
+        async with own.db.tenant_session(actor.context) as session:
+            person = await session.get(Person, actor.person_id)
+            assert person is not None
+            person.preferences = {**person.preferences, name: value}
+            session.add(person)
+
+    return AppContext(
+        actor=actor,
+        app_id=app.manifest.id,
+        documents=own.documents.of(actor.context, app=app.manifest.id, viewer=viewer),
+        blobs=own.blobs.of(actor.context, app=app.manifest.id, viewer=viewer),
+        gateway=gateway,
+        now=datetime.now(UTC),
+        csrf=who.session.csrf,
+        _page=render,
+        _remaining=remaining,
+        _models=models,
+        _report=report,
+        _prefer=prefer,
+        preferences=who.preferences,
+    )
+
+
+def choices(
+    offered: list[dict[str, object]], wanted: list[str], policy: Policy, data_class: DataClass
+) -> tuple[ModelChoice, ...]:
+    """The staff models in their order, each with the zone it would run in for this weight, or why it may not."""
+    found: list[ModelChoice] = []
+    by_alias = {str(m["id"]): m for m in offered}
+    for alias in wanted:
+        model = by_alias.get(alias)
+        if model is None:
+            continue
+        facts: dict[str, object] = model["kumiai"]  # type: ignore[assignment]  # our own gateway's answer
+        zones = [Zone(z) for z in facts["zones"]]  # type: ignore[attr-defined]  # a list of names
+        allowed = [z for z in zones if policy.allows(data_class, z, isolated=False)]
+        zone = (allowed or zones)[0]
+        heaviest = max(
+            (c for c in DataClass if policy.allows(c, zone, isolated=False)), key=lambda c: c.weight, default=None
+        )
+        note = f"{CLASS_WORDS[heaviest]}まで" if heaviest and heaviest is not DataClass.C1 else "公開してよい情報だけ"
+        if heaviest and heaviest.weight >= DataClass.C3C.weight:
+            note = "個人の情報も扱えます"
+        why_not = "" if allowed else f"「{CLASS_WORDS[data_class]}」は{ZONE_WORDS[zone]}では扱えません"
+        sample = bool(facts.get("sample"))
+        found.append(
+            ModelChoice(alias, _NAMES.get(alias, alias), zone.value, str(facts["zone_owner"]), note, why_not, sample)
+        )
+    return tuple(found)

@@ -1,0 +1,155 @@
+"""The portal: sign-in, home, every app below `/apps`, the offices below `/console` and `/desk`, static files."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from urllib.parse import quote
+
+import structlog
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from apps.console import operator as console_operator
+from apps.console import town as console_town
+from apps.desk import reports as desk_reports
+from apps.host import home, signin
+from apps.host.app_context import bind, bind_office
+from apps.host.discovery import discover
+from apps.host.requests import check_origin, problem_page
+from apps.host.services import Services
+from apps.host.sessions import SessionEnded
+from apps.sdk.intake import close_intake
+from apps.sdk.ui.render import STATIC
+from observability import metrics
+from observability.problems import InvalidInput, NotFound, Problem
+from tenants.context import Role, new_id
+from tenants.identity.access_list import Revoked
+from tenants.identity.dev_issuer.app import DevIssuer
+from tenants.identity.directories import open_dev_store, portal_secret
+from tenants.settings import Settings
+
+log = structlog.get_logger("portal")
+
+# The issuer's form answers with a redirect to us, so it may be a form's target; nothing else outside may.
+_CSP = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; "
+    "connect-src 'self'; form-action 'self'{issuer}; base-uri 'none'; frame-ancestors 'none'"
+)
+
+
+def create_portal(settings: Settings) -> FastAPI:
+    """Builds the portal; nothing is opened before its lifespan starts."""
+    apps = discover()
+    services = Services(settings, apps)
+    issuer_origin = "/".join(settings.resolved_issuer.split("/")[:3])
+    csp = _CSP.format(issuer="" if issuer_origin == settings.public_url else f" {issuer_origin}")
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await services.start()
+        try:
+            yield
+        finally:
+            await close_intake()
+            await services.stop()
+
+    portal = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    portal.state.services = services
+    portal.mount("/static", StaticFiles(directory=STATIC), name="static")
+    if settings.issuer_kind == "dev":
+        portal.mount("/dev-issuer", _dev_issuer(settings))
+
+    @portal.middleware("http")
+    async def around(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        """A number for the request, the Origin check, and the headers every page carries."""
+        request.state.trace_id = new_id()
+        if request.url.path != "/auth/backchannel-logout" and not request.url.path.startswith("/dev-issuer/"):
+            try:
+                check_origin(request, settings.public_url)
+            except Problem as problem:
+                return await _render(request, problem)
+        response = await call_next(request)
+        area = request.url.path.split("/")[2] if request.url.path.startswith("/apps/") else "shell"
+        metrics.PAGES.labels(area if area in apps else "shell", f"{response.status_code // 100}xx").inc()
+        if request.url.path.startswith("/static/"):
+            versioned = "v" in request.query_params
+            response.headers["cache-control"] = "public, max-age=31536000, immutable" if versioned else "no-cache"
+        else:
+            response.headers.setdefault("cache-control", "no-store")
+        response.headers.setdefault("content-security-policy", csp)
+        response.headers["x-content-type-options"] = "nosniff"
+        response.headers.setdefault("referrer-policy", "same-origin")
+        response.headers["cross-origin-opener-policy"] = "same-origin"
+        response.headers["permissions-policy"] = "camera=(), geolocation=(), microphone=()"
+        if services.secure_cookies:
+            response.headers["strict-transport-security"] = "max-age=31536000"
+        return response
+
+    @portal.exception_handler(Problem)
+    async def _problem(request: Request, problem: Problem) -> Response:
+        return await _render(request, problem)
+
+    @portal.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, error: RequestValidationError) -> Response:
+        fields = sorted({str(e["loc"][-1]) for e in error.errors()})
+        if any(e["loc"][0] == "path" for e in error.errors()):
+            return await _render(request, NotFound())
+        return await _render(request, InvalidInput("入力の形が正しくありません。", field=", ".join(fields)[:80]))
+
+    @portal.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 404:
+            return await _render(request, NotFound())
+        return Response(status_code=error.status_code)
+
+    @portal.exception_handler(Exception)
+    async def _unexpected(request: Request, error: Exception) -> Response:
+        log.error("page_failed", path=request.url.path, trace_id=str(request.state.trace_id), exc_info=True)
+        return await _render(
+            request,
+            Problem("こちらの不具合です。記録しましたので、操作をやり直してください。書いた文章は残っています。"),
+        )
+
+    portal.include_router(signin.routes)
+    portal.include_router(home.routes)
+    operator, town = bind_office(Role.OPERATOR), bind_office(Role.TOWN_ADMIN)
+    portal.include_router(console_operator.routes, prefix="/console/operator", dependencies=[Depends(operator)])
+    portal.include_router(console_town.routes, prefix="/console/town", dependencies=[Depends(town)])
+    desk = bind_office(Role.TOWN_ADMIN, with_content=True)
+    portal.include_router(desk_reports.routes, prefix="/desk", dependencies=[Depends(desk)])
+    for app in apps.values():
+        portal.include_router(app.router, prefix=f"/apps/{app.manifest.id}", dependencies=[Depends(bind(app))])
+    return portal
+
+
+async def _render(request: Request, problem: Problem) -> Response:
+    """A problem for whoever asked: a page, or problem+json for scripts; a missing session leads to the entry."""
+    wants_json = request.headers.get("kumiai-request") == "fetch" or "text/event-stream" in request.headers.get(
+        "accept", ""
+    )
+    if wants_json:
+        body = problem.as_json(str(getattr(request.state, "trace_id", "")))
+        return JSONResponse(body, status_code=int(problem.status), media_type="application/problem+json")
+    if isinstance(problem, SessionEnded | Revoked) and request.method == "GET":
+        town = request.cookies.get("kumiai_town", "")
+        why = getattr(problem, "why", "ended")
+        here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
+        where = f"/t/{quote(town)}?next={quote(here)}&why={why}" if town else f"/?why={why}"
+        return RedirectResponse(where, status_code=303)
+    return await problem_page(request, problem)
+
+
+def _dev_issuer(settings: Settings):  # type: ignore[no-untyped-def]  # Starlette's application
+    return DevIssuer(
+        open_dev_store(settings),
+        url=settings.resolved_issuer,
+        key_file=settings.home / "keys" / "dev-issuer.pem",
+        client_id=settings.portal_client_id,
+        client_secret=portal_secret(settings),
+        redirect_uri=f"{settings.public_url}/auth/callback",
+        audience=settings.gateway_audience,
+        production=settings.env == "production",
+        product_name=settings.product_name,
+    ).asgi()

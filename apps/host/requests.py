@@ -1,0 +1,163 @@
+"""One request of a signed-in person: session, access list, actor, CSRF, and the page around what an app renders."""
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from uuid import UUID, uuid4
+
+from fastapi import Depends, Request
+from starlette.responses import HTMLResponse, Response
+
+from apps.host.services import Services
+from apps.host.sessions import SessionEnded, SignedIn
+from observability.problems import NotAllowed, NotFound, Problem
+from tenants.context import Actor, Role, TenantContext
+from tenants.models import Person
+from tenants.people import load_actor
+
+UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+
+
+class ForgedRequest(NotAllowed):
+    type = "urn:problem:portal:forged-request"
+    title = "この操作は受け付けられません"
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """Who is asking, with their session and preferences."""
+
+    session: SignedIn
+    actor: Actor
+    preferences: Mapping[str, Any] = field(default_factory=dict)
+
+
+def services(request: Request) -> Services:
+    found: Services = request.app.state.services
+    return found
+
+
+async def signed(request: Request) -> Signed:
+    """The signed-in person; cached on the request. Raises `SessionEnded`, `TenantSuspended`, `Revoked`."""
+    found: Signed | None = getattr(request.state, "signed", None)
+    if found is not None:
+        return found
+    own = services(request)
+    session = await own.sessions.load(request.cookies.get(own.cookie_name, ""))
+    own.access.check(session.tenant_id, issued_at=session.issued_at, person_id=session.person_id, sid=session.sid)
+    try:
+        async with own.db.tenant_session(TenantContext(session.tenant_id), read_only=True) as db:
+            actor = await load_actor(db, session.tenant_id, session.person_id)
+            person = await db.get(Person, session.person_id)
+    except NotFound:
+        raise SessionEnded("ended") from None
+    found = Signed(session, actor, dict(person.preferences) if person else {})
+    request.state.signed = found
+    if request.method in UNSAFE:
+        await _check_csrf(request, session)
+    return found
+
+
+SignedRequest = Annotated[Signed, Depends(signed)]
+OwnServices = Annotated[Services, Depends(services)]
+
+
+async def _check_csrf(request: Request, session: SignedIn) -> None:
+    """Beside the Origin check: a token only our own pages know, as a header or as a field."""
+    given = request.headers.get("kumiai-csrf", "")
+    if not given:
+        kind = request.headers.get("content-type", "")
+        if kind.startswith(("application/x-www-form-urlencoded", "multipart/form-data")):
+            given = str((await request.form()).get("csrf", ""))
+    if not secrets.compare_digest(given.encode(), session.csrf.encode()):
+        raise ForgedRequest("ページを開き直して、もう一度操作してください。")
+
+
+def check_origin(request: Request, public_url: str) -> None:
+    """An unsafe request must say that it comes from our own pages."""
+    if request.method in UNSAFE and request.headers.get("origin") != public_url:
+        raise ForgedRequest("ページを開き直して、もう一度操作してください。")
+
+
+@dataclass(frozen=True, slots=True)
+class NavItem:
+    title: str
+    href: str
+    icon: str
+    current: bool
+
+
+def navigation(own: Services, actor: Actor, path: str) -> list[NavItem]:
+    """Home, the apps this person may use, and the offices of administrators."""
+    items = [("ホーム", "/", "home")]
+    items += [
+        (a.manifest.title, f"/apps/{a.manifest.id}", a.manifest.icon.removeprefix("i-")) for a in own.apps.values()
+    ]
+    if actor.has(Role.TOWN_ADMIN):
+        items += [("町の管理", "/console/town", "gear"), ("報告の確認", "/desk/reports", "flag")]
+    if actor.has(Role.OPERATOR):
+        items.append(("運用", "/console/operator", "coins"))
+    return [NavItem(t, h, i, current=path == h or (h != "/" and path.startswith(h + "/"))) for t, h, i in items]
+
+
+async def page(request: Request, template: str, /, *, status: int = 200, **facts: object) -> HTMLResponse:
+    """Renders a template in the shell, for whoever is signed in (or for nobody)."""
+    own = services(request)
+    who: Signed | None = getattr(request.state, "signed", None)
+    shared: dict[str, object] = {
+        "product_name": own.settings.product_name,
+        "actor": who.actor if who else None,
+        "csrf": who.session.csrf if who else "",
+        "nav": navigation(own, who.actor, request.url.path) if who else [],
+        "here": request.url.path,
+        "now": datetime.now(UTC),
+        "toast": _toast(request),
+        "is_operator_page": False,
+        "preferences": who.preferences if who else {},
+    }
+    html = own.pages.get_template(template).render(shared | facts)
+    response = HTMLResponse(html, status_code=status)
+    if request.cookies.get("kumiai_toast"):
+        response.delete_cookie("kumiai_toast")
+    return response
+
+
+def _toast(request: Request) -> str:
+    from urllib.parse import unquote
+
+    return unquote(request.cookies.get("kumiai_toast", ""))[:80]
+
+
+async def problem_page(request: Request, problem: Problem) -> Response:
+    """An expected failure as a whole page; 403 and 404 look the same on purpose."""
+    hidden = (
+        problem.status in (403, 404)
+        and not isinstance(problem, ForgedRequest)
+        and type(problem) in (NotFound, NotAllowed)
+    )
+    number = problem_number(request)
+    return await page(
+        request,
+        "ui/problem.html",
+        status=404 if hidden else int(problem.status),
+        problem_title="ページが見つかりません" if hidden else problem.title,
+        problem_detail=(
+            "消されたか、見ることのできる人が限られています。"
+            + (problem.detail if problem.detail != problem.title else "")
+            if hidden
+            else problem.detail
+        ),
+        problem_icon="search" if hidden else "error",
+        back_href="/",
+        back_words="ホームへ戻る",
+        number=number,
+    )
+
+
+def problem_number(request: Request) -> str:
+    """The number a clerk can read out; the log has the same."""
+    found: UUID | None = getattr(request.state, "trace_id", None)
+    text = (found or uuid4()).hex
+    return f"{text[:4]}-{text[4:8]}"

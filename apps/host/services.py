@@ -1,0 +1,91 @@
+"""What one portal process holds: made at start, closed at stop."""
+
+import asyncio
+import contextlib
+from datetime import timedelta
+from pathlib import Path
+
+from jinja2 import Environment
+
+from apps.host.sessions import Seal, Sessions
+from apps.sdk.app import App
+from apps.sdk.ui.render import create_environment
+from gateway.client import Gateway
+from tenants.blobs import Blobs, FolderStore
+from tenants.db import Database
+from tenants.documents import Documents
+from tenants.identity.access_list import AccessList
+from tenants.identity.api_keys import Peppers
+from tenants.identity.directories import open_directory, portal_secret
+from tenants.identity.directory import IdentityDirectory
+from tenants.identity.issuers import Issuer
+from tenants.keyfiles import ensure_key, read_key
+from tenants.settings import Settings
+from tenants.vault import FileRootKey, Vault
+
+SHELL_FOLDERS = ("host", "console", "desk")
+
+
+class Services:
+    """Reached by routes as `request.app.state.services`."""
+
+    def __init__(self, settings: Settings, apps: dict[str, App]) -> None:
+        production = settings.env == "production"
+        read = read_key if production else ensure_key
+        self.settings = settings
+        self.apps = apps
+        self.db = Database(settings.urls)
+        self.vault = Vault(self.db, FileRootKey.from_file(settings.key_path("root"), create=not production))
+        self.documents = Documents(self.db, self.vault)
+        self.blobs = Blobs(self.db, self.vault, FolderStore(settings.blobs))
+        self.access = AccessList(self.db)
+        self.issuer = Issuer(settings.resolved_issuer)
+        self.gateway = Gateway(settings.gateway_url)
+        self.delegation_key = read(settings.key_path("delegation"))
+        self.peppers = Peppers({1: read(settings.key_path("pepper"))})
+        self.seal = Seal(read(settings.key_path("session")))
+        self.client = (settings.portal_client_id, portal_secret(settings))
+        self.sessions = Sessions(
+            self.db,
+            self.issuer,
+            self.seal,
+            client_id=self.client[0],
+            client_secret=self.client[1],
+            idle=timedelta(seconds=settings.session_idle_s),
+            longest=timedelta(seconds=settings.session_max_s),
+        )
+        self.pages: Environment = create_environment(_template_folders(apps))
+        self._directory: IdentityDirectory | None = None
+        self._polls: list[asyncio.Task[None]] = []
+
+    async def directory(self) -> IdentityDirectory:
+        """Opened when an administrator first needs it: the portal runs while the issuer's administration is away."""
+        if self._directory is None:
+            self._directory = await asyncio.to_thread(open_directory, self.settings)
+        return self._directory
+
+    @property
+    def secure_cookies(self) -> bool:
+        return self.settings.public_url.startswith("https://")
+
+    @property
+    def cookie_name(self) -> str:
+        return "__Host-kumiai_session" if self.secure_cookies else "kumiai_session"
+
+    async def start(self) -> None:
+        await self.access.load()
+        self._polls = [asyncio.create_task(self.access.poll())]
+
+    async def stop(self) -> None:
+        for poll in self._polls:
+            poll.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await poll
+        await self.gateway.aclose()
+        await self.issuer.aclose()
+        await self.db.close()
+
+
+def _template_folders(apps: dict[str, App]) -> dict[str, Path]:
+    here = Path(__file__).parent.parent
+    return {name: here / name for name in SHELL_FOLDERS} | {name: app.folder for name, app in apps.items()}

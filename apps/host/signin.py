@@ -1,0 +1,234 @@
+"""Signing in through the portal as a backend for the frontend: the browser never holds a token."""
+
+import base64
+import hashlib
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import quote, urlencode, urlsplit
+
+from fastapi import APIRouter, Request
+from sqlmodel import col, select
+from starlette.responses import JSONResponse, RedirectResponse, Response
+
+from apps.host.requests import OwnServices, SignedRequest, page
+from apps.host.services import Services
+from apps.host.sessions import exchange
+from observability.problems import InvalidInput, NotAllowed, NotFound
+from tenants.context import TenantId
+from tenants.identity.issuers import BadToken
+from tenants.models import Tenant, TenantIdentity
+from tenants.people import clean_login, load_actor, person_of_token
+from tenants.registry import ListedTenant, find_tenant, list_tenants
+
+PENDING_COOKIE: Final = "kumiai_signin"
+PENDING_S: Final = 600
+# Sign-ins one browser may have open at a time, so that two tabs do not break each other.
+MAX_PENDING: Final = 4
+
+routes = APIRouter()
+
+
+class SignInFailed(NotAllowed):
+    type = "urn:problem:portal:sign-in-failed"
+    title = "サインインできませんでした"
+
+
+class NotRegistered(NotAllowed):
+    type = "urn:problem:portal:not-registered"
+    title = "この町の職員として登録されていません"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A town's entry: where its sign-in goes and what must come back."""
+
+    tenant_id: TenantId
+    name: str
+    alias: str
+    code: str
+    organization_id: str
+
+
+async def find_entry(own: Services, text: str) -> Entry:
+    """By code or alias. Raises `NotFound` for what is not an active town."""
+    async with own.db.platform_session("sign-in", read_only=True) as session:
+        tenant: Tenant = await find_tenant(session, text)
+        identity = (
+            await session.exec(
+                select(TenantIdentity).where(
+                    col(TenantIdentity.tenant_id) == tenant.id,
+                    col(TenantIdentity.issuer) == own.issuer.url,
+                    col(TenantIdentity.unlinked_at).is_(None),
+                )
+            )
+        ).first()
+    if tenant.status != "active" or identity is None:
+        raise NotFound("団体コードか名前を確かめてください。")
+    return Entry(TenantId(tenant.id), tenant.name, tenant.alias, text, identity.organization_id)
+
+
+async def entry_page(request: Request, own: Services, *, query: str = "", why: str = "") -> Response:
+    """The choice of the town, by code or name."""
+    towns: list[ListedTenant] = []
+    async with own.db.platform_session("sign-in", read_only=True) as session:
+        active = [t for t in await list_tenants(session) if t.status == "active"]
+    if query.strip():
+        towns = [t for t in active if query.strip() in (t.code, t.name) or query.strip() in t.name]
+    elif own.settings.env == "demo" or len(active) <= 12:
+        towns = active
+    return await page(request, "host/entry.html", towns=towns, query=query, why=why)
+
+
+@routes.get("/t/{town}")
+async def town_page(request: Request, own: OwnServices, town: str, next: str = "/", why: str = "") -> Response:
+    """One town's own entry, where the staff number is typed."""
+    entry = await find_entry(own, town)
+    return await page(request, "host/town_entry.html", entry=entry, next=safe_next(next), why=why, error="", typed="")
+
+
+@routes.get("/auth/signin")
+async def signin(request: Request, own: OwnServices, town: str, login: str = "", next: str = "/") -> Response:
+    """Sends the browser to the issuer, for exactly this town."""
+    entry = await find_entry(own, town)
+    try:
+        number = clean_login(login) if login.strip() else ""
+    except InvalidInput as problem:
+        return await page(
+            request,
+            "host/town_entry.html",
+            status=422,
+            entry=entry,
+            next=safe_next(next),
+            why="",
+            error=problem.detail,
+            typed=login,
+        )
+    verifier, state, nonce = (secrets.token_urlsafe(48) for _ in range(3))
+    asked = {
+        "client_id": own.client[0],
+        "redirect_uri": f"{own.settings.public_url}/auth/callback",
+        "response_type": "code",
+        "scope": f"openid organization:{entry.alias}",
+        "state": state,
+        "nonce": nonce,
+        "code_challenge": _challenge(verifier),
+        "code_challenge_method": "S256",
+        "ui_locales": "ja",
+    }
+    if number:
+        asked["login_hint"] = f"{entry.alias}.{number}"
+    response = RedirectResponse(f"{(await own.issuer.endpoints()).authorization}?{urlencode(asked)}", status_code=303)
+    pending = _pending(request, own)[-(MAX_PENDING - 1) :]
+    pending.append([state, nonce, verifier, entry.alias, entry.organization_id, safe_next(next), time.time()])
+    sealed = base64.urlsafe_b64encode(own.seal.seal({"pending": pending}, PENDING_COOKIE)).decode()
+    response.set_cookie(
+        PENDING_COOKIE,
+        sealed,
+        max_age=PENDING_S,
+        httponly=True,
+        samesite="lax",
+        secure=own.secure_cookies,
+        path="/auth",
+    )
+    return response
+
+
+@routes.get("/auth/callback")
+async def callback(
+    request: Request, own: OwnServices, code: str = "", state: str = "", error: str = "", iss: str = ""
+) -> Response:
+    """Back from the issuer: everything is compared with what was asked before a session begins."""
+    found = next((p for p in _pending(request, own) if secrets.compare_digest(str(p[0]), state)), None)
+    if found is None:
+        raise SignInFailed("時間が過ぎたか、別の画面で始めたサインインです。町の入口からやり直してください。")
+    _, nonce, verifier, alias, organization_id, next_page, began = found
+    if time.time() - float(began) > PENDING_S or (iss and iss != own.issuer.url):
+        raise SignInFailed("時間が過ぎました。町の入口からやり直してください。")
+    if error or not code:
+        return RedirectResponse(f"/t/{quote(alias)}?why=refused", status_code=303)
+    try:
+        tokens = await exchange(
+            own.issuer,
+            own.client,
+            {
+                "grant_type": "authorization_code",
+                "code": code,
+                "redirect_uri": f"{own.settings.public_url}/auth/callback",
+                "code_verifier": verifier,
+            },
+        )
+        identity = await own.issuer.verify_id(tokens["id_token"], client_id=own.client[0], nonce=nonce)
+    except (BadToken, KeyError):
+        raise SignInFailed("町の入口からやり直してください。続くときは町の管理者に知らせてください。") from None
+    if identity.organization_id != organization_id:
+        raise SignInFailed("選んだ町と、アカウントの町が違います。町の入口からやり直してください。")
+    async with own.db.platform_session("sign-in", read_only=True) as session:
+        try:
+            tenant_id, person_id = await person_of_token(
+                session, issuer=identity.issuer, sub=identity.sub, organization_id=identity.organization_id
+            )
+            await load_actor(session, tenant_id, person_id)
+        except NotFound:
+            raise NotRegistered("町の管理者に、職員の登録を依頼してください。") from None
+    own.access.check(tenant_id, issued_at=identity.issued_at, person_id=person_id, sid=identity.sid, sub=identity.sub)
+    cookie = await own.sessions.start(identity, tokens, tenant_id, person_id)
+    response = RedirectResponse(next_page, status_code=303)
+    set_session_cookie(response, own, cookie)
+    response.set_cookie(
+        "kumiai_town", alias, max_age=180 * 86400, httponly=True, samesite="lax", secure=own.secure_cookies
+    )
+    response.delete_cookie(PENDING_COOKIE, path="/auth")
+    return response
+
+
+@routes.post("/auth/signout")
+async def signout(request: Request, own: OwnServices, who: SignedRequest) -> Response:
+    """Ends our session, then the issuer's."""
+    id_token = await own.sessions.end(who.session.id)
+    target = f"{own.settings.public_url}/?why=signed_out"
+    asked = {"post_logout_redirect_uri": target, "client_id": own.client[0]}
+    if id_token:
+        asked["id_token_hint"] = id_token
+    response = RedirectResponse(f"{(await own.issuer.endpoints()).end_session}?{urlencode(asked)}", status_code=303)
+    response.delete_cookie(own.cookie_name, path="/", secure=own.secure_cookies, httponly=True, samesite="lax")
+    response.headers["clear-site-data"] = '"cache"'
+    return response
+
+
+@routes.post("/auth/backchannel-logout")
+async def backchannel_logout(request: Request, own: OwnServices) -> Response:
+    """The issuer says that a session is over. It is sent once and never retried, so it is done before we answer."""
+    token = str((await request.form()).get("logout_token", ""))
+    try:
+        sid, sub = await own.issuer.verify_logout(token, client_id=own.client[0])
+    except BadToken:
+        return JSONResponse({"error": "invalid_request"}, status_code=400)
+    if sid or sub:
+        await own.sessions.end_all(sid=sid, sub=sub)
+    return Response(status_code=200, headers={"cache-control": "no-store"})
+
+
+def set_session_cookie(response: Response, own: Services, cookie: str) -> None:
+    response.set_cookie(own.cookie_name, cookie, httponly=True, samesite="lax", secure=own.secure_cookies, path="/")
+
+
+def safe_next(target: str) -> str:
+    """Only a path of ours; anything else leads home."""
+    parts = urlsplit(target)
+    good = target.startswith("/") and not target.startswith(("//", "/\\", "/auth/")) and not parts.netloc
+    return target if good and "\n" not in target and "\r" not in target else "/"
+
+
+def _pending(request: Request, own: Services) -> list[list[Any]]:
+    try:
+        sealed = base64.urlsafe_b64decode(request.cookies.get(PENDING_COOKIE, ""))
+    except ValueError:
+        return []
+    opened = own.seal.open(sealed, PENDING_COOKIE) if sealed else None
+    return list(opened["pending"]) if opened else []
+
+
+def _challenge(verifier: str) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()

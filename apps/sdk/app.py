@@ -1,0 +1,83 @@
+"""What an app is to the host: one folder with a manifest and a router."""
+
+import tomllib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from apps.sdk.context import AppContext
+from tenants.context import DataClass, Role
+
+
+class RiskSheet(BaseModel):
+    """The four answers every app gives."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    users: str
+    work: str
+    training: str
+    human_decision: str
+
+
+class Manifest(BaseModel):
+    """`app.toml`. `id` is the folder's name and the path below `/apps`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(pattern=r"^[a-z][a-z0-9_]{1,30}$")
+    title: str
+    description: str
+    icon: str
+    owner: str
+    sdk: str
+    data_class: DataClass
+    models: list[str]
+    retention_days: int = Field(gt=0)
+    roles: list[Role]
+    actions: list[str]
+    risk: RiskSheet
+
+
+@dataclass(frozen=True, slots=True)
+class HomeItem:
+    """Something of an app on the home page: due work, or a place to go on from."""
+
+    title: str
+    href: str
+    text: str = ""
+    icon: str = "i-doc"
+    note: str = ""
+    minutes: int = 0
+    data_class: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HomeParts:
+    """What an app contributes to the home page."""
+
+    due: tuple[HomeItem, ...] = ()
+    often: tuple[HomeItem, ...] = ()
+    resume: tuple[HomeItem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """Exported by an app's `router.py` as `app`."""
+
+    manifest: Manifest
+    router: APIRouter
+    folder: Path
+    home: Callable[[AppContext], Awaitable[HomeParts]] | None = None
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Reads `app.toml`. Raises `ValueError` when the id is not the folder's name."""
+    with (folder / "app.toml").open("rb") as file:
+        manifest = Manifest.model_validate(tomllib.load(file))
+    if manifest.id != folder.name:
+        raise ValueError(f"{folder}: the id {manifest.id!r} must be the folder's name")
+    return manifest

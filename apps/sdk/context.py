@@ -1,0 +1,128 @@
+"""What a request of an app may use, already bound to the person, the town and the app."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from fractions import Fraction
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import Depends, Request
+from starlette.responses import Response
+
+from gateway.client import EventStream, Gateway
+from tenants.blobs import AppBlobs
+from tenants.context import Actor, DataClass
+from tenants.documents import AppDocuments
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """A model as a clerk sees it. `why_not` is set when it may not be used for the chosen weight of data."""
+
+    alias: str
+    name: str
+    zone: str
+    zone_owner: str
+    note: str
+    why_not: str = ""
+    sample: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A piece of a streamed answer."""
+
+    text: str
+    finish_reason: str = ""
+
+
+class ChatStream:
+    """A streamed answer: where it is processed, then its pieces."""
+
+    def __init__(self, events: EventStream) -> None:
+        self._events = events
+        self.call_id = events.facts.call_id
+        self.zone = events.facts.zone
+        self.zone_owner = events.facts.zone_owner
+        self.vendor_country = events.facts.vendor_country
+
+    async def __aiter__(self) -> AsyncIterator[Delta]:
+        async for event in self._events:
+            for choice in event.get("choices", ()):
+                text = (choice.get("delta") or {}).get("content") or ""
+                if text or choice.get("finish_reason"):
+                    yield Delta(text, choice.get("finish_reason") or "")
+
+
+class GatewayClient:
+    """The gateway, called for this person by this app; every call carries a fresh delegation."""
+
+    def __init__(self, gateway: Gateway, token: Callable[[], str]) -> None:
+        self._gateway = gateway
+        self._token = token
+
+    @asynccontextmanager
+    async def stream_chat(
+        self, messages: Sequence[Mapping[str, str]], *, model: str, data_class: str, max_tokens: int | None = None
+    ) -> AsyncIterator[ChatStream]:
+        """Raises `GatewayProblem` and its kin; leaving the block stops the answer."""
+        body: dict[str, Any] = {"model": model, "messages": list(messages), "stream": True}
+        if max_tokens is not None:
+            body["max_tokens"] = max_tokens
+        headers = {"kumiai-data-class": DataClass(data_class).value}
+        async with self._gateway.stream("/v1/chat/completions", body, token=self._token(), headers=headers) as events:
+            yield ChatStream(events)
+
+    async def models(self) -> list[dict[str, Any]]:
+        """OpenAI's list with our `kumiai` facts."""
+        answer = await self._gateway.get("/v1/models", token=self._token())
+        return list(answer.body["data"])
+
+
+@dataclass(frozen=True, slots=True)
+class AppContext:
+    """One request's view of the platform. Made by the host; an app cannot widen it."""
+
+    actor: Actor
+    app_id: str
+    documents: AppDocuments
+    blobs: AppBlobs
+    gateway: GatewayClient
+    now: datetime
+    csrf: str = field(repr=False)
+    _page: Callable[..., Awaitable[Response]] = field(repr=False)
+    _remaining: Callable[[], Awaitable[Fraction]] = field(repr=False)
+    _models: Callable[[DataClass], Awaitable[tuple[ModelChoice, ...]]] = field(repr=False)
+    _report: Callable[..., Awaitable[UUID]] = field(repr=False)
+    _prefer: Callable[[str, str], Awaitable[None]] = field(repr=False)
+    preferences: Mapping[str, Any] = field(default_factory=dict)
+
+    async def page(self, template: str, /, *, status: int = 200, **facts: object) -> Response:
+        """Renders `<app>/<template>` inside the shell."""
+        return await self._page(f"{self.app_id}/{template}", status=status, **facts)
+
+    async def remaining(self) -> Fraction:
+        """What is left for this person, as a share of the tightest limit."""
+        return await self._remaining()
+
+    async def models(self, data_class: str) -> tuple[ModelChoice, ...]:
+        """速い・標準・庁内専用, as far as this town has them, with why one may not be used for this weight."""
+        return await self._models(DataClass(data_class))
+
+    async def report(self, *, page: str, kind: str, problem_number: str, content: str | None) -> UUID:
+        """こまったとき: to the town's administrator; content only when the person ticked it."""
+        return await self._report(page=page, kind=kind, problem_number=problem_number, content=content)
+
+    async def prefer(self, name: str, value: str) -> None:
+        """Keeps a choice of this person."""
+        await self._prefer(name, value)
+
+
+def _context(request: Request) -> AppContext:
+    context: AppContext = request.state.app_context
+    return context
+
+
+Context = Annotated[AppContext, Depends(_context)]

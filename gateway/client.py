@@ -1,0 +1,314 @@
+"""The plain client of the gateway's `/v1`: what the portal and the worker use. It never imports the server.
+
+Errors in OpenAI's shape come back as `GatewayProblem` with the Japanese title and detail they were sent with.
+"""
+
+import codecs
+import json
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Any, Final, NoReturn
+
+import httpx
+
+from observability.problems import Problem, Unavailable
+
+MAX_EVENT_BYTES: Final = 4 * 1024 * 1024
+
+
+class GatewayProblem(Problem):
+    """The gateway said no; `type`, `status` and `title` are the ones it sent."""
+
+    type = "urn:problem:gateway:refused"
+    status = HTTPStatus.BAD_GATEWAY
+    title = "AIの受付が処理を断りました"
+
+
+class GatewayUnreachable(Unavailable):
+    type = "urn:problem:gateway:unreachable"
+    title = "AIの受付につながりません"
+
+
+class GatewaySilent(Unavailable):
+    type = "urn:problem:gateway:silent"
+    status = HTTPStatus.GATEWAY_TIMEOUT
+    title = "AIからの返事が間に合いませんでした"
+
+
+class AnswerCutOff(Problem):
+    """The stream ended without saying that it was complete."""
+
+    type = "urn:problem:gateway:answer-cut-off"
+    status = HTTPStatus.BAD_GATEWAY
+    title = "答えが途中で切れました"
+
+
+class AnswerUnreadable(Problem):
+    type = "urn:problem:gateway:answer-unreadable"
+    status = HTTPStatus.BAD_GATEWAY
+    title = "AIの受付の返事を読めませんでした"
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds. `silence_s` bounds the wait for the first and for every further piece of an answer."""
+
+    connect_s: float = 3.0
+    silence_s: float = 90.0
+    write_s: float = 30.0
+    pool_s: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class CallFacts:
+    """What the answer's headers say: under which number, where and by whom it was processed."""
+
+    call_id: str = ""
+    zone: str = ""
+    zone_owner: str = ""
+    vendor_country: str = ""
+    data_class: str = ""
+    output_capped: int | None = None
+    ignored_parameters: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, headers: httpx.Headers) -> "CallFacts":
+        capped = headers.get("kumiai-output-capped", "")
+        return cls(
+            call_id=headers.get("kumiai-call-id", ""),
+            zone=headers.get("kumiai-zone", ""),
+            zone_owner=headers.get("kumiai-zone-owner", ""),
+            vendor_country=headers.get("kumiai-vendor-country", ""),
+            data_class=headers.get("kumiai-data-class", ""),
+            output_capped=int(capped) if capped.isascii() and capped.isdigit() else None,
+            ignored_parameters=tuple(
+                p.strip() for p in headers.get("kumiai-ignored-parameters", "").split(",") if p.strip()
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A JSON answer that did not stream."""
+
+    facts: CallFacts
+    body: dict[str, Any] = field(repr=False)
+
+
+class EventStream:
+    """The JSON payloads of a stream's events, in order; use within `Gateway.stream`."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self.facts = CallFacts.of(response.headers)
+        self._response = response
+
+    async def __aiter__(self) -> AsyncGenerator[dict[str, Any], None]:
+        """Ends at `[DONE]`. Raises `AnswerCutOff` without one, `GatewayProblem` for an error event."""
+        try:
+            async with aclosing(server_sent_data(self._response.aiter_bytes())) as events:
+                async for data in events:
+                    if data == "[DONE]":
+                        return
+                    payload = _object(data)
+                    if "error" in payload:
+                        _raise(payload["error"], status=HTTPStatus.BAD_GATEWAY, facts=self.facts)
+                    yield payload
+        except httpx.TimeoutException as error:
+            raise GatewaySilent("少し待ってから、もう一度試してください。", call_id=self.facts.call_id) from error
+        except httpx.TransportError as error:
+            raise AnswerCutOff("もう一度試してください。", call_id=self.facts.call_id) from error
+        raise AnswerCutOff("もう一度試してください。", call_id=self.facts.call_id)
+
+
+class Gateway:
+    """Connections to one gateway, shared by a process. `aclose()` before the event loop ends."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        timeouts: Timeouts = Timeouts(),
+        verify: ssl.SSLContext | bool = True,
+        max_connections: int = 200,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """base_url: without `/v1`. verify: a context with the internal CA and client certificate where needed."""
+        self._http = httpx.AsyncClient(
+            base_url=base_url.rstrip("/"),
+            timeout=httpx.Timeout(
+                connect=timeouts.connect_s, read=timeouts.silence_s, write=timeouts.write_s, pool=timeouts.pool_s
+            ),
+            limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
+            verify=verify,
+            transport=transport,
+            # The gateway is an inner address: a proxy of the environment is not for it.
+            trust_env=False,
+            follow_redirects=False,
+        )
+
+    async def get(self, path: str, *, token: str) -> Answer:
+        return await self._answer(self._http.build_request("GET", path, headers=_headers(token)))
+
+    async def post(
+        self, path: str, body: Mapping[str, object], *, token: str, headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """Raises `GatewayProblem`, `GatewayUnreachable`, `GatewaySilent`, `AnswerUnreadable`."""
+        return await self._answer(self._post_request(path, body, token, headers))
+
+    @asynccontextmanager
+    async def stream(
+        self, path: str, body: Mapping[str, object], *, token: str, headers: Mapping[str, str] | None = None
+    ) -> AsyncIterator[EventStream]:
+        """Opens a stream; leaving the block closes the connection, which cancels the call upstream."""
+        request = self._post_request(path, body, token, headers)
+        response = await self._send(request)
+        try:
+            if response.status_code != HTTPStatus.OK:
+                await _read(response)
+                _raise_for(response)
+            if "text/event-stream" not in response.headers.get("content-type", ""):
+                raise AnswerUnreadable("管理者に連絡してください。")
+            yield EventStream(response)
+        finally:
+            await response.aclose()
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+    def _post_request(
+        self, path: str, body: Mapping[str, object], token: str, headers: Mapping[str, str] | None
+    ) -> httpx.Request:
+        content = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        merged = {**(headers or {}), **_headers(token), "content-type": "application/json"}
+        return self._http.build_request("POST", path, content=content, headers=merged)
+
+    async def _send(self, request: httpx.Request) -> httpx.Response:
+        try:
+            return await self._http.send(request, stream=True)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise GatewayUnreachable("数分たっても同じときは、管理者に連絡してください。") from error
+        except httpx.TimeoutException as error:
+            raise GatewaySilent("少し待ってから、もう一度試してください。") from error
+        except httpx.TransportError as error:
+            raise GatewayUnreachable("もう一度試してください。") from error
+
+    async def _answer(self, request: httpx.Request) -> Answer:
+        response = await self._send(request)
+        try:
+            await _read(response)
+        finally:
+            await response.aclose()
+        if response.status_code != HTTPStatus.OK:
+            _raise_for(response)
+        return Answer(CallFacts.of(response.headers), _object(response.text))
+
+
+async def server_sent_data(chunks: AsyncIterator[bytes]) -> AsyncGenerator[str, None]:
+    """The `data` of each event of a stream, by the rules of the HTML standard.
+
+    Bytes may be cut anywhere; lines end in LF, CR or CRLF; comments, `id`, `retry` and events without data are
+    skipped; an event that the stream's end cuts off is dropped. Raises `AnswerUnreadable` for bad UTF-8 or an event
+    beyond `MAX_EVENT_BYTES`.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    text = ""
+    data: list[str] = []
+    size = 0
+    first = True
+    async for chunk in chunks:
+        try:
+            text += decoder.decode(chunk)
+        except UnicodeDecodeError as error:
+            raise AnswerUnreadable("もう一度試してください。") from error
+        if first and text:
+            text = text.removeprefix("\ufeff")
+            first = False
+        # A CR at the very end may be half of a CRLF: it waits for the next bytes.
+        held = "\r" if text.endswith("\r") else ""
+        lines = (text[:-1] if held else text).replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        text = lines.pop() + held
+        if size + len(text) > MAX_EVENT_BYTES:
+            raise AnswerUnreadable("答えが大きすぎます。")
+        for line in lines:
+            if line:
+                name, _, value = line.partition(":")
+                if name == "data":
+                    data.append(value.removeprefix(" "))
+                    size += len(value)
+            elif data:
+                yield "\n".join(data)
+                data.clear()
+                size = 0
+    if text == "\r" and data:
+        yield "\n".join(data)
+
+
+async def _read(response: httpx.Response) -> None:
+    try:
+        await response.aread()
+    except httpx.TimeoutException as error:
+        raise GatewaySilent("少し待ってから、もう一度試してください。") from error
+    except httpx.TransportError as error:
+        raise AnswerCutOff("もう一度試してください。") from error
+
+
+def _headers(token: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {token}"}
+
+
+def _object(data: str) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise AnswerUnreadable("もう一度試してください。") from error
+    if not isinstance(value, dict):
+        raise AnswerUnreadable("もう一度試してください。")
+    return value
+
+
+def _raise_for(response: httpx.Response) -> NoReturn:
+    facts = CallFacts.of(response.headers)
+    try:
+        error = _object(response.text).get("error")
+    except AnswerUnreadable:
+        error = None
+    retry = response.headers.get("retry-after", "")
+    _raise(
+        error,
+        status=_status(response.status_code),
+        facts=facts,
+        retry_after_s=int(retry) if retry.isascii() and retry.isdigit() else None,
+    )
+
+
+def _status(code: int) -> HTTPStatus:
+    try:
+        return HTTPStatus(code)
+    except ValueError:
+        return HTTPStatus.BAD_GATEWAY
+
+
+def _raise(error: object, *, status: HTTPStatus, facts: CallFacts, retry_after_s: int | None = None) -> NoReturn:
+    """OpenAI's error object as a problem; its message is `title。detail`."""
+    message = error.get("message") if isinstance(error, dict) else None
+    code = error.get("code") if isinstance(error, dict) else None
+    param = error.get("param") if isinstance(error, dict) else None
+    if not isinstance(message, str) or not isinstance(code, str):
+        raise GatewayProblem(
+            "数分たっても同じときは、管理者に連絡してください。", call_id=facts.call_id, retry_after_s=retry_after_s
+        )
+    title, _, detail = message.partition("。")
+    raise _problem_class(code, status, title)(
+        detail, call_id=facts.call_id, retry_after_s=retry_after_s, param=param if isinstance(param, str) else None
+    )
+
+
+@lru_cache(maxsize=256)
+def _problem_class(code: str, status: HTTPStatus, title: str) -> type[GatewayProblem]:
+    """A class per kind of refusal, so that type, status and title are the class's as with every other problem."""
+    urn = f"urn:problem:gateway:{code.replace('_', '-')}"
+    return type("GatewayProblem", (GatewayProblem,), {"type": urn, "status": status, "title": title})

@@ -1,0 +1,170 @@
+"""The gateway's ASGI application: hot routes as one plain callable, everything else through FastAPI."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Final
+from uuid import uuid4
+
+import structlog
+from fastapi import FastAPI
+from starlette.responses import Response
+
+from gateway.server.admission import Admission
+from gateway.server.authentication import Authenticator
+from gateway.server.configuration import ConfigurationSource
+from gateway.server.http import AsgiReceive, AsgiScope, AsgiSend
+from gateway.server.pipeline import Deadlines, Pipeline
+from gateway.server.providers.base import Deployment, Operation
+from gateway.server.providers.factory import compile_all, create_providers
+from gateway.server.providers.outbound import Egress
+from gateway.server.record import Recorder
+from gateway.server.routes import health, models
+from gateway.server.settings import GatewaySettings, ProviderSettings
+from observability.problems import NotFound, Problem
+from observability.tracing import configure_tracing
+from tenants.db import Database
+from tenants.identity.access_list import AccessList
+from tenants.identity.api_keys import Peppers
+from tenants.identity.issuers import Issuer
+from tenants.keyfiles import ensure_key, read_key
+from tenants.models import Price
+from tenants.quota.ledger import LedgerWriter
+from tenants.quota.pricing import register_price
+from tenants.settings import Settings
+
+log = structlog.get_logger("gateway")
+
+_HOT: Final[Mapping[str, Operation]] = {f"/v1/{operation.value}": operation for operation in Operation}
+
+
+class Gateway:
+    """Everything one gateway process holds: made at start, closed in reverse at stop."""
+
+    def __init__(
+        self, settings: Settings, gateway_settings: GatewaySettings, deployments: tuple[Deployment, ...]
+    ) -> None:
+        read = read_key if settings.env == "production" else ensure_key
+        self.db = Database(settings.urls)
+        self.access = AccessList(self.db)
+        self.configuration = ConfigurationSource(self.db, deployments)
+        self.ledger = LedgerWriter(
+            settings.urls.filled(), owner_epoch=f"gateway-{uuid4()}", spool_dir=settings.home / "spool"
+        )
+        self.issuer = Issuer(settings.resolved_issuer)
+        self.authenticator = Authenticator(
+            self.db,
+            self.access,
+            self.issuer,
+            peppers=Peppers({1: read(settings.key_path("pepper"))}),
+            delegation_key=read(settings.key_path("delegation")),
+            audience=settings.gateway_audience,
+            clients=frozenset({settings.portal_client_id}),
+        )
+        self.providers = create_providers(
+            deployments,
+            egress=Egress(
+                gateway_settings.egress_proxy,
+                gateway_settings.egress_ca_file,
+                gateway_settings.egress_client_cert_file,
+                gateway_settings.egress_client_key_file,
+            ),
+            demo_delay_s=gateway_settings.demo_delay_s,
+        )
+        self.pipeline = Pipeline(
+            authenticator=self.authenticator,
+            configuration=self.configuration,
+            admission=Admission(self.ledger, self.configuration),
+            providers=self.providers,
+            recorder=Recorder(configure_tracing(endpoint=settings.otlp_endpoint, service="gateway"), bool(settings.otlp_endpoint)),
+            deadlines=Deadlines(
+                gateway_settings.connect_timeout_s,
+                gateway_settings.first_byte_timeout_s,
+                gateway_settings.between_chunks_timeout_s,
+                gateway_settings.total_timeout_s,
+            ),
+        )
+        self._deployments = deployments
+        self._polls: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Registers the catalogue's prices, reads the rules, opens the ledger. Raises when the database is away."""
+        async with self.db.platform_session("catalogue prices") as session:
+            for deployment in self._deployments:
+                if deployment.price is not None:
+                    await register_price(session, _price_row(deployment))
+        await self.configuration.load()
+        await self.access.load()
+        self.ledger.start()
+        self._polls = [asyncio.create_task(self.configuration.poll()), asyncio.create_task(self.access.poll())]
+        log.info("gateway_started", deployments=[d.id for d in self._deployments])
+
+    async def stop(self) -> None:
+        for poll in self._polls:
+            poll.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await poll
+        for provider in self.providers.values():
+            await provider.aclose()
+        await self.ledger.close()
+        await self.issuer.aclose()
+        await self.db.close()
+
+
+def _price_row(deployment: Deployment) -> Price:
+    price = deployment.price
+    assert price is not None
+    return Price(
+        version=price.version,
+        deployment=deployment.id,
+        currency=price.currency,
+        input_u_per_mtok=price.input_u_per_mtok,
+        output_u_per_mtok=price.output_u_per_mtok,
+        cached_input_u_per_mtok=price.cached_input_u_per_mtok,
+        source=price.source,
+    )
+
+
+class GatewayApp:
+    """ASGI: POST on a hot route goes straight to the pipeline, the rest to FastAPI."""
+
+    def __init__(self, gateway: Gateway, rest: FastAPI) -> None:
+        self.gateway = gateway
+        self._rest = rest
+
+    async def __call__(self, scope: AsgiScope, receive: AsgiReceive, send: AsgiSend) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            operation = _HOT.get(scope["path"])
+            if operation is not None:
+                await self.gateway.pipeline.handle(operation, scope, receive, send)
+                return
+        await self._rest(scope, receive, send)
+
+
+def create_gateway(settings: Settings, *, gateway_settings: GatewaySettings | None = None) -> GatewayApp:
+    """Builds the application; nothing is opened before its lifespan starts."""
+    deployments = compile_all(ProviderSettings(), production=settings.env == "production")
+    gateway = Gateway(settings, gateway_settings or GatewaySettings(), deployments)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        await gateway.start()
+        try:
+            yield
+        finally:
+            await gateway.stop()
+
+    rest = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    rest.include_router(health.router(gateway.db, gateway.configuration))
+    rest.include_router(models.router(gateway.authenticator, gateway.configuration))
+
+    @rest.exception_handler(Problem)
+    async def _problem(request: object, problem: Problem) -> Response:
+        return models.problem_response(problem)
+
+    @rest.exception_handler(404)
+    async def _not_found(request: object, error: object) -> Response:
+        return models.problem_response(NotFound("この住所にはAPIがありません。"))
+
+    return GatewayApp(gateway, rest)

@@ -1,0 +1,41 @@
+"""Upper bounds before a call and counts after it, in tokens; money is computed from them in `tenants.quota.pricing`."""
+
+from gateway.contracts import ModelRequest
+from gateway.server.providers.base import Deployment, Usage
+
+# A tokenizer never makes more tokens than the text has UTF-8 bytes. Chat templates add role markers per message.
+TOKENS_PER_MESSAGE = 16
+TOKENS_PER_REQUEST = 64
+# The dearest published image accounting stays below this for the sizes we accept.
+TOKENS_PER_IMAGE = 6_000
+# Injected when the caller sets no cap, so that every call has a worst case.
+DEFAULT_OUTPUT_TOKENS = 4_096
+# A hold may be shrunk to what is affordable, but not below an answer of this length.
+FLOOR_OUTPUT_TOKENS = 256
+
+
+def prompt_bound(request: ModelRequest) -> int:
+    """The most prompt tokens this request can be billed for. Two characters a token would under-count Japanese."""
+    return (
+        request.input_bytes
+        + TOKENS_PER_MESSAGE * request.input_items
+        + TOKENS_PER_REQUEST
+        + TOKENS_PER_IMAGE * request.images
+    )
+
+
+def output_cap(request: ModelRequest, deployment: Deployment) -> int:
+    """Output tokens per choice that will be asked for: the caller's, ours or the model's limit, whichever is least."""
+    if request.operation == "embeddings":
+        return 0
+    return min(request.max_output_tokens or DEFAULT_OUTPUT_TOKENS, deployment.max_output_tokens)
+
+
+def choices(request: ModelRequest) -> int:
+    """How many answers one request produces: `n`, times the prompts of a completion."""
+    return request.choices * (request.input_items if request.operation == "completions" else 1)
+
+
+def counted_usage(request: ModelRequest, output_text_bytes: int) -> Usage:
+    """What a cut-off answer is billed as when the provider said nothing: bytes, the same bound as before the call."""
+    return Usage(prompt_tokens=prompt_bound(request), completion_tokens=output_text_bytes, source="tokenizer")

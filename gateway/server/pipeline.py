@@ -1,0 +1,322 @@
+"""One model call, top to bottom: authenticate → classify → route → admit → call → settle → record."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Mapping
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import anyio
+
+from gateway.contracts import ModelRequest, parse_request
+from gateway.server import metering
+from gateway.server.admission import Admission, Ticket
+from gateway.server.authentication import Authenticator, Caller
+from gateway.server.configuration import ConfigurationSource
+from gateway.server.http import (
+    AsgiReceive,
+    AsgiScope,
+    AsgiSend,
+    Disconnected,
+    problem_body,
+    read_body,
+    send_problem,
+    send_start,
+)
+from gateway.server.providers.base import (
+    Operation,
+    Provider,
+    UpstreamProblem,
+    UpstreamRefused,
+    UpstreamRequest,
+    UpstreamResponse,
+    Usage,
+)
+from gateway.server.record import CallRecord, Recorder
+from gateway.server.routing import route, zone_guard
+from observability.problems import InvalidInput, Problem
+from tenants.context import DataClass, new_id
+from tenants.policy import Policy
+from tenants.quota.terms import Settlement
+
+T = TypeVar("T")
+
+# Input nobody can read for us counts as personal data until a reader has looked at it.
+CLASS_OF_UNREADABLE: Final = DataClass.C3C
+
+_USAGE_MARKS: Final = (b'"choices":[]', b'"choices": []')
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """Seconds; scaled down by tests of faults."""
+
+    connect_s: float = 3.0
+    first_byte_s: float = 60.0
+    between_chunks_s: float = 30.0
+    total_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """Everything one call needs; built once per process in `gateway.server.main`."""
+
+    authenticator: Authenticator
+    configuration: ConfigurationSource
+    admission: Admission
+    providers: Mapping[str, Provider]
+    recorder: Recorder
+    deadlines: Deadlines
+
+    async def handle(self, operation: Operation, scope: AsgiScope, receive: AsgiReceive, send: AsgiSend) -> None:
+        """Serves one request on a hot route. Every failure we expect becomes OpenAI's error shape."""
+        record = CallRecord.begin(operation, call_id=new_id(), started=time.monotonic())
+        try:
+            caller = await self.authenticator.authenticate(scope)
+            record.caller(caller)
+            request = parse_request(operation.value, await read_body(scope, receive))
+            policy = self.configuration.current.policy(caller.tenant_id)
+            data_class = effective_class(caller, policy, request, scope)
+            record.request(request, data_class)
+            await self._serve(caller, policy, request, data_class, record, receive, send)
+        except Disconnected:
+            record.problem = "client-disconnected"
+        except Problem as problem:
+            record.failed(problem)
+            if not record.headers_sent:
+                await send_problem(send, problem, call_id=record.call_id)
+        finally:
+            self.recorder.finish(record)
+
+    async def _serve(
+        self,
+        caller: Caller,
+        policy: Policy,
+        request: ModelRequest,
+        data_class: DataClass,
+        record: CallRecord,
+        receive: AsgiReceive,
+        send: AsgiSend,
+    ) -> None:
+        candidates = route(
+            self.configuration.current.deployments,
+            policy,
+            alias=request.model,
+            allowed_aliases=caller.models,
+            operation=Operation(request.operation),
+            data_class=data_class,
+            needs=needed_capabilities(request),
+        )
+        last: UpstreamProblem | None = None
+        for deployment in candidates:
+            zone_guard(policy, deployment, data_class)
+            ticket = await self.admission.admit(caller, request, deployment, data_class, record)
+            try:
+                response = await self._dispatch(ticket, record, receive)
+            except UpstreamProblem as problem:
+                last = problem
+                if not may_try_next(problem):
+                    break
+                continue
+            await self._relay(ticket, response, record, receive, send)
+            return
+        assert last is not None
+        raise last
+
+    async def _dispatch(self, ticket: Ticket, record: CallRecord, receive: AsgiReceive) -> UpstreamResponse:
+        """Sends to one deployment and waits for its first bytes; a failure or a leaving client ends the ticket."""
+        deployment = ticket.deployment
+        upstream = UpstreamRequest(
+            deployment=deployment,
+            operation=Operation(ticket.request.operation),
+            body=ticket.body,
+            stream=ticket.request.stream,
+            call_id=str(record.call_id),
+            connect_timeout_s=self.deadlines.connect_s,
+            first_byte_timeout_s=self.deadlines.first_byte_s,
+            between_chunks_timeout_s=self.deadlines.between_chunks_s,
+            total_timeout_s=self.deadlines.total_s,
+        )
+        try:
+            return await or_disconnect(self.providers[deployment.provider].send(upstream), receive)
+        except UpstreamProblem as problem:
+            # An upstream that answered with an error billed nothing; one that went silent may have.
+            answered = isinstance(problem, UpstreamRefused) or "upstream_status" in problem.extensions
+            if not problem.dispatched:
+                self.admission.void(ticket, problem.code)
+            else:
+                self.admission.settle(ticket, Settlement(0 if answered else None, problem=problem.code), record)
+            raise
+        except (Disconnected, asyncio.CancelledError):
+            self.admission.settle(ticket, Settlement(None, problem="client_disconnected"), record)
+            raise
+
+    async def _relay(
+        self, ticket: Ticket, response: UpstreamResponse, record: CallRecord, receive: AsgiReceive, send: AsgiSend
+    ) -> None:
+        """Passes the answer on as bytes and settles whatever happens; the last byte does not wait for the ledger."""
+        record.first_byte()
+        headers = answer_headers(ticket, record)
+        problem = ""
+        try:
+            if ticket.request.stream:
+                await self._relay_stream(ticket, response, record, headers, receive, send)
+            else:
+                await self._relay_body(response, record, headers, receive, send)
+        except UpstreamProblem as error:
+            problem = error.code
+            raise
+        except (Disconnected, asyncio.CancelledError):
+            problem = "client_disconnected"
+            raise
+        finally:
+            usage = response.usage or metering.counted_usage(ticket.request, response.output_text_bytes)
+            record.usage(usage, response.finish_reason)
+            self.admission.settle(ticket, settlement_of(ticket, usage, response, problem, record), record)
+            with anyio.CancelScope(shield=True):
+                await response.aclose()
+
+    async def _relay_body(
+        self,
+        response: UpstreamResponse,
+        record: CallRecord,
+        headers: list[tuple[bytes, bytes]],
+        receive: AsgiReceive,
+        send: AsgiSend,
+    ) -> None:
+        body = await or_disconnect(_joined(response.chunks()), receive)
+        await send_start(send, 200, b"application/json", [*headers, (b"content-length", b"%d" % len(body))])
+        record.headers_sent = True
+        await send({"type": "http.response.body", "body": body})
+
+    async def _relay_stream(
+        self,
+        ticket: Ticket,
+        response: UpstreamResponse,
+        record: CallRecord,
+        headers: list[tuple[bytes, bytes]],
+        receive: AsgiReceive,
+        send: AsgiSend,
+    ) -> None:
+        await send_start(send, 200, b"text/event-stream; charset=utf-8", [*headers, (b"x-accel-buffering", b"no")])
+        record.headers_sent = True
+        gone = asyncio.ensure_future(_wait_for_disconnect(receive))
+        try:
+            async for event in response.chunks():
+                if gone.done():
+                    raise Disconnected
+                if not ticket.request.include_usage and any(m in event for m in _USAGE_MARKS) and b'"usage"' in event:
+                    continue
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+        except UpstreamProblem as problem:
+            # The client has 200 already: the failure becomes a typed event, never a silent end.
+            await send({"type": "http.response.body", "body": error_event(problem), "more_body": False})
+            raise
+        finally:
+            gone.cancel()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def may_try_next(problem: UpstreamProblem) -> bool:
+    """Another deployment may take over when nothing was sent, or the upstream itself said that it cannot now."""
+    if isinstance(problem, UpstreamRefused):
+        return False
+    return not problem.dispatched or "upstream_status" in problem.extensions
+
+
+def effective_class(caller: Caller, policy: Policy, request: ModelRequest, scope: AsgiScope) -> DataClass:
+    """max(declared, app's floor, unreadable input); undeclared means the tenant's default. Never lowered."""
+    declared = policy.default_class
+    for name, value in scope["headers"]:
+        if name == b"kumiai-data-class":
+            try:
+                declared = DataClass(value.decode("ascii"))
+            except ValueError:
+                raise BadDataClass("Kumiai-Data-Class は 1・2・3C・3B・3A のどれかにしてください。") from None
+    if request.images:
+        declared = declared.at_least(CLASS_OF_UNREADABLE)
+    return declared.at_least(caller.class_floor)
+
+
+class BadDataClass(InvalidInput):
+    type = "urn:problem:gateway:invalid-data-class"
+
+
+def needed_capabilities(request: ModelRequest) -> frozenset[str]:
+    """What the model must be able to do for this request; see `capabilities` in the catalogue."""
+    needs = set()
+    if request.body.get("tools"):
+        needs.add("tools")
+    response_format = request.body.get("response_format")
+    if isinstance(response_format, dict) and response_format.get("type") == "json_schema":
+        needs.add("json_schema")
+    if request.images:
+        needs.add("images")
+    if request.body.get("logprobs"):
+        needs.add("logprobs")
+    return frozenset(needs)
+
+
+def settlement_of(
+    ticket: Ticket, usage: Usage, response: UpstreamResponse, problem: str, record: CallRecord
+) -> Settlement:
+    """What the ledger is told: cost at the frozen price, never above the hold."""
+    return Settlement(
+        cost_uyen=min(ticket.cost_uyen(usage), ticket.reservation.hold_uyen),
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        usage_source=usage.source,
+        finish_reason=response.finish_reason or "",
+        problem=problem,
+        first_byte_ms=record.first_byte_ms,
+        total_ms=record.elapsed_ms(),
+    )
+
+
+def answer_headers(ticket: Ticket, record: CallRecord) -> list[tuple[bytes, bytes]]:
+    """Where it was processed, by whom, and under which number it can be found."""
+    deployment = ticket.deployment
+    headers = [
+        (b"kumiai-call-id", str(record.call_id).encode()),
+        (b"kumiai-zone", deployment.zone.value.encode()),
+        (b"kumiai-vendor-country", deployment.country.encode()),
+        (b"cache-control", b"no-store"),
+    ]
+    if deployment.owner in ("town", "shared"):
+        headers.append((b"kumiai-zone-owner", deployment.owner.encode()))
+    if ticket.request.ignored:
+        headers.append((b"kumiai-ignored-parameters", ", ".join(ticket.request.ignored).encode("ascii", "replace")))
+    if ticket.capped_output_tokens is not None:
+        headers.append((b"kumiai-output-capped", b"%d" % ticket.capped_output_tokens))
+    return headers
+
+
+def error_event(problem: Problem) -> bytes:
+    """An SSE event in the shape OpenAI's clients raise as an error in the middle of a stream."""
+    return b"data: " + problem_body(problem) + b"\n\n"
+
+
+async def or_disconnect(work: Awaitable[T], receive: AsgiReceive) -> T:
+    """Awaits `work` unless the client leaves first: then the work is cancelled and `Disconnected` raised."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_wait_for_disconnect(receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise Disconnected
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait((task,))
+
+
+async def _wait_for_disconnect(receive: AsgiReceive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _joined(chunks: AsyncIterator[bytes]) -> bytes:
+    return b"".join([chunk async for chunk in chunks])

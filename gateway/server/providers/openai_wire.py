@@ -1,0 +1,188 @@
+"""Providers that speak OpenAI's wire: the answer's bytes are relayed, usage and finish reason read off in passing."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import anyio
+import orjson
+
+from gateway.server.providers.base import (
+    Deployment,
+    Operation,
+    UpstreamBroken,
+    UpstreamRequest,
+    UpstreamResponse,
+    UpstreamUnavailable,
+    Usage,
+)
+from gateway.server.providers.outbound import Outbound, data_of, read_all, server_sent_events
+
+_BROKEN = "もう一度試してください。続くときは共同利用の事務局に知らせてください。"
+
+
+class OpenAIWire:
+    """OpenAI, Azure OpenAI (v1 API), vLLM, llama.cpp and the OpenAI-compatible domestic services."""
+
+    name = "openai_wire"
+
+    def __init__(self, outbound: Outbound) -> None:
+        self._outbound = outbound
+
+    async def send(self, request: UpstreamRequest) -> UpstreamResponse:
+        """See `Provider.send`."""
+        body = dict(request.body)
+        body["model"] = request.deployment.upstream_model
+        if request.stream:
+            body["stream"] = True
+            body["stream_options"] = {"include_usage": True}
+        response = await self._outbound.post(
+            request,
+            f"{request.deployment.base_url}/{request.operation.value}",
+            orjson.dumps(body),
+            _headers(request.deployment) | {"content-type": "application/json"},
+        )
+        try:
+            if request.stream:
+                return await _Stream.begin(response, request)
+            return await _Json.read(response, request)
+        except BaseException:
+            response.close()
+            raise
+
+    async def list_models(self, deployment: Deployment) -> list[str]:
+        """The names at `/models`."""
+        request = UpstreamRequest(deployment, Operation.CHAT, {}, stream=False, call_id="", total_timeout_s=10.0)
+        answer = await self._outbound.get_json(request, f"{deployment.base_url}/models", _headers(deployment))
+        data = answer.get("data") if isinstance(answer, dict) else None
+        if not isinstance(data, list):
+            raise UpstreamBroken(_BROKEN, dispatched=True)
+        return [m["id"] for m in data if isinstance(m, dict) and isinstance(m.get("id"), str)]
+
+    async def aclose(self) -> None:
+        await self._outbound.aclose()
+
+
+def _headers(deployment: Deployment) -> dict[str, str]:
+    if not deployment.api_key:
+        return {}
+    if deployment.extra.get("auth") == "api-key":
+        return {"api-key": deployment.api_key}
+    return {"authorization": f"Bearer {deployment.api_key}"}
+
+
+def usage_of(value: object) -> Usage | None:
+    """OpenAI's usage object; None when it is missing or not counts."""
+    if not isinstance(value, dict):
+        return None
+    prompt, completion = value.get("prompt_tokens"), value.get("completion_tokens", 0)
+    if not isinstance(prompt, int) or not isinstance(completion, int) or prompt < 0 or completion < 0:
+        return None
+    details = value.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else 0
+    return Usage(prompt, completion, cached if isinstance(cached, int) and 0 <= cached <= prompt else 0)
+
+
+class _Json:
+    content_type = "application/json"
+
+    def __init__(self, body: bytes, usage: Usage | None, finish_reason: str | None, text_bytes: int) -> None:
+        self._body = body
+        self.usage = usage
+        self.finish_reason = finish_reason
+        self.output_text_bytes = text_bytes
+
+    @classmethod
+    async def read(cls, response: aiohttp.ClientResponse, request: UpstreamRequest) -> "_Json":
+        body = await read_all(response, request.first_byte_timeout_s)
+        response.release()
+        try:
+            answer: Any = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise UpstreamBroken(_BROKEN, dispatched=True) from error
+        items = answer.get("data" if request.operation is Operation.EMBEDDINGS else "choices")
+        if not isinstance(items, list) or not items:
+            raise UpstreamBroken(_BROKEN, dispatched=True)
+        finish = items[0].get("finish_reason") if isinstance(items[0], dict) else None
+        return cls(body, usage_of(answer.get("usage")), finish, len(body))
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        yield self._body
+
+    async def aclose(self) -> None:
+        return
+
+
+class _Stream:
+    content_type = "text/event-stream; charset=utf-8"
+
+    def __init__(self, response: aiohttp.ClientResponse, events: AsyncIterator[bytes]) -> None:
+        self._response = response
+        self._events = events
+        self._first = b""
+        self._complete = False
+        self.usage: Usage | None = None
+        self.finish_reason: str | None = None
+        self.output_text_bytes = 0
+
+    @classmethod
+    async def begin(cls, response: aiohttp.ClientResponse, request: UpstreamRequest) -> "_Stream":
+        """Waits for the first event that says something: until then nothing has been promised to the caller."""
+        if "text/event-stream" not in response.headers.get("content-type", ""):
+            raise UpstreamBroken(_BROKEN, dispatched=True)
+        events = server_sent_events(
+            response, first_s=request.first_byte_timeout_s, between_s=request.between_chunks_timeout_s
+        )
+        stream = cls(response, events)
+        async for event in events:
+            if data_of(event):
+                stream._note(event)
+                stream._first = event
+                return stream
+        raise UpstreamBroken(_BROKEN, dispatched=True)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        yield self._first
+        if self._complete:
+            return
+        async for event in self._events:
+            if not data_of(event):
+                continue
+            is_last = self._note(event)
+            yield event
+            if is_last:
+                return
+        if self.finish_reason is None:
+            raise UpstreamBroken("答えが途中で切れました。もう一度試してください。", dispatched=True)
+        self._complete = True
+        yield b"data: [DONE]\n\n"
+
+    def _note(self, event: bytes) -> bool:
+        """Reads usage, finish reason and size off an event; True for the last one."""
+        data = data_of(event)
+        if data == b"[DONE]":
+            self._complete = True
+            return True
+        try:
+            payload: Any = orjson.loads(data)
+            choices = payload.get("choices") or []
+            for choice in choices:
+                self.finish_reason = choice.get("finish_reason") or self.finish_reason
+            if choices:
+                self.output_text_bytes += len(data)
+        except (orjson.JSONDecodeError, AttributeError) as error:
+            raise UpstreamBroken(_BROKEN, dispatched=True) from error
+        if payload.get("error"):
+            # Before the first chunk this becomes an error status; after it, a typed event.
+            raise UpstreamUnavailable("もう一度試してください。", dispatched=True)
+        self.usage = usage_of(payload.get("usage")) or self.usage
+        return False
+
+    async def aclose(self) -> None:
+        if self._complete:
+            # Read to its end, the connection can carry the next call.
+            with anyio.move_on_after(0.05):
+                await self._response.content.read()
+            self._response.release()
+        else:
+            self._response.close()

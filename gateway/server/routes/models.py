@@ -1,0 +1,71 @@
+"""`/v1/models`: what this caller may name, and where each would be processed."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from gateway.server.authentication import Authenticator
+from gateway.server.configuration import ConfigurationSource
+from gateway.server.http import problem_body, status_of
+from gateway.server.providers.base import Deployment
+from gateway.server.routing import UnknownModel
+from observability.problems import Problem
+
+
+def problem_response(problem: Problem) -> Response:
+    """OpenAI's error shape, also beside the hot routes."""
+    headers = {"cache-control": "no-store"}
+    if problem.retry_after_s is not None:
+        headers["retry-after"] = str(problem.retry_after_s)
+    return Response(
+        problem_body(problem), status_code=status_of(problem), media_type="application/json", headers=headers
+    )
+
+
+def router(authenticator: Authenticator, configuration: ConfigurationSource) -> APIRouter:
+    routes = APIRouter()
+
+    async def visible(request: Request) -> dict[str, tuple[Deployment, ...]]:
+        caller = await authenticator.authenticate(request.scope)
+        current = configuration.current
+        policy = current.policy(caller.tenant_id)
+        return {
+            alias: deployments
+            for alias, deployments in sorted(current.deployments.items())
+            if policy.allows_model(alias) and (not caller.models or alias in caller.models)
+        }
+
+    @routes.get("/v1/models")
+    async def list_models(request: Request) -> JSONResponse:
+        found = await visible(request)
+        return JSONResponse({"object": "list", "data": [_model(a, d) for a, d in found.items()]})
+
+    @routes.get("/v1/models/{alias:path}")
+    async def get_model(request: Request, alias: str) -> JSONResponse:
+        found = await visible(request)
+        if alias not in found:
+            raise UnknownModel(f"モデル「{alias[:64]}」はこの団体では使えません。", param="model")
+        return JSONResponse(_model(alias, found[alias]))
+
+    return routes
+
+
+def _model(alias: str, deployments: tuple[Deployment, ...]) -> dict[str, Any]:
+    """OpenAI's object; `kumiai` adds where it runs, whose model it is and what it can do."""
+    first = deployments[0]
+    return {
+        "id": alias,
+        "object": "model",
+        "created": 0,
+        "owned_by": first.vendor,
+        "kumiai": {
+            "zones": sorted({d.zone.value for d in deployments}),
+            "zone_owner": first.owner,
+            "vendor_country": first.country,
+            "operations": sorted({o.value for d in deployments for o in d.operations}),
+            "capabilities": sorted(first.capabilities),
+            "sample": first.provider == "demo",
+            "priced": all(d.price is not None for d in deployments),
+        },
+    }

@@ -1,0 +1,54 @@
+"""What only the gateway reads: keys and addresses of model providers, and its deadlines."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ProviderSettings(BaseSettings):
+    """Provider keys under the names their own tools use; a provider without a key stays off."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore")
+
+    openai_api_key: SecretStr = SecretStr("")
+    azure_openai_api_key: SecretStr = SecretStr("")
+    azure_openai_endpoint: str = ""
+    anthropic_api_key: SecretStr = SecretStr("")
+    gemini_api_key: SecretStr = SecretStr("")
+    plamo_api_key: SecretStr = SecretStr("")
+    sakura_ai_api_key: SecretStr = SecretStr("")
+    kumiai_openai_compatible_base_url: str = ""
+    kumiai_openai_compatible_api_key: SecretStr = SecretStr("")
+    kumiai_openai_compatible_zone: Literal["", "onprem", "domestic", "overseas"] = ""
+    kumiai_openai_compatible_model: str = ""
+    kumiai_openai_compatible_embedding_model: str = ""
+    kumiai_openai_compatible_max_output_tokens: int = 4_096
+
+    def keys(self) -> dict[str, str]:
+        """The ones that are set, under their environment names in upper case."""
+        values = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+            if text:
+                values[name.upper()] = text
+        return values
+
+
+class GatewaySettings(BaseSettings):
+    """Deadlines in seconds; tests of faults scale them down."""
+
+    model_config = SettingsConfigDict(env_prefix="KUMIAI_GATEWAY_", frozen=True, extra="ignore")
+
+    connect_timeout_s: float = Field(default=3.0, gt=0)
+    first_byte_timeout_s: float = Field(default=60.0, gt=0)
+    between_chunks_timeout_s: float = Field(default=30.0, gt=0)
+    total_timeout_s: float = Field(default=600.0, gt=0)
+    demo_delay_s: float = Field(default=0.03, ge=0)
+    # The way out: a CONNECT proxy, an internal CA, a client certificate.
+    egress_proxy: str = ""
+    egress_ca_file: Path | None = None
+    egress_client_cert_file: Path | None = None
+    egress_client_key_file: Path | None = None

@@ -1,0 +1,96 @@
+"""The composition root's own commands: the demo, the processes, and whether this machine is ready."""
+
+import os
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tenants.settings import Settings
+
+Port = Annotated[int, typer.Option(help="Port on 127.0.0.1.")]
+Descriptor = Annotated[int, typer.Option(help="An inherited listening socket, instead of host and port.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds demo, demo-stop, demo-reset, demo-cluster, gateway, portal, worker and doctor."""
+    app.command("demo")(demo)
+    app.command("demo-stop")(demo_stop)
+    app.command("demo-reset")(demo_reset)
+    app.command("demo-cluster")(demo_cluster)
+    app.command("gateway")(gateway)
+    app.command("portal")(portal)
+    app.command("worker")(worker)
+    app.command("doctor")(doctor)
+
+
+def demo(port: Port = 8000) -> None:
+    """Start everything on one address with embedded defaults, until Ctrl-C."""
+    from kumiai.demo import run_demo
+
+    raise typer.Exit(run_demo(Settings(), port=port, environment=os.environ))  # noqa: TID251 - the children inherit it
+
+
+def demo_stop() -> None:
+    """End a demo that runs in KUMIAI_HOME."""
+    from kumiai.demo import stop_demo
+
+    raise typer.Exit(stop_demo(Settings()))
+
+
+def demo_reset(port: Port = 8000) -> None:
+    """Delete the demo's data and start over."""
+    from kumiai.demo import reset_demo, run_demo
+
+    code = reset_demo(Settings())
+    if code == 0:
+        code = run_demo(Settings(), port=port, environment=os.environ)  # noqa: TID251 - as above
+    raise typer.Exit(code)
+
+
+def demo_cluster(port: Port = 8000) -> None:
+    """The demo on PostgreSQL, PgBouncer, Valkey and Keycloak, all started here on loopback."""
+    from kumiai.cluster import run_cluster
+
+    raise typer.Exit(run_cluster(Settings(), port=port, environment=os.environ))  # noqa: TID251 - as above
+
+
+def _socket(host: str, port: int, fd: int) -> socket.socket:
+    from kumiai.processes import listen
+
+    if fd >= 0:
+        return socket.socket(fileno=fd)
+    try:
+        return listen(host, port)
+    except OSError as error:
+        raise typer.BadParameter(f"{host}:{port} is taken ({error.strerror})") from error
+
+
+def gateway(host: str = "127.0.0.1", port: Port = 8001, fd: Descriptor = -1) -> None:
+    """Serve /v1, /health and /metrics."""
+    from kumiai.processes import run_gateway
+
+    run_gateway(Settings(), _socket(host, port, fd))
+
+
+def portal(host: str = "127.0.0.1", port: Port = 8002, fd: Descriptor = -1) -> None:
+    """Serve the pages."""
+    from kumiai.processes import run_portal
+
+    run_portal(Settings(), _socket(host, port, fd))
+
+
+def worker() -> None:
+    """Run what outlives a request: sweeper, retention, partitions."""
+    from kumiai.processes import run_worker
+
+    run_worker(Settings())
+
+
+def doctor(home: Annotated[Path | None, typer.Option(help="Another home folder.")] = None) -> None:
+    """Check settings, database, keys, issuer and gateway, and say what to do about what is wrong."""
+    from kumiai.doctor import examine
+
+    settings = Settings() if home is None else Settings(home=home)
+    raise typer.Exit(examine(settings))

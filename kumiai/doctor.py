@@ -1,0 +1,62 @@
+"""`kumiai doctor`: is this installation ready, and if not, what is to be done."""
+
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from tenants.keyfiles import KeyFileError, read_key
+from tenants.schema import pending_migrations
+from tenants.settings import Settings
+
+
+def examine(settings: Settings) -> int:
+    """Prints one line per check; 0 when all hold."""
+    checks: list[tuple[str, Callable[[Settings], str]]] = [
+        ("database", _database),
+        ("keys", _keys),
+        ("issuer", _issuer),
+        ("gateway", _gateway),
+    ]
+    failed = 0
+    for name, check in checks:
+        problem = check(settings)
+        failed += bool(problem)
+        print(f"{'NG' if problem else 'OK'}  {name:<10}{problem}")
+    return 1 if failed else 0
+
+
+def _database(settings: Settings) -> str:
+    try:
+        urls = settings.urls.filled()
+        behind = pending_migrations(urls)
+    except (ValueError, SQLAlchemyError, OSError) as error:
+        return f"cannot be used: {type(error).__name__}. Check KUMIAI_DATABASE_URL and that the server runs."
+    return "the schema is behind this version. Run: kumiai db migrate" if behind else ""
+
+
+def _keys(settings: Settings) -> str:
+    wrong = []
+    for name in ("root", "session", "delegation", "pepper"):
+        try:
+            read_key(settings.key_path(name))
+        except KeyFileError as error:
+            wrong.append(str(error))
+    return "; ".join(wrong)
+
+
+def _issuer(settings: Settings) -> str:
+    return _answers(f"{settings.resolved_issuer}/.well-known/openid-configuration", "KUMIAI_ISSUER")
+
+
+def _gateway(settings: Settings) -> str:
+    return _answers(f"{settings.gateway_url}/health/ready", "KUMIAI_GATEWAY_URL")
+
+
+def _answers(url: str, setting: str) -> str:
+    try:
+        with urllib.request.urlopen(url, timeout=5):  # noqa: S310 - an address from our own settings
+            return ""
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        return f"{url} does not answer ({type(error).__name__}). Check {setting} and that it runs."

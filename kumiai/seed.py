@@ -1,0 +1,222 @@
+"""The demo's region: one operator and three fictional towns with sections, staff, budgets and an API key.
+
+The codes are of numbers the ministry has not given to anybody, with a right check digit.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from sqlmodel import col, update
+
+from gateway.server.providers.base import UpstreamProblem
+from gateway.server.providers.factory import compile_all, is_loopback
+from gateway.server.providers.openai_wire import OpenAIWire
+from gateway.server.providers.outbound import Egress, Outbound
+from gateway.server.settings import ProviderSettings
+from observability.problems import NotFound
+from tenants.audit import By
+from tenants.context import DataClass, Role, TenantId
+from tenants.db import Database
+from tenants.identity.api_keys import Peppers, create_key
+from tenants.identity.directories import open_directory
+from tenants.identity.directory import IdentityDirectory
+from tenants.keyfiles import ensure_key
+from tenants.lgcode import check_digit
+from tenants.models import FxRate, PersonIdentity, TenantIdentity
+from tenants.people import NewPerson, add_people, list_sections
+from tenants.policy import Policy
+from tenants.quota.pricing import set_fx_rate
+from tenants.quota.tree import set_budget
+from tenants.registry import NewTenant, create_tenant, find_tenant, new_password
+from tenants.settings import Settings
+
+PRODUCT_NAME: Final = "青葉広域AI"
+BY: Final = By("command", "kumiai demo")
+
+
+def _code(five: str) -> str:
+    return f"{five}{check_digit(five)}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Town:
+    name: str
+    code: str
+    sections: tuple[str, ...]
+    month_yen: int
+
+
+_OPERATOR: Final = _Town("青葉広域連合", _code("04991"), ("運用課",), 100_000)
+_TOWNS: Final = (
+    _Town("見本町", _code("04691"), ("総務課", "福祉課", "税務課", "こども課", "建設課"), 300_000),
+    _Town("青葉町", _code("04692"), ("総務課", "住民課", "保育課"), 200_000),
+    _Town("北原町", _code("04693"), ("総務課", "産業課"), 100_000),
+)
+# (login, shown as, section, role); people are told by their work, never by a name.
+_PEOPLE: Final = (
+    ("1001", "情報担当", 0, Role.TOWN_ADMIN),
+    ("1002", "課長", 0, Role.SECTION_ADMIN),
+    ("1003", "職員", 0, Role.STAFF),
+    ("1004", "職員", 1, Role.STAFF),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Seeded:
+    """What the demo prints and writes down. `environment` is what its processes need besides the caller's."""
+
+    product_name: str
+    environment: Mapping[str, str]
+    _facts: Mapping[str, Any] = field(repr=False)
+
+    def facts(self, base_url: str) -> dict[str, Any]:
+        return {"base_url": base_url, **self._facts}
+
+
+async def seed_demo(settings: Settings, environment: Mapping[str, str]) -> Seeded:
+    """Makes what is missing and remembers every password in the home folder; a second run changes nothing."""
+    extra, model_note = await _real_model(ProviderSettings())
+    kept = settings.home / "demo-people.json"
+    known: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {"people": {}, "api_keys": {}}
+    db = Database(settings.urls)
+    directory = open_directory(settings)
+    try:
+        if known.get("issuer") not in (None, settings.resolved_issuer):
+            await _follow_issuer(db, known["issuer"], settings.resolved_issuer)
+        known["issuer"] = settings.resolved_issuer
+        async with db.platform_session("demo") as session:
+            await set_fx_rate(
+                session,
+                FxRate(
+                    version="USD@sample-2026-11-24",
+                    currency="USD",
+                    uyen_per_unit=155_000_000,
+                    valid_from=datetime(2026, 1, 1, tzinfo=UTC),
+                    is_sample=True,
+                    source="見本。実際の相場ではない",
+                ),
+            )
+        for town in (_OPERATOR, *_TOWNS):
+            await _ensure_town(db, directory, settings, town, known, kept)
+    finally:
+        await db.close()
+    towns = (_OPERATOR, *_TOWNS)
+    facts = {
+        "tenants": [{"code": t.code, "name": t.name} for t in towns],
+        "people": [
+            {"tenant": t.code, "role": role, "login": login, "password": password}
+            for t in towns
+            for login, (role, password) in known["people"][t.code].items()
+        ],
+        "api_keys": [{"tenant": t.code, "key": known["api_keys"][t.code]} for t in _TOWNS],
+        "model": "standard",
+        "model_note": model_note,
+    }
+    return Seeded(PRODUCT_NAME, extra, facts)
+
+
+async def _ensure_town(
+    db: Database, directory: IdentityDirectory, settings: Settings, town: _Town, known: dict[str, Any], kept: Path
+) -> None:
+    """Operator and towns alike; whatever was cut off by a kill is completed by the next run."""
+    is_operator = town is _OPERATOR
+    passwords = known["people"].setdefault(town.code, {})
+    people = (("9001", "運用担当", 0, Role.OPERATOR),) if is_operator else _PEOPLE
+    for login, _, _, role in people:
+        passwords.setdefault(login, [role.value, new_password()])
+    _write(kept, known)
+    async with db.platform_session("demo", read_only=True) as session:
+        try:
+            tenant_id, alias = (tenant := await find_tenant(session, town.code)).id, tenant.alias
+        except NotFound:
+            tenant_id = None
+    if tenant_id is None:
+        login, name, _, _ = people[0]
+        created = await create_tenant(
+            db,
+            directory,
+            NewTenant(
+                town.name,
+                town.code,
+                login,
+                name,
+                town.sections,
+                town.month_yen,
+                kind="operator" if is_operator else "municipality",
+                policy=Policy(default_class=DataClass.C1),
+            ),
+            by=BY,
+            admin_password=passwords[login][1],
+            temporary=False,
+        )
+        tenant_id, alias = created.tenant_id, created.alias
+        rest = [
+            (NewPerson(n, shown, town.sections[s], frozenset({Role.STAFF, role})), passwords[n][1])
+            for n, shown, s, role in people[1:]
+        ]
+        if rest:
+            await add_people(db, directory, created.tenant_id, alias, rest, by=BY, temporary=False)
+        if not is_operator:
+            async with db.platform_session("demo") as session:
+                first = (await list_sections(session, created.tenant_id))[0].id
+                await set_budget(
+                    session, created.tenant_id, yen=town.month_yen // 2, node="section", node_id=str(first)
+                )
+    if not is_operator and town.code not in known["api_keys"]:
+        peppers = Peppers({1: ensure_key(settings.key_path("pepper"))})
+        async with db.platform_session("demo") as session:
+            plain = await create_key(session, TenantId(tenant_id), peppers, env=settings.env, label="デモの鍵")
+        known["api_keys"][town.code] = plain.text
+        _write(kept, known)
+
+
+async def _follow_issuer(db: Database, old: str, new: str) -> None:
+    """Another port is another issuer name: the same accounts are linked anew."""
+    async with db.platform_session("demo") as session:
+        for table in (TenantIdentity, PersonIdentity):
+            await session.exec(update(table).where(col(table.issuer) == old).values(issuer=new))
+
+
+def _write(path: Path, known: Mapping[str, Any]) -> None:
+    draft = path.with_suffix(".new")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(known, file, ensure_ascii=False)
+    draft.rename(path)
+
+
+async def _real_model(settings: ProviderSettings) -> tuple[dict[str, str], str]:
+    """Asks an OpenAI-compatible server for its models, so that the demo can use what is there."""
+    extra: dict[str, str] = {}
+    base_url = settings.kumiai_openai_compatible_base_url
+    if base_url and not settings.kumiai_openai_compatible_model:
+        probe = settings.model_copy(update={"kumiai_openai_compatible_model": "probe"})
+        deployment = compile_all(probe, production=True)[0]
+        provider = OpenAIWire(Outbound(Egress()))
+        try:
+            names = await provider.list_models(deployment)
+        except UpstreamProblem as problem:
+            where = "この装置の中" if is_loopback(base_url) else base_url
+            raise ModelUnreachable(f"{base_url}（{where}）のモデルを確かめられません。{problem.title}。") from problem
+        finally:
+            await provider.aclose()
+        embedding = [n for n in names if "embed" in n.lower() or "e5" in n.lower()]
+        chat = [n for n in names if n not in embedding]
+        if chat:
+            extra["KUMIAI_OPENAI_COMPATIBLE_MODEL"] = chat[0]
+        if embedding:
+            extra["KUMIAI_OPENAI_COMPATIBLE_EMBEDDING_MODEL"] = embedding[0]
+        settings = settings.model_copy(update={k.lower(): v for k, v in extra.items()})
+    first = next(d for d in compile_all(settings, production=False) if d.alias == "standard")
+    if first.provider == "demo":
+        return extra, "同梱の見本（AIではありません。OPENAI_API_KEY などを設定すると本物のモデルになります）"
+    return extra, f"{first.vendor} {first.upstream_model}"
+
+
+class ModelUnreachable(RuntimeError):
+    """The server named for real models does not answer."""

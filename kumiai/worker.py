@@ -1,0 +1,105 @@
+"""What outlives a request: holds of crashed gateways, the trash, ended sessions, next months' partitions."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+import structlog
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlmodel import col, delete, select
+
+from observability import metrics
+from tenants.blobs import Blobs, FolderStore
+from tenants.context import TenantContext, TenantId
+from tenants.db import Database
+from tenants.documents import Documents
+from tenants.keyfiles import KeyFileError
+from tenants.models import PortalSession, Revocation, Tenant, Throttle
+from tenants.quota.ledger import sweep
+from tenants.settings import Settings
+from tenants.vault import FileRootKey, Vault
+
+log = structlog.get_logger("worker")
+
+KEEP_ENDED_SESSIONS: Final = timedelta(days=7)
+
+
+class Worker:
+    """The recurring duties of one worker process; two of them do no harm to each other."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._db = Database(settings.urls)
+        vault = Vault(self._db, FileRootKey.from_file(settings.key_path("root"), create=settings.env != "production"))
+        self._documents = Documents(self._db, vault)
+        self._blobs = Blobs(self._db, vault, FolderStore(settings.blobs))
+
+    async def close(self) -> None:
+        await self._db.close()
+
+    async def sweep_holds(self) -> int:
+        """Holds whose gateway died go to suspense at the full amount; none is voided."""
+        return await asyncio.to_thread(sweep, self._settings.urls.filled())
+
+    async def purge(self) -> int:
+        """What lay in the trash for its time goes for good, files without a document too."""
+        async with self._db.platform_session("retention", read_only=True) as session:
+            tenants = (await session.exec(select(Tenant.id).where(col(Tenant.status) != "erased"))).all()
+        gone = 0
+        for tenant_id in tenants:
+            ctx = TenantContext(TenantId(tenant_id))
+            gone += await self._documents.purge_due(ctx)
+            gone += await self._documents.sweep(ctx)
+            gone += await self._blobs.sweep(ctx)
+        return gone
+
+    async def forget(self) -> int:
+        """Sessions and revocations that can no longer matter."""
+        now = datetime.now(UTC)
+        async with self._db.platform_session("retention") as session:
+            ended = await session.exec(
+                delete(PortalSession).where(col(PortalSession.expires_at) < now - KEEP_ENDED_SESSIONS)
+            )
+            await session.exec(delete(Revocation).where(col(Revocation.until) < now))
+            await session.exec(delete(Throttle).where(col(Throttle.first_at) < now - timedelta(days=1)))
+        return int(ended.rowcount)
+
+    async def partitions(self) -> int:
+        """The months to come, so that no row ever lacks its partition."""
+        if self._db.is_sqlite:
+            return 0
+        async with self._db.platform_session("partitions") as session:
+            await session.execute(text("select ensure_month_partitions(current_date, 3)"))
+        return 0
+
+
+async def work(settings: Settings, stop: asyncio.Event) -> None:
+    """Runs the duties until `stop` is set; a duty that fails is logged and tried again at its next turn."""
+    worker = Worker(settings)
+    duties: list[tuple[str, float, Callable[[], Awaitable[int]]]] = [
+        ("sweep_holds", 15, worker.sweep_holds),
+        ("purge", 3600, worker.purge),
+        ("forget", 3600, worker.forget),
+        ("partitions", 86_400, worker.partitions),
+    ]
+    try:
+        await asyncio.gather(*(_repeat(name, every_s, duty, stop) for name, every_s, duty in duties))
+    finally:
+        await worker.close()
+
+
+async def _repeat(name: str, every_s: float, duty: Callable[[], Awaitable[int]], stop: asyncio.Event) -> None:
+    while not stop.is_set():
+        try:
+            done = await duty()
+            metrics.JOBS.labels(name, "ok").inc()
+            if done:
+                log.info("duty_done", duty=name, count=done)
+        except (SQLAlchemyError, OSError, KeyFileError):
+            metrics.JOBS.labels(name, "failed").inc()
+            log.warning("duty_failed", duty=name, exc_info=True)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), every_s)

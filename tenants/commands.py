@@ -1,0 +1,655 @@
+"""`kumiai tenant | key | budget | usage | price | people | audit | keycloak | db`: the operator's commands."""
+
+import asyncio
+import csv
+import getpass
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, cast
+
+import typer
+from sqlmodel import col, select
+
+from observability.problems import InvalidInput
+from tenants import audit
+from tenants.audit import By
+from tenants.context import Role, TenantContext, TenantId
+from tenants.db import Database
+from tenants.identity.api_keys import SCOPES, Peppers, create_key, list_keys, revoke_key, rotate_key
+from tenants.identity.directories import open_directory, portal_secret
+from tenants.keyfiles import ensure_key, read_key
+from tenants.models import FxRate, Price, Tenant
+from tenants.people import code_of, list_people, list_sections
+from tenants.policy import bump_configuration
+from tenants.quota.pricing import UYEN_PER_YEN, register_price, set_fx_rate
+from tenants.quota.tree import budget_rows, set_budget
+from tenants.quota.windows import parse_month, window_start
+from tenants.registry import (
+    NewTenant,
+    create_tenant,
+    find_tenant,
+    list_tenants,
+    new_password,
+    resume_tenant,
+    suspend_tenant,
+)
+from tenants.schema import migrate as migrate_schema
+from tenants.settings import Settings
+from tenants.usage import usage_rows
+
+T = TypeVar("T")
+Town = Annotated[str, typer.Argument(help="団体コード (6 digits) or name.")]
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the groups of this layer."""
+    for name, help_text, commands in (
+        ("tenant", "The municipalities.", _TENANT),
+        ("key", "API keys of systems.", _KEY),
+        ("budget", "Monthly budgets.", _BUDGET),
+        ("price", "Prices and exchange rates.", _PRICE),
+        ("people", "Staff and sections of a town.", _PEOPLE),
+        ("audit", "The audit chain.", _AUDIT),
+        ("keycloak", "The identity provider.", _KEYCLOAK),
+        ("db", "The database schema.", _DB),
+    ):
+        group = typer.Typer(no_args_is_help=True, help=help_text)
+        for command, function in commands.items():
+            group.command(command)(cast(Callable[..., None], function))
+        app.add_typer(group, name=name)
+    app.command("usage")(usage)
+
+
+def _settings() -> Settings:
+    """As set; beside a running demo, with the address it answers on."""
+    settings = Settings()
+    facts = settings.home / "demo.json"
+    if settings.env == "demo" and facts.exists():
+        settings = settings.model_copy(update={"public_url": json.loads(facts.read_text())["base_url"]})
+    return settings
+
+
+def _by() -> By:
+    return By("command", getpass.getuser())
+
+
+def _run(work: Callable[[Settings, Database], Awaitable[T]]) -> T:
+    """One command: settings, database, work, closed again."""
+    settings = _settings()
+
+    async def main() -> T:
+        db = Database(settings.urls)
+        try:
+            return await work(settings, db)
+        finally:
+            await db.close()
+
+    return asyncio.run(main())
+
+
+async def _find(db: Database, text: str) -> tuple[Tenant, TenantId]:
+    async with db.platform_session("command", read_only=True) as session:
+        tenant = await find_tenant(session, text)
+    return tenant, TenantId(tenant.id)
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+
+
+# ── tenant ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def tenant_create(
+    name: Annotated[str, typer.Option(help="Name of the municipality.")],
+    code: Annotated[str, typer.Option(help="団体コード, six digits with check digit.")],
+    admin_login: Annotated[str, typer.Option(help="Staff number of the first administrator.")],
+    month_yen: Annotated[int, typer.Option(help="Budget per month in yen, from this month on.")],
+    admin_name: Annotated[str, typer.Option(help="How the administrator is shown.")] = "情報担当",
+    section: Annotated[list[str] | None, typer.Option(help="A section; may be given several times.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Where the hand-over sheet (PDF) goes.")] = None,
+) -> None:
+    """Create a town in one step: accounts, organization, policy, sections, budget, administrator."""
+
+    async def work(settings: Settings, db: Database) -> None:
+        from tenants.printing import Handover, handover_sheet
+
+        directory = open_directory(settings)
+        wanted = NewTenant(name, code, admin_login, admin_name, tuple(section or ("情報担当課",)), month_yen)
+        created = await create_tenant(db, directory, wanted, by=_by())
+        path = sheet or Path(f"handover-{created.alias[1:]}.pdf")
+        url = f"{settings.public_url}/t/{created.alias[1:]}"
+        pdf = handover_sheet(
+            Handover(
+                product_name=settings.product_name,
+                town=name,
+                code=created.alias[1:],
+                admin_login=created.admin_login,
+                full_login=f"{created.alias}.{created.admin_login}",
+                password=created.admin_password,
+                entry_url=url,
+                sections=wanted.sections,
+                month_yen=month_yen,
+                made_on=datetime.now(UTC).date(),
+            )
+        )
+        path.touch(mode=0o600)
+        path.write_bytes(pdf)
+        print(f"{name}（{created.alias[1:]}）を作りました。")
+        print(f"  入口        {url}")
+        print(f"  職員番号    {created.admin_login}")
+        print(f"  初期パスワード  {created.admin_password}")
+        print(f"  引継ぎ票    {path}")
+
+    _run(work)
+
+
+def tenant_list(as_json: AsJson = False) -> None:
+    """List all towns."""
+
+    async def work(_settings: Settings, db: Database) -> None:
+        async with db.platform_session("command", read_only=True) as session:
+            found = await list_tenants(session)
+        if as_json:
+            _print_json([asdict(t) for t in found])
+            return
+        for t in found:
+            print(f"{t.code}  {t.status:<10}{t.people:>5}人  {t.name}")
+
+    _run(work)
+
+
+def tenant_show(town: Town, as_json: AsJson = False) -> None:
+    """Show one town: state, sections, people, this month's money."""
+
+    async def work(_settings: Settings, db: Database) -> None:
+        tenant, tenant_id = await _find(db, town)
+        async with db.platform_session("command", read_only=True) as session:
+            facts = {
+                "id": str(tenant.id),
+                "name": tenant.name,
+                "code": await code_of(session, tenant_id),
+                "alias": tenant.alias,
+                "status": tenant.status,
+                "sections": [s.name for s in await list_sections(session, tenant_id)],
+                "people": len(await list_people(session, tenant_id)),
+            }
+            town_row = [r for r in await budget_rows(session, tenant_id=tenant_id) if r.node == "town"]
+        if town_row:
+            facts |= {
+                "limit_yen": (town_row[0].limit_uyen or 0) // UYEN_PER_YEN,
+                "used_yen": -(-town_row[0].posted_uyen // UYEN_PER_YEN),
+            }
+        if as_json:
+            _print_json(facts)
+            return
+        for name, value in facts.items():
+            print(f"{name:<10} {'、'.join(value) if isinstance(value, list) else value}")
+
+    _run(work)
+
+
+def tenant_suspend(town: Town) -> None:
+    """Stop a town: nobody signs in, no key works, running sessions end within seconds."""
+
+    async def work(settings: Settings, db: Database) -> None:
+        tenant, tenant_id = await _find(db, town)
+        await suspend_tenant(db, open_directory(settings), tenant_id, by=_by())
+        print(f"{tenant.name}の利用を止めました。")
+
+    _run(work)
+
+
+def tenant_resume(town: Town) -> None:
+    """Let a stopped town work again; its people sign in anew."""
+
+    async def work(settings: Settings, db: Database) -> None:
+        tenant, tenant_id = await _find(db, town)
+        await resume_tenant(db, open_directory(settings), tenant_id, by=_by())
+        print(f"{tenant.name}の利用を再開しました。")
+
+    _run(work)
+
+
+def tenant_export(town: Town, to: Annotated[Path, typer.Option(help="The ZIP file to write (mode 0600).")]) -> None:
+    """Write everything of a town into one ZIP. It holds content: hand it to the town, and to nobody else."""
+
+    async def work(settings: Settings, db: Database) -> None:
+        from tenants.erasure import export_tenant, open_content
+
+        tenant, tenant_id = await _find(db, town)
+        report = await export_tenant(db, open_content(settings, db), tenant_id, to)
+        async with db.platform_session("command") as session:
+            await audit.record(session, tenant_id, _by(), "tenant.export", about=("tenant", tenant_id))
+        print(f"{tenant.name}を {to} に書き出しました。")
+        for words, count in report.counts.items():
+            print(f"  {words} {count:,}")
+
+    _run(work)
+
+
+def tenant_erase(
+    town: Town,
+    export: Annotated[Path, typer.Option(help="The export made before; it is checked first.")],
+    typed_name: Annotated[str, typer.Option("--name", help="The town's name, typed in full.")] = "",
+) -> None:
+    """Erase a town's content and persons for good. Ledger and audit stay, pseudonymised."""
+
+    async def work(settings: Settings, db: Database) -> None:
+        from tenants.erasure import erase_tenant, open_content
+
+        tenant, tenant_id = await _find(db, town)
+        name = typed_name or typer.prompt(f"「{tenant.name}」を消去します。団体の名前を入れてください")
+        report = await erase_tenant(
+            db,
+            open_content(settings, db),
+            tenant_id,
+            typed_name=name,
+            export_path=export,
+            now=datetime.now(UTC),
+        )
+        async with db.platform_session("command") as session:
+            await bump_configuration(session)
+            await audit.record(session, tenant_id, _by(), "tenant.erase", about=("tenant", tenant_id))
+        directory = open_directory(settings)
+        await asyncio.to_thread(directory.set_organization_enabled, tenant.alias, enabled=False)
+        print(f"{tenant.name}を消去しました。")
+        for words, count in report.counts.items():
+            print(f"  {words} {count:,}")
+
+    _run(work)
+
+
+# ── key ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _peppers(settings: Settings) -> Peppers:
+    read = read_key if settings.env == "production" else ensure_key
+    return Peppers({1: read(settings.key_path("pepper"))})
+
+
+def key_create(
+    town: Town,
+    label: Annotated[str, typer.Option(help="What the key is for.")],
+    app: Annotated[str, typer.Option(help="The app it belongs to.")] = "",
+    scope: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(sorted(SCOPES))}; default all.")] = None,
+    model: Annotated[list[str] | None, typer.Option(help="A model it may name; default all of the policy.")] = None,
+    days: Annotated[int, typer.Option(help="Days until it expires; 0 means never.")] = 365,
+) -> None:
+    """Create a key. It is printed once and stored nowhere."""
+
+    async def work(settings: Settings, db: Database) -> None:
+        _, tenant_id = await _find(db, town)
+        async with db.platform_session("command") as session:
+            plain = await create_key(
+                session,
+                tenant_id,
+                _peppers(settings),
+                env=settings.env,
+                label=label,
+                app=app,
+                scopes=frozenset(scope or ()),
+                models=tuple(model or ()),
+                expires_at=datetime.now(UTC) + timedelta(days=days) if days else None,
+            )
+            await audit.record(session, tenant_id, _by(), "key.create", about=("key", plain.key_id))
+        print(plain.text)
+
+    _run(work)
+
+
+def key_list(town: Town, as_json: AsJson = False) -> None:
+    """List a town's keys, without their secrets."""
+
+    async def work(_settings: Settings, db: Database) -> None:
+        _, tenant_id = await _find(db, town)
+        async with db.tenant_session(TenantContext(tenant_id), read_only=True) as session:
+            keys = await list_keys(session, tenant_id)
+        rows = [
+            {
+                "key_id": k.key_id,
+                "label": k.label,
+                "app": k.app,
+                "scopes": k.scopes,
+                "models": k.models,
+                "expires_at": k.expires_at,
+                "revoked_at": k.revoked_at,
+                "last_used_at": k.last_used_at,
+            }
+            for k in keys
+        ]
+        if as_json:
+            _print_json(rows)
+            return
+        for row in rows:
+            state = "revoked" if row["revoked_at"] else "live"
+            print(f"{row['key_id']}  {state:<8} {row['label']}")
+
+    _run(work)
+
+
+def key_rotate(town: Town, key_id: str) -> None:
+    """Print a successor; the old key lives on for a week."""
+
+    async def work(settings: Settings, db: Database) -> None:
+        _, tenant_id = await _find(db, town)
+        async with db.platform_session("command") as session:
+            plain = await rotate_key(session, tenant_id, _peppers(settings), key_id, env=settings.env)
+            await audit.record(session, tenant_id, _by(), "key.rotate", about=("key", key_id))
+        print(plain.text)
+
+    _run(work)
+
+
+def key_revoke(town: Town, key_id: str) -> None:
+    """End a key at once."""
+
+    async def work(_settings: Settings, db: Database) -> None:
+        _, tenant_id = await _find(db, town)
+        async with db.platform_session("command") as session:
+            await revoke_key(session, tenant_id, key_id)
+            await audit.record(session, tenant_id, _by(), "key.revoke", about=("key", key_id))
+        print(f"{key_id} を取り消しました。")
+
+    _run(work)
+
+
+# ── money ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def budget_set(town: Town, month_yen: Annotated[int, typer.Option(help="Yen per month, from this month on.")]) -> None:
+    """Set a town's monthly budget."""
+
+    async def work(_settings: Settings, db: Database) -> None:
+        tenant, tenant_id = await _find(db, town)
+        async with db.platform_session("command") as session:
+            await set_budget(session, tenant_id, yen=month_yen)
+            await audit.record(session, tenant_id, _by(), "budget.set", about=("tenant", tenant_id), yen=month_yen)
+        print(f"{tenant.name}の予算を月{month_yen:,}円にしました。")
+
+    _run(work)
+
+
+def budget_show(
+    town: Annotated[str, typer.Argument(help="団体コード or name; all if left out.")] = "", as_json: AsJson = False
+) -> None:
+    """Show limits, holds and postings of this month."""
+
+    async def work(_settings: Settings, db: Database) -> None:
+        tenant_id = (await _find(db, town))[1] if town else None
+        async with db.platform_session("command", read_only=True) as session:
+            codes = {t.id: t.code for t in await list_tenants(session)}
+            rows = await budget_rows(session, tenant_id=tenant_id)
+        month = window_start("month", datetime.now(UTC)).isoformat()
+        told = [
+            {
+                "code": codes.get(r.tenant_id, ""),
+                "node": r.node if not r.node_id else f"{r.node}:{r.node_id}",
+                "window": f"month:{month}",
+                "limit_uyen": r.limit_uyen,
+                "held_uyen": r.held_uyen,
+                "posted_uyen": r.posted_uyen,
+            }
+            for r in rows
+        ]
+        if as_json:
+            _print_json(told)
+            return
+        for row, raw in zip(told, rows, strict=True):
+            limit = "上限なし" if raw.limit_uyen is None else f"{raw.limit_uyen // UYEN_PER_YEN:,}円"
+            used = -(-(raw.posted_uyen + raw.held_uyen) // UYEN_PER_YEN)
+            print(f"{row['code']}  {row['node']:<46} {used:>10,}円 / {limit}")
+
+    _run(work)
+
+
+def usage(
+    town: Annotated[str, typer.Argument(help="団体コード or name; all if left out.")] = "",
+    month: Annotated[str, typer.Option(help="YYYY-MM; default this month.")] = "",
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="As CSV.")] = False,
+) -> None:
+    """Show calls, tokens and yen by town, section, app and model."""
+
+    async def work(_settings: Settings, db: Database) -> None:
+        start = parse_month(month) if month else window_start("month", datetime.now(UTC))
+        tenant_id = (await _find(db, town))[1] if town else None
+        async with db.platform_session("command", read_only=True) as session:
+            codes = {t.id: t.code for t in await list_tenants(session)}
+            rows = await usage_rows(session, start, tenant_id=tenant_id)
+        told: list[dict[str, Any]] = [
+            {
+                "code": codes.get(r.tenant_id, ""),
+                "month": f"{start:%Y-%m}",
+                "section": r.section_name,
+                "app": r.app,
+                "model": r.alias,
+                "calls": r.calls,
+                "failed": r.failed,
+                "prompt_tokens": r.prompt_tokens,
+                "completion_tokens": r.completion_tokens,
+                "cost_uyen": r.cost_uyen,
+            }
+            for r in rows
+        ]
+        if as_json:
+            _print_json(told)
+        elif as_csv:
+            names = [
+                "code",
+                "month",
+                "section",
+                "app",
+                "model",
+                "calls",
+                "failed",
+                "prompt_tokens",
+                "completion_tokens",
+            ]
+            writer = csv.DictWriter(sys.stdout, fieldnames=[*names, "cost_uyen"])
+            writer.writeheader()
+            writer.writerows(told)
+        else:
+            for row in told:
+                yen = -(-row["cost_uyen"] // UYEN_PER_YEN)
+                who = row["section"] or row["app"] or "API"
+                print(f"{row['code']}  {who:<14}{row['model']:<16}{row['calls']:>8,}件 {yen:>10,}円")
+
+    _run(work)
+
+
+def price_set(
+    deployment: Annotated[str, typer.Argument(help="Deployment id of the catalogue, e.g. plamo/plamo-2.2-prime.")],
+    input_yen: Annotated[float, typer.Option(help="Per million input tokens.")],
+    output_yen: Annotated[float, typer.Option(help="Per million output tokens.")],
+    source: Annotated[str, typer.Option(help="Where the price is written.")],
+    currency: Annotated[str, typer.Option(help="JPY or USD.")] = "JPY",
+) -> None:
+    """Register a price from now on. A row is never changed, only followed."""
+
+    async def work(_settings: Settings, db: Database) -> None:
+        if currency not in ("JPY", "USD") or input_yen < 0 or output_yen < 0:
+            raise InvalidInput("通貨はJPYかUSD、価格は0以上で入れてください。", field="currency")
+        now = datetime.now(UTC)
+        async with db.platform_session("command") as session:
+            await register_price(
+                session,
+                Price(
+                    version=f"{deployment}@{now:%Y%m%dT%H%M%S}",
+                    deployment=deployment,
+                    currency=currency,
+                    input_u_per_mtok=round(input_yen * 1_000_000),
+                    output_u_per_mtok=round(output_yen * 1_000_000),
+                    valid_from=now,
+                    source=source,
+                ),
+            )
+            await bump_configuration(session)
+        print(f"{deployment} の価格を登録しました。")
+
+    _run(work)
+
+
+def price_fx(
+    currency: str, yen: Annotated[float, typer.Option(help="Yen per unit.")], source: Annotated[str, typer.Option()]
+) -> None:
+    """Set an exchange rate from now on; holds that are open keep theirs."""
+
+    async def work(_settings: Settings, db: Database) -> None:
+        if yen <= 0:
+            raise InvalidInput("為替は0より大きい数で入れてください。", field="yen")
+        now = datetime.now(UTC)
+        async with db.platform_session("command") as session:
+            await set_fx_rate(
+                session,
+                FxRate(
+                    version=f"{currency}@{now:%Y%m%dT%H%M%S}",
+                    currency=currency,
+                    uyen_per_unit=round(yen * UYEN_PER_YEN),
+                    valid_from=now,
+                    source=source,
+                ),
+            )
+            await bump_configuration(session)
+        print(f"1{currency} = {yen}円を登録しました。")
+
+    _run(work)
+
+
+# ── people ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def people_list(town: Town) -> None:
+    """List a town's staff."""
+
+    async def work(_settings: Settings, db: Database) -> None:
+        _, tenant_id = await _find(db, town)
+        async with db.tenant_session(TenantContext(tenant_id), read_only=True) as session:
+            for p in await list_people(session, tenant_id):
+                roles = ",".join(r.value for r in p.roles if r is not Role.STAFF)
+                print(f"{p.login:<12}{p.status:<10}{p.section_name}　{p.display_name}　{roles}")
+
+    _run(work)
+
+
+def people_import(
+    town: Town,
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
+    apply: Annotated[bool, typer.Option("--apply", help="Do it; without, it only shows what would change.")] = False,
+    remove_absent: Annotated[bool, typer.Option(help="Who is not in the file has left.")] = False,
+    slips: Annotated[Path, typer.Option(help="Where the slips of new staff (PDF) go.")] = Path("slips.pdf"),
+) -> None:
+    """Bring staff and sections in line with a CSV (UTF-8 or CP932). A dry run unless --apply."""
+
+    async def work(settings: Settings, db: Database) -> None:
+        from tenants.people_import import apply as apply_plan
+        from tenants.people_import import parse_people, plan
+        from tenants.printing import Slip, initial_password_slips
+
+        tenant, tenant_id = await _find(db, town)
+        rows = parse_people(file.read_bytes())
+        async with db.tenant_session(TenantContext(tenant_id), read_only=True) as session:
+            people = await list_people(session, tenant_id)
+            sections = [s.name for s in await list_sections(session, tenant_id)]
+            code = await code_of(session, tenant_id)
+        planned = plan(rows, people, sections, remove_absent=remove_absent)
+        for line in planned.lines:
+            print(line)
+        if not apply:
+            print("まだ何も変えていません。変えるには --apply を付けてください。")
+            return
+        applied = await apply_plan(
+            db, open_directory(settings), tenant_id, tenant.alias, planned, by=_by(), passwords=new_password
+        )
+        print("変えました。")
+        if applied.added:
+            made = [
+                Slip(
+                    town=tenant.name,
+                    section=a.section,
+                    display_name=a.display_name,
+                    login=a.login,
+                    full_login=f"{tenant.alias}.{a.login}",
+                    password=a.password,
+                    entry_url=f"{settings.public_url}/t/{code}",
+                )
+                for a in applied.added
+            ]
+            slips.touch(mode=0o600)
+            slips.write_bytes(
+                initial_password_slips(made, product_name=settings.product_name, made_on=datetime.now(UTC).date())
+            )
+            print(f"初期パスワードの紙: {slips}")
+
+    _run(work)
+
+
+# ── audit, keycloak, db ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def audit_verify(town: Town) -> None:
+    """Check that no link of a town's audit chain was changed or taken out."""
+
+    async def work(_settings: Settings, db: Database) -> None:
+        tenant, tenant_id = await _find(db, town)
+        async with db.platform_session("command", read_only=True) as session:
+            count = await audit.verify_chain(session, tenant_id)
+        print(f"{tenant.name}: {count:,}件すべて正しくつながっています。")
+
+    _run(work)
+
+
+def keycloak_up() -> None:
+    """Bring Keycloak's realm, clients, scopes, mappers and organizations in line with our database."""
+    from tenants.identity.keycloak import RealmSpec, reconcile_organizations, reconcile_realm
+
+    async def work(settings: Settings, db: Database) -> None:
+        spec = RealmSpec(
+            url=settings.keycloak_url,
+            realm=settings.keycloak_realm,
+            admin_user=settings.keycloak_admin_user,
+            admin_password=settings.keycloak_admin_password.get_secret_value(),
+            public_url=settings.public_url,
+            portal_client_id=settings.portal_client_id,
+            portal_client_secret=portal_secret(settings),
+            gateway_audience=settings.gateway_audience,
+            product_name=settings.product_name,
+        )
+        changes = await asyncio.to_thread(reconcile_realm, spec)
+        async with db.platform_session("command", read_only=True) as session:
+            rows = (await session.exec(select(Tenant).where(col(Tenant.status) != "erased"))).all()
+            codes = {t.id: await code_of(session, TenantId(t.id)) for t in rows}
+        wanted = [(t.alias, f"{t.name} ({codes[t.id]})", codes[t.id], t.status == "active") for t in rows]
+        more = await asyncio.to_thread(reconcile_organizations, spec, wanted)
+        print(f"{changes.writes + more.writes} writes")
+
+    _run(work)
+
+
+def db_migrate() -> None:
+    """Bring the database schema to this version."""
+    migrate_schema(_settings().urls)
+    print("done")
+
+
+_TENANT = {
+    "create": tenant_create,
+    "list": tenant_list,
+    "show": tenant_show,
+    "suspend": tenant_suspend,
+    "resume": tenant_resume,
+    "export": tenant_export,
+    "erase": tenant_erase,
+}
+_KEY = {"create": key_create, "list": key_list, "rotate": key_rotate, "revoke": key_revoke}
+_BUDGET = {"set": budget_set, "show": budget_show}
+_PRICE = {"set": price_set, "fx": price_fx}
+_PEOPLE = {"list": people_list, "import": people_import}
+_AUDIT = {"verify": audit_verify}
+_KEYCLOAK = {"up": keycloak_up}
+_DB = {"migrate": db_migrate}

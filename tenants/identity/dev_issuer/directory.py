@@ -1,0 +1,29 @@
+"""The dev issuer's administration, answering as Keycloak's adapter does."""
+
+from tenants.identity.dev_issuer.store import Store
+
+
+class DevDirectory:
+    """Implements `tenants.identity.directory.IdentityDirectory` on the dev issuer's own file."""
+
+    def __init__(self, store: Store, issuer: str) -> None:
+        self._store = store
+        self.issuer = issuer
+
+    def ensure_organization(self, *, alias: str, name: str, code: str) -> str:
+        return self._store.ensure_organization(alias, name, code)
+
+    def ensure_user(self, *, alias: str, login: str, display_name: str, initial_password: str | None) -> str:
+        return self._store.ensure_account(alias, login, display_name, initial_password)
+
+    def reset_password(self, sub: str, password: str, *, temporary: bool = True) -> None:
+        self._store.set_password(sub, password, must_change=temporary, end_sessions=True)
+
+    def set_user_enabled(self, sub: str, *, enabled: bool) -> None:
+        self._store.set_account_enabled(sub, enabled=enabled)
+
+    def logout_user(self, sub: str) -> None:
+        self._store.end_sessions_of(sub)
+
+    def set_organization_enabled(self, alias: str, *, enabled: bool) -> None:
+        self._store.set_organization_enabled(alias, enabled=enabled)

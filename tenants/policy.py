@@ -1,0 +1,94 @@
+"""A tenant's rules as one value: default class, class × zone, models, apps. Stored as JSON, changed by version."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Final
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+from sqlmodel import col, update
+from sqlmodel.ext.asyncio.session import AsyncSession
+
+from observability.problems import Conflict
+from tenants.context import DataClass, TenantId, Zone
+from tenants.models import ConfigGeneration, TenantPolicy
+
+# 自治体機密性 × zone as municipalities practise it: personal data stays in the house or in the country.
+DEFAULT_ZONES: Final[Mapping[DataClass, frozenset[Zone]]] = MappingProxyType(
+    {
+        DataClass.C1: frozenset({Zone.ONPREM, Zone.DOMESTIC, Zone.OVERSEAS}),
+        DataClass.C2: frozenset({Zone.ONPREM, Zone.DOMESTIC}),
+        DataClass.C3C: frozenset({Zone.ONPREM}),
+        DataClass.C3B: frozenset({Zone.ONPREM}),
+        DataClass.C3A: frozenset({Zone.ONPREM}),
+    }
+)
+# These two only inside the town's own closed segment.
+ISOLATED_ONLY: Final = frozenset({DataClass.C3B, DataClass.C3A})
+
+
+class Policy(BaseModel):
+    """The defaults are the strict ones: a tenant without a stored policy gets them.
+
+    `zones` may only narrow or widen classes 1, 2 and 3C; `models` and `apps` empty means all.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    default_class: DataClass = DataClass.C2
+    zones: dict[DataClass, frozenset[Zone]] = Field(default_factory=lambda: dict(DEFAULT_ZONES))
+    models: frozenset[str] = frozenset()
+    apps_off: frozenset[str] = frozenset()
+    min_count: int = Field(default=5, ge=1)
+
+    def allows(self, data_class: DataClass, zone: Zone, *, isolated: bool) -> bool:
+        """Whether data of this class may be processed there. What is not listed is denied."""
+        if data_class in ISOLATED_ONLY and not isolated:
+            return False
+        return zone in self.zones.get(data_class, frozenset())
+
+    def allows_model(self, alias: str) -> bool:
+        return not self.models or alias in self.models
+
+    def allows_app(self, app: str) -> bool:
+        return app not in self.apps_off
+
+
+async def load_policy(session: AsyncSession, tenant_id: TenantId) -> tuple[Policy, int]:
+    """The policy and its version; version 0 is the default of a tenant that has none stored."""
+    row = await session.get(TenantPolicy, tenant_id)
+    return (Policy(), 0) if row is None else (Policy.model_validate(row.document), row.version)
+
+
+async def save_policy(
+    session: AsyncSession, tenant_id: TenantId, policy: Policy, *, version: int, by: UUID | None
+) -> int:
+    """Stores the next version. Raises `Conflict` when somebody else was faster. Returns the new version."""
+    row = await session.get(TenantPolicy, tenant_id)
+    document = policy.model_dump(mode="json")
+    for listed in ("models", "apps_off"):
+        document[listed] = sorted(document[listed])
+    document["zones"] = {k: sorted(v) for k, v in document["zones"].items()}
+    if row is None:
+        row = TenantPolicy(tenant_id=tenant_id, document=document, version=1, updated_by=by)
+    elif row.version != version:
+        raise Conflict("ほかの人が設定を変えました。開き直して、もう一度変えてください。")
+    else:
+        row.document, row.version, row.updated_by = document, row.version + 1, by
+        row.updated_at = datetime.now(UTC)
+    session.add(row)
+    await session.flush()
+    return row.version
+
+
+async def bump_configuration(session: AsyncSession) -> None:
+    """Tells every gateway to reload; in a platform session, in the same transaction as the change."""
+    result = await session.exec(
+        update(ConfigGeneration)
+        .where(col(ConfigGeneration.id) == 1)
+        .values(generation=col(ConfigGeneration.generation) + 1, updated_at=datetime.now(UTC))
+    )
+    if result.rowcount == 0:
+        session.add(ConfigGeneration(id=1, generation=1))
+        await session.flush()
