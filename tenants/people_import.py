@@ -356,9 +356,8 @@ def parse_date(text: str) -> date | None:
     if found is None:
         return None
     parts = found.groupdict()
-    if parts["year"]:
-        year = int(parts["year"])
-    else:
+    year = int(parts["year"] or 0)
+    if not year:
         year = _ERAS[parts["era"]] + (1 if parts["n"] == "元" else int(parts["n"]))
     try:
         day = date(year, int(parts["month"]), int(parts["day"]))
@@ -622,7 +621,7 @@ async def load_current(
     names = {s.id: s.name for s in sections}
     roles: dict[UUID, set[Role]] = {}
     for grant in await _managed_grants(session, tenant_id):
-        if grant.expires_at is None or grant.expires_at > now:
+        if _in_force(grant, now):
             roles.setdefault(grant.person_id, set()).add(Role(grant.role))
     people = (await session.exec(select(Person).where(col(Person.tenant_id) == tenant_id))).all()
     counted = await session.exec(
@@ -658,6 +657,10 @@ async def _managed_grants(session: AsyncSession, tenant_id: TenantId) -> Sequenc
         )
     )
     return found.all()
+
+
+def _in_force(grant: RoleGrant, now: datetime) -> bool:
+    return grant.expires_at is None or grant.expires_at > now
 
 
 async def apply(
@@ -761,9 +764,10 @@ async def _still_true(session: AsyncSession, tenant_id: TenantId, plan: Plan, ac
     if actor.kind == "person" and any(str(leave.person_id) == actor.id for leave in plan.leaves):
         raise Conflict("自分自身を退職にはできません。ほかの管理者に依頼してください。")
     here = {p.id for p in people if p.status in ("active", "suspended")}
-    changes = (*plan.moves, *plan.renames, *plan.role_changes, *plan.end_changes, *plan.leaves)
+    changed: list[Move | Rename | RoleChange | EndChange | Leave] = [*plan.moves, *plan.renames]
+    changed += [*plan.role_changes, *plan.end_changes, *plan.leaves]
     holds = (
-        all(c.person_id in here for c in changes)
+        all(c.person_id in here for c in changed)
         and all(by_id[m.person_id].section == m.old for m in plan.moves)
         and all(by_id[r.person_id].display_name == r.old for r in plan.renames)
         and all(by_id[c.person_id].roles & MANAGED_ROLES == c.old for c in plan.role_changes)
@@ -834,7 +838,7 @@ async def _write(
     wanted = {c.person_id: c.new for c in plan.role_changes}
     # A section head who stays one in the new section needs the grant of the new section.
     for move in plan.moves:
-        held = frozenset(Role(g.role) for g in grants.get(move.person_id, []))
+        held = frozenset(Role(g.role) for g in grants.get(move.person_id, []) if _in_force(g, now))
         wanted.setdefault(move.person_id, held)
     for person_id, roles in wanted.items():
         _set_grants(session, rows[person_id], grants.get(person_id, []), roles, now)
@@ -866,8 +870,7 @@ def _set_grants(
     """Revokes and grants until the person holds exactly these of `MANAGED_ROLES`, each in its scope."""
     wanted = {(r.value, person.section_id if r is Role.SECTION_ADMIN else None) for r in roles}
     for grant in held:
-        in_force = grant.expires_at is None or grant.expires_at > now
-        if in_force and (grant.role, grant.section_id) in wanted:
+        if _in_force(grant, now) and (grant.role, grant.section_id) in wanted:
             wanted.discard((grant.role, grant.section_id))
         else:
             grant.revoked_at = now
