@@ -808,6 +808,7 @@ async def _write(
     for grant in await _managed_grants(session, tenant_id):
         grants.setdefault(grant.person_id, []).append(grant)
 
+    done: list[audit.Entry] = []
     issued: list[Issued] = []
     for add in plan.adds:
         sub, password = accounts[add.login]
@@ -819,22 +820,22 @@ async def _write(
             session.add(PersonIdentity(tenant_id=tenant_id, issuer=issuer, sub=sub, person_id=person.id))
         _set_grants(session, person, grants.get(person.id, []), add.roles, now)
         action = "person.return" if add.returns else "person.add"
-        await audit.record(session, tenant_id, actor, action, about=("person", person.id))
+        done.append(audit.Entry(action, "person", str(person.id)))
         issued.append(Issued(PersonId(person.id), add.login, add.display_name, add.section, password))
     for rename in plan.renames:
         rows[rename.person_id].display_name = rename.new
         session.add(rows[rename.person_id])
-        await audit.record(session, tenant_id, actor, "person.rename", about=("person", rename.person_id))
+        done.append(audit.Entry("person.rename", "person", str(rename.person_id)))
     for end in plan.end_changes:
         rows[end.person_id].ends_on = end.new
         session.add(rows[end.person_id])
         told = end.new.isoformat() if end.new else None
-        await audit.record(session, tenant_id, actor, "person.set_end", about=("person", end.person_id), ends_on=told)
+        done.append(audit.Entry("person.set_end", "person", str(end.person_id), {"ends_on": told}))
     for move in plan.moves:
         rows[move.person_id].section_id = sections[move.new]
         session.add(rows[move.person_id])
         to = str(sections[move.new])
-        await audit.record(session, tenant_id, actor, "person.move", about=("person", move.person_id), section_id=to)
+        done.append(audit.Entry("person.move", "person", str(move.person_id), {"section_id": to}))
     wanted = {c.person_id: c.new for c in plan.role_changes}
     # A section head who stays one in the new section needs the grant of the new section.
     for move in plan.moves:
@@ -844,23 +845,19 @@ async def _write(
         _set_grants(session, rows[person_id], grants.get(person_id, []), roles, now)
     for change in plan.role_changes:
         for role in sorted(change.old ^ change.new):
-            about = ("person", change.person_id)
-            granted = role in change.new
-            await audit.record(session, tenant_id, actor, "role.set", about=about, role=role.value, granted=granted)
+            facts = {"role": role.value, "granted": role in change.new}
+            done.append(audit.Entry("role.set", "person", str(change.person_id), facts))
     for leave in plan.leaves:
         await _leave(session, rows[leave.person_id], grants.get(leave.person_id, []), now)
-        await audit.record(session, tenant_id, actor, "person.leave", about=("person", leave.person_id))
-    await audit.record(
-        session,
-        tenant_id,
-        actor,
-        "people.import",
-        added=len(plan.adds),
-        moved=len(plan.moves),
-        renamed=len(plan.renames),
-        roles_changed=len(plan.role_changes),
-        left=len(plan.leaves),
-    )
+        done.append(audit.Entry("person.leave", "person", str(leave.person_id)))
+    counts = {
+        "added": len(plan.adds),
+        "moved": len(plan.moves),
+        "renamed": len(plan.renames),
+        "roles_changed": len(plan.role_changes),
+        "left": len(plan.leaves),
+    }
+    await audit.record_many(session, tenant_id, actor, [*done, audit.Entry("people.import", "", "", counts)])
     return issued
 
 
