@@ -1,84 +1,277 @@
-"""The one PDF engine (typst, with its own font): slips with initial passwords and a town's hand-over sheet.
+"""The one PDF engine: typst, with the fonts that come as wheels, so that every machine prints the same page.
 
-What people typed travels as JSON into the template and is never read as markup.
+Templates are constants; what people wrote reaches them as JSON data and is set as text, never read as markup.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import date
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Final
 
+import noto_cjk_sans_jp_regular
 import typst
-from noto_cjk_sans_jp_regular import FONT_PATH
 
-from observability.problems import InvalidInput
-
-_SHEETS: Final = Path(__file__).parent / "sheets"
-_REIWA: Final = date(2019, 5, 1)
+# 令和 began in 2019; papers are dated on the day they are printed, so no older era is needed.
+_REIWA_YEAR_ZERO: Final = 2018
 
 
 @dataclass(frozen=True, slots=True)
 class Slip:
-    """One person's slip. `full_login` is the name the issuer knows, should the number alone not be taken."""
+    """One person's initial password. `full_login` is printed where the issuer asks for the town in the user name."""
 
-    town: str
-    section: str
-    display_name: str
     login: str
-    full_login: str
+    display_name: str = field(repr=False)
+    section: str
     password: str = field(repr=False)
-    entry_url: str
+    full_login: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Handover:
-    """A new town's sheet for its first administrator."""
+    """What the operator hands to a new town's first administrator. `month_yen` is written as given."""
 
-    product_name: str
     town: str
     code: str
     admin_login: str
-    full_login: str
-    password: str = field(repr=False)
+    admin_name: str = field(repr=False)
+    admin_password: str = field(repr=False)
     entry_url: str
     sections: tuple[str, ...]
     month_yen: int
-    made_on: date
+    contact: str = ""
+    full_login: str = ""
 
 
-def initial_password_slips(slips: Sequence[Slip], *, product_name: str, made_on: date) -> bytes:
-    """A PDF with four slips on an A4 page, to be cut. Raises `InvalidInput` for none at all."""
-    if not slips:
-        raise InvalidInput("印刷する人がいません。")
-    return _pdf(
-        "slips.typ",
-        {"product_name": product_name, "made_on": _wareki(made_on), "slips": [asdict(s) for s in slips]},
-    )
-
-
-def handover_sheet(sheet: Handover) -> bytes:
-    """A PDF of one A4 page."""
-    facts = asdict(sheet) | {
-        "sections": "、".join(sheet.sections) or "（「課と枠」で確かめてください）",
-        "month_yen": f"{sheet.month_yen:,}円（税抜き）",
-        "made_on": _wareki(sheet.made_on),
-    }
-    return _pdf("handover.typ", facts)
-
-
-def _pdf(template: str, facts: Mapping[str, Any]) -> bytes:
-    pdf: bytes = typst.compile(
-        str(_SHEETS / template),
-        font_paths=[str(Path(FONT_PATH).parent)],
-        ignore_system_fonts=True,
-        sys_inputs={"data": json.dumps(facts, ensure_ascii=False)},
-    )
-    return pdf
-
-
-def _wareki(day: date) -> str:
-    """Sheets are made today, so the present era is enough here."""
-    year = day.year - _REIWA.year + 1
+def wareki(day: date) -> str:
+    """令和8年11月24日."""
+    year = day.year - _REIWA_YEAR_ZERO
     return f"令和{'元' if year == 1 else year}年{day.month}月{day.day}日"
+
+
+def render_pdf(template: str, data: Mapping[str, Any], *, today: date) -> bytes:
+    """A template with `data` as its `data` dictionary. Takes CPU: async callers use a thread.
+
+    template: ours, never a person's. It finds the page styles of `_FRAME` and the fonts of the wheels only.
+    """
+    folder = Path(str(noto_cjk_sans_jp_regular.FONT_PATH)).parent
+    printed: bytes = typst.compile(
+        (_FRAME + template).encode(),
+        format="pdf",
+        font_paths=typst.Fonts(include_system_fonts=False, font_paths=[folder]),
+        sys_inputs={"data": json.dumps(data, ensure_ascii=False)},
+        # The document's own date, so that the same input gives the same bytes.
+        timestamp=int(datetime(today.year, today.month, today.day, tzinfo=UTC).timestamp()),
+    )
+    return printed
+
+
+def initial_password_slips(
+    slips: Sequence[Slip], *, town: str, entry_url: str, today: date, product: str = "Kumiai", contact: str = ""
+) -> bytes:
+    """Slips to cut and hand out in person, four on an A4 sheet, in the given order. At least one."""
+    if not slips:
+        raise ValueError("no slips to print")
+    data = {
+        "product": product,
+        "town": town,
+        "entry_url": entry_url,
+        "contact": contact,
+        "date": wareki(today),
+        "slips": [
+            {
+                "login": s.login,
+                "name": s.display_name,
+                "section": s.section,
+                "password": s.password,
+                "full_login": s.full_login,
+            }
+            for s in slips
+        ],
+    }
+    return render_pdf(_SLIPS, data, today=today)
+
+
+def handover_sheet(handover: Handover, *, today: date, product: str = "Kumiai") -> bytes:
+    """The sheet a town's first administrator starts from, with the password in it: to be handed over in person."""
+    data = {
+        "product": product,
+        "town": handover.town,
+        "code": handover.code,
+        "login": handover.admin_login,
+        "full_login": handover.full_login,
+        "name": handover.admin_name,
+        "password": handover.admin_password,
+        "entry_url": handover.entry_url,
+        "sections": list(handover.sections),
+        "month_yen": f"{handover.month_yen:,}円",
+        "contact": handover.contact,
+        "date": wareki(today),
+    }
+    return render_pdf(_HANDOVER, data, today=today)
+
+
+# Noto has one weight here: headings are told apart by size and a hair of outline, not by a bold face.
+_FRAME: Final = """
+#let data = json(bytes(sys.inputs.data))
+#let ink = rgb("#1a1a1c")
+#let soft = rgb("#595959")
+#let line-colour = rgb("#949494")
+#let accent = rgb("#0017c1")
+#set text(font: "Noto Sans CJK JP", size: 10pt, fill: ink, lang: "ja", region: "JP", cjk-latin-spacing: none)
+#set par(leading: 0.72em, justify: false)
+#let strong-text(body, size: 10pt) = text(size: size, stroke: 0.022em + ink, body)
+#show strong: it => text(stroke: 0.022em + ink, it.body)
+// As set, or made smaller as a whole when a long name would run over the edge.
+#let fit(width, height, body) = context {
+  let needed = measure(width: width, body).height
+  let set-body = block(width: width, body)
+  if needed <= height { set-body } else {
+    scale(height / needed * 100%, origin: top + left, reflow: true, set-body)
+  }
+}
+#let label(body) = text(size: 8pt, fill: soft, body)
+// Latin letters that cannot be mistaken for each other.
+#let mono(value, size: 10pt) = text(font: ("DejaVu Sans Mono", "Noto Sans CJK JP"), size: size, value)
+// A link breaks at its slashes and still copies as one address.
+#let address(value, size: 10pt) = text(font: ("DejaVu Sans Mono", "Noto Sans CJK JP"), size: size, link(value))
+#let secret(value, size: 22pt) = text(
+  font: ("DejaVu Sans Mono", "Noto Sans CJK JP"), size: size, hyphenate: false, tracking: 0.04em,
+  box(value),
+)
+"""
+
+_SLIPS: Final = """
+#set document(title: data.town + "　初期パスワードのお知らせ", author: data.product)
+#set page(
+  paper: "a4",
+  margin: (top: 0mm, bottom: 9mm, x: 0mm),
+  footer-descent: 2mm,
+  footer: context pad(x: 16mm, text(size: 7pt, fill: soft)[
+    #data.town　初期パスワードのお知らせ　#data.date
+    #h(1fr)
+    #counter(page).display() / #counter(page).final().first() ページ
+  ]),
+)
+#let slip(it) = block(width: 210mm, height: 72mm, breakable: false, inset: (x: 16mm, top: 7mm, bottom: 4mm))[
+  #grid(columns: (1fr, auto), align: (left + bottom, right + bottom),
+    strong-text(size: 12pt)[#data.town　初期パスワードのお知らせ],
+    label[#data.product　#data.date],
+  )
+  #v(-2mm)
+  #line(length: 100%, stroke: 0.8pt + accent)
+  #v(-0.5mm)
+  #grid(columns: (74mm, 1fr), column-gutter: 7mm,
+    fit(74mm, 46mm)[
+      #label[所属] \\
+      #text(size: 10pt, it.section)
+      #v(-0.5mm)
+      #label[氏名] \\
+      #text(size: 14pt, it.name)#h(0.5em)様
+      #v(-0.5mm)
+      #label[職員番号] \\
+      #mono(it.login, size: 12pt)
+      #if it.full_login != "" [
+        #v(-0.5mm)
+        #label[職員番号でサインインできないときのユーザー名] \\
+        #mono(it.full_login, size: 9pt)
+      ]
+    ],
+    fit(97mm, 50mm)[
+      #block(width: 100%, stroke: 0.8pt + ink, radius: 1.5mm, inset: (x: 4mm, top: 3mm, bottom: 3.5mm))[
+        #label[初期パスワード（有効なのは最初の1回だけ）]
+        #v(-2.5mm)
+        #secret(it.password, size: 22pt)
+      ]
+      #v(-1mm)
+      #set text(size: 8.5pt)
+      #set enum(spacing: 0.8em, indent: 0mm, body-indent: 1.5mm)
+      + 入口を開きます。 \\ #address(data.entry_url, size: 8.5pt)
+      + 職員番号と、上の初期パスワードでサインインします。
+      + 新しいパスワードを自分で決めて、この紙を細断します。
+      #if data.contact != "" [#label[困ったとき　#data.contact]]
+    ],
+  )
+]
+#let cut = line(length: 210mm, stroke: (paint: line-colour, thickness: 0.5pt, dash: "dashed"))
+#for (i, it) in data.slips.enumerate() {
+  if i > 0 and calc.rem(i, 4) == 0 { pagebreak() }
+  block(spacing: 0pt, {
+    slip(it)
+    place(bottom + left, cut)
+  })
+}
+"""
+
+_HANDOVER: Final = """
+#set document(title: data.town + "　引き継ぎ書", author: data.product)
+#set page(
+  paper: "a4",
+  margin: (top: 24mm, bottom: 22mm, x: 22mm),
+  header: [
+    #set text(size: 8pt, fill: soft)
+    #data.product
+    #h(1fr)
+    #data.town　引き継ぎ書
+    #v(-2.5mm)
+    #line(length: 100%, stroke: 0.4pt + line-colour)
+  ],
+  footer: context [
+    #set text(size: 8pt, fill: soft)
+    #data.date 発行　取扱注意
+    #h(1fr)
+    #counter(page).display() / #counter(page).final().first() ページ
+  ],
+)
+#let section(body) = block(above: 7mm, below: 3mm, sticky: true)[
+  #strong-text(size: 12pt, body)
+]
+#strong-text(size: 19pt)[#data.town　引き継ぎ書]
+#v(-1mm)
+この紙には、最初の管理者のパスワードが書いてあります。手渡しで受け取り、サインインが済んだら、パスワードの欄を切り取って細断してください。
+
+#section[最初のサインイン]
+#block(width: 100%, stroke: 0.8pt + ink, radius: 1.5mm, inset: 5mm, breakable: false)[
+  #grid(columns: (1fr, 1fr), column-gutter: 6mm, row-gutter: 4.5mm,
+    [#label[管理者] \\ #text(size: 12pt, data.name)],
+    [#label[職員番号] \\ #mono(data.login, size: 12pt)],
+    grid.cell(colspan: 2)[#label[初期パスワード（有効なのは最初の1回だけ）] \\ #secret(data.password, size: 22pt)],
+    grid.cell(colspan: 2)[#label[入口のアドレス] \\ #address(data.entry_url, size: 11pt)],
+    ..if data.full_login != "" {
+      (grid.cell(colspan: 2)[
+        #label[職員番号でサインインできないときのユーザー名] \\ #mono(data.full_login, size: 10pt)
+      ],)
+    },
+  )
+]
+
+#section[登録した内容]
+#table(
+  columns: (38mm, 1fr),
+  stroke: (x, y) => (bottom: 0.4pt + line-colour, top: if y == 0 { 0.4pt + line-colour }),
+  inset: (x: 2mm, y: 2.4mm),
+  label[団体名], [#data.town],
+  label[団体コード], mono(data.code),
+  label[1か月の予算], [#data.month_yen],
+  label[課], [#if data.sections.len() == 0 [まだありません] else {
+    data.sections.map(name => box(name)).join([、])
+    [　（#data.sections.len() 課）]
+  }],
+)
+
+#section[最初の1週間にすること]
+#set enum(spacing: 1.1em, body-indent: 2.5mm)
++ *サインインする。*入口を開き、職員番号と初期パスワードを入れて、新しいパスワードを決めます。
++ *もう1人、管理者を決める。*「職員」の画面で、異動や休みのときに代わる人を管理者にします。
++ *職員を読み込む。*「職員」の画面で、職員番号・氏名・所属を書いたCSVを選びます。取り込む前に、追加・異動・退職を確かめられます。
++ *初期パスワードの紙を配る。*印刷して切り分け、本人に手渡します。
++ *課ごとの利用枠を決める。*決めない課は、町全体の枠の中で使えます。
++ *使えるデータと生成AIの範囲を確かめる。*町の情報セキュリティポリシーに合わせて、「設定」の画面で直します。
++ *職員に知らせる。*できること、入れてはいけない情報、困ったときの連絡先を伝えます。
+
+#section[困ったとき]
+#if data.contact != "" [#data.contact] else [共同利用の事務局に問い合わせてください。] \\
+画面に「問合せ番号」が出ていたら、その番号を伝えてください。
+
+"""
