@@ -548,14 +548,13 @@ def people_import(
 
     async def work(settings: Settings, db: Database) -> None:
         from tenants.people_import import apply as apply_plan
-        from tenants.people_import import parse_people, plan
+        from tenants.people_import import load_current, parse_people, plan
         from tenants.printing import Slip, initial_password_slips
 
         tenant, tenant_id = await _find(db, town)
         rows = parse_people(file.read_bytes())
         async with db.tenant_session(TenantContext(tenant_id), read_only=True) as session:
-            people = await list_people(session, tenant_id)
-            sections = [s.name for s in await list_sections(session, tenant_id)]
+            people, sections = await load_current(session, tenant_id, now=datetime.now(UTC))
             code = await code_of(session, tenant_id)
         planned = plan(rows, people, sections, remove_absent=remove_absent)
         for line in planned.lines:

@@ -207,6 +207,25 @@ class Plan:
     unchanged: int = 0
 
     @property
+    def lines(self) -> tuple[str, ...]:
+        """The plan as a clerk reads it, one change a line."""
+        return (
+            *(f"新しい課: {name}" for name in self.new_sections),
+            *(f"{'戻る' if a.returns else '加える'}: {a.login} {a.display_name}（{a.section}）" for a in self.adds),
+            *(f"移る: {m.login} {m.display_name}（{m.old or '所属なし'} → {m.new}）" for m in self.moves),
+            *(f"名前が変わる: {r.login} {r.old} → {r.new}" for r in self.renames),
+            *(
+                f"役割が変わる: {c.login} {c.display_name}（{_role_words(c.old)} → {_role_words(c.new)}）"
+                for c in self.role_changes
+            ),
+            *(
+                f"終了日が変わる: {e.login} {e.display_name}（{e.old or 'なし'} → {e.new or 'なし'}）"
+                for e in self.end_changes
+            ),
+            *(f"やめる: {x.login} {x.display_name}（{x.section or '所属なし'}）" for x in self.leaves),
+        )
+
+    @property
     def is_empty(self) -> bool:
         return not (
             self.adds
@@ -234,7 +253,7 @@ class Issued:
 class Applied:
     """`still_open`: persons who left here, but whose account the issuer could not disable; see `close_accounts`."""
 
-    issued: tuple[Issued, ...] = ()
+    added: tuple[Issued, ...] = ()
     moved: int = 0
     renamed: int = 0
     roles_changed: int = 0
@@ -265,6 +284,11 @@ class SectionPlan:
     @property
     def is_empty(self) -> bool:
         return not (self.adds or self.opens or self.changes or self.closes)
+
+
+def _role_words(roles: frozenset[Role]) -> str:
+    special = [w for w, r in (("課長", Role.SECTION_ADMIN), ("管理者", Role.TOWN_ADMIN)) if r in roles]
+    return "・".join(special) or ("職員" if roles else "なし")
 
 
 def new_initial_password() -> str:
@@ -670,7 +694,7 @@ async def apply(
     alias: str,
     plan: Plan,
     *,
-    actor: By,
+    by: By,
     passwords: Callable[[], str] = new_initial_password,
     now: datetime | None = None,
 ) -> Applied:
@@ -681,7 +705,7 @@ async def apply(
     """
     now = now or datetime.now(UTC)
     async with db.platform_session("people import", read_only=True) as session:
-        await _still_true(session, tenant_id, plan, actor, now)
+        await _still_true(session, tenant_id, plan, by, now)
     accounts: dict[str, tuple[str, str]] = {}
     for add in plan.adds:
         password = passwords()
@@ -691,13 +715,13 @@ async def apply(
         await anyio.to_thread.run_sync(_rename_account, directory, alias, rename.login, rename.new)
     try:
         async with db.platform_session("people import") as session:
-            await _still_true(session, tenant_id, plan, actor, now)
-            issued = await _write(session, directory.issuer, tenant_id, plan, accounts, actor, now)
+            await _still_true(session, tenant_id, plan, by, now)
+            issued = await _write(session, directory.issuer, tenant_id, plan, accounts, by, now)
     except IntegrityError as error:
         raise _changed() from error
     gone = [leave.person_id for leave in plan.leaves]
     return Applied(
-        issued=tuple(issued),
+        added=tuple(issued),
         moved=len(plan.moves),
         renamed=len(plan.renames),
         roles_changed=len(plan.role_changes),
@@ -756,12 +780,12 @@ def _changed() -> Conflict:
     return Conflict("確認の画面を開いた後に、ほかの人が職員を変えました。もう一度ファイルを読み込んでください。")
 
 
-async def _still_true(session: AsyncSession, tenant_id: TenantId, plan: Plan, actor: By, now: datetime) -> None:
+async def _still_true(session: AsyncSession, tenant_id: TenantId, plan: Plan, by: By, now: datetime) -> None:
     """Refuses a plan made from a state that is no longer there."""
     people, sections = await load_current(session, tenant_id, now=now)
     by_id = {p.id: p for p in people}
     logins = {p.login: p for p in people}
-    if actor.kind == "person" and any(str(leave.person_id) == actor.id for leave in plan.leaves):
+    if by.kind == "person" and any(str(leave.person_id) == by.id for leave in plan.leaves):
         raise Conflict("自分自身を退職にはできません。ほかの管理者に依頼してください。")
     here = {p.id for p in people if p.status in ("active", "suspended")}
     changed: list[Move | Rename | RoleChange | EndChange | Leave] = [*plan.moves, *plan.renames]
@@ -789,10 +813,10 @@ async def _write(
     tenant_id: TenantId,
     plan: Plan,
     accounts: Mapping[str, tuple[str, str]],
-    actor: By,
+    by: By,
     now: datetime,
 ) -> list[Issued]:
-    sections = await _open_sections(session, tenant_id, plan.new_sections, actor, now)
+    sections = await _open_sections(session, tenant_id, plan.new_sections, by, now)
     rows = {p.id: p for p in (await session.exec(select(Person).where(col(Person.tenant_id) == tenant_id))).all()}
     linked = {
         (i.sub, i.person_id)
@@ -857,7 +881,7 @@ async def _write(
         "roles_changed": len(plan.role_changes),
         "left": len(plan.leaves),
     }
-    await audit.record_many(session, tenant_id, actor, [*done, audit.Entry("people.import", "", "", counts)])
+    await audit.record_many(session, tenant_id, by, [*done, audit.Entry("people.import", "", "", counts)])
     return issued
 
 
@@ -894,7 +918,7 @@ async def _leave(session: AsyncSession, person: Person, held: Sequence[RoleGrant
 
 
 async def _open_sections(
-    session: AsyncSession, tenant_id: TenantId, names: Sequence[str], actor: By, now: datetime
+    session: AsyncSession, tenant_id: TenantId, names: Sequence[str], by: By, now: datetime
 ) -> dict[str, UUID]:
     """Adds or opens again the named sections; name → id of all that are open then."""
     rows = {s.name: s for s in (await session.exec(select(Section).where(col(Section.tenant_id) == tenant_id))).all()}
@@ -906,12 +930,12 @@ async def _open_sections(
             section = rows[name] = Section(id=new_id(), tenant_id=tenant_id, name=name, position=position)
         section.closed_at = None
         session.add(section)
-        await audit.record(session, tenant_id, actor, "section.open", about=("section", section.id))
+        await audit.record(session, tenant_id, by, "section.open", about=("section", section.id))
     await session.flush()
     return {s.name: s.id for s in rows.values() if s.closed_at is None}
 
 
-async def apply_sections(db: Database, tenant_id: TenantId, plan: SectionPlan, *, actor: By, now: datetime) -> None:
+async def apply_sections(db: Database, tenant_id: TenantId, plan: SectionPlan, *, by: By, now: datetime) -> None:
     """Does what the plan says in one transaction. Raises `Conflict` when the sections changed in between."""
     try:
         async with db.platform_session("sections import") as session:
@@ -930,20 +954,20 @@ async def apply_sections(db: Database, tenant_id: TenantId, plan: SectionPlan, *
                     position=position if row.position is None else row.position,
                 )
                 session.add(section)
-                await audit.record(session, tenant_id, actor, "section.open", about=("section", section.id))
+                await audit.record(session, tenant_id, by, "section.open", about=("section", section.id))
             for change in (*plan.opens, *plan.changes):
                 stored = await session.get(Section, change.id)
                 if stored is None or stored.tenant_id != tenant_id:
                     raise _changed()
                 stored.code, stored.position, stored.closed_at = change.code, change.position, None
                 session.add(stored)
-                await audit.record(session, tenant_id, actor, "section.change", about=("section", change.id))
+                await audit.record(session, tenant_id, by, "section.change", about=("section", change.id))
             for closing in plan.closes:
                 stored = await session.get(Section, closing.id)
                 if stored is None or stored.tenant_id != tenant_id:
                     raise _changed()
                 stored.closed_at = now
                 session.add(stored)
-                await audit.record(session, tenant_id, actor, "section.close", about=("section", closing.id))
+                await audit.record(session, tenant_id, by, "section.close", about=("section", closing.id))
     except IntegrityError as error:
         raise _changed() from error

@@ -5,7 +5,7 @@ Templates are constants; what people wrote reaches them as JSON data and is set 
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -21,27 +21,34 @@ _REIWA_YEAR_ZERO: Final = 2018
 class Slip:
     """One person's initial password. `full_login` is printed where the issuer asks for the town in the user name."""
 
-    login: str
-    display_name: str = field(repr=False)
+    town: str
     section: str
+    display_name: str = field(repr=False)
+    login: str
     password: str = field(repr=False)
+    entry_url: str
     full_login: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Handover:
-    """What the operator hands to a new town's first administrator. `month_yen` is written as given."""
+    """What the operator hands to a new town's first administrator. `month_yen` is written as given.
 
+    What is empty (name, sections, contact, full login) has no line on the paper.
+    """
+
+    product_name: str
     town: str
     code: str
     admin_login: str
-    admin_name: str = field(repr=False)
-    admin_password: str = field(repr=False)
+    password: str = field(repr=False)
     entry_url: str
     sections: tuple[str, ...]
     month_yen: int
-    contact: str = ""
+    made_on: date
     full_login: str = ""
+    admin_name: str = field(default="", repr=False)
+    contact: str = ""
 
 
 def wareki(day: date) -> str:
@@ -68,48 +75,38 @@ def render_pdf(template: str, data: Mapping[str, Any], *, today: date) -> bytes:
 
 
 def initial_password_slips(
-    slips: Sequence[Slip], *, town: str, entry_url: str, today: date, product: str = "Kumiai", contact: str = ""
+    slips: Sequence[Slip], *, made_on: date, product_name: str = "Kumiai", contact: str = ""
 ) -> bytes:
     """Slips to cut and hand out in person, four on an A4 sheet, in the given order. At least one."""
     if not slips:
         raise ValueError("no slips to print")
     data = {
-        "product": product,
-        "town": town,
-        "entry_url": entry_url,
+        "product": product_name,
         "contact": contact,
-        "date": wareki(today),
-        "slips": [
-            {
-                "login": s.login,
-                "name": s.display_name,
-                "section": s.section,
-                "password": s.password,
-                "full_login": s.full_login,
-            }
-            for s in slips
-        ],
+        "date": wareki(made_on),
+        "town": slips[0].town,
+        "slips": [asdict(slip) for slip in slips],
     }
-    return render_pdf(_SLIPS, data, today=today)
+    return render_pdf(_SLIPS, data, today=made_on)
 
 
-def handover_sheet(handover: Handover, *, today: date, product: str = "Kumiai") -> bytes:
+def handover_sheet(handover: Handover) -> bytes:
     """The sheet a town's first administrator starts from, with the password in it: to be handed over in person."""
     data = {
-        "product": product,
+        "product": handover.product_name,
         "town": handover.town,
         "code": handover.code,
         "login": handover.admin_login,
         "full_login": handover.full_login,
         "name": handover.admin_name,
-        "password": handover.admin_password,
+        "password": handover.password,
         "entry_url": handover.entry_url,
         "sections": list(handover.sections),
         "month_yen": f"{handover.month_yen:,}円",
         "contact": handover.contact,
-        "date": wareki(today),
+        "date": wareki(handover.made_on),
     }
-    return render_pdf(_HANDOVER, data, today=today)
+    return render_pdf(_HANDOVER, data, today=handover.made_on)
 
 
 # Noto has one weight here: headings are told apart by size and a hair of outline, not by a bold face.
@@ -156,7 +153,7 @@ _SLIPS: Final = """
 )
 #let slip(it) = block(width: 210mm, height: 72mm, breakable: false, inset: (x: 16mm, top: 7mm, bottom: 4mm))[
   #grid(columns: (1fr, auto), align: (left + bottom, right + bottom),
-    strong-text(size: 12pt)[#data.town　初期パスワードのお知らせ],
+    strong-text(size: 12pt)[#it.town　初期パスワードのお知らせ],
     label[#data.product　#data.date],
   )
   #v(-2mm)
@@ -168,7 +165,7 @@ _SLIPS: Final = """
       #text(size: 10pt, it.section)
       #v(-0.5mm)
       #label[氏名] \\
-      #text(size: 14pt, it.name)#h(0.5em)様
+      #text(size: 14pt, it.display_name)#h(0.5em)様
       #v(-0.5mm)
       #label[職員番号] \\
       #mono(it.login, size: 12pt)
@@ -187,7 +184,7 @@ _SLIPS: Final = """
       #v(-1mm)
       #set text(size: 8.5pt)
       #set enum(spacing: 0.8em, indent: 0mm, body-indent: 1.5mm)
-      + 入口を開きます。 \\ #address(data.entry_url, size: 8.5pt)
+      + 入口を開きます。 \\ #address(it.entry_url, size: 8.5pt)
       + 職員番号と、上の初期パスワードでサインインします。
       + 新しいパスワードを自分で決めて、この紙を細断します。
       #if data.contact != "" [#label[困ったとき　#data.contact]]
@@ -234,8 +231,8 @@ _HANDOVER: Final = """
 #section[最初のサインイン]
 #block(width: 100%, stroke: 0.8pt + ink, radius: 1.5mm, inset: 5mm, breakable: false)[
   #grid(columns: (1fr, 1fr), column-gutter: 6mm, row-gutter: 4.5mm,
-    [#label[管理者] \\ #text(size: 12pt, data.name)],
-    [#label[職員番号] \\ #mono(data.login, size: 12pt)],
+    ..if data.name != "" { ([#label[管理者] \\ #text(size: 12pt, data.name)],) },
+    grid.cell(colspan: if data.name == "" { 2 } else { 1 })[#label[管理者の職員番号] \\ #mono(data.login, size: 12pt)],
     grid.cell(colspan: 2)[#label[初期パスワード（有効なのは最初の1回だけ）] \\ #secret(data.password, size: 22pt)],
     grid.cell(colspan: 2)[#label[入口のアドレス] \\ #address(data.entry_url, size: 11pt)],
     ..if data.full_login != "" {
@@ -254,10 +251,9 @@ _HANDOVER: Final = """
   label[団体名], [#data.town],
   label[団体コード], mono(data.code),
   label[1か月の予算], [#data.month_yen],
-  label[課], [#if data.sections.len() == 0 [まだありません] else {
-    data.sections.map(name => box(name)).join([、])
-    [　（#data.sections.len() 課）]
-  }],
+  ..if data.sections.len() > 0 {
+    (label[課], [#data.sections.map(name => box(name)).join([、])#h(1em)（#data.sections.len()課）])
+  },
 )
 
 #section[最初の1週間にすること]

@@ -9,8 +9,6 @@ from uuid import UUID
 
 from fastapi import APIRouter, File, Form, UploadFile
 from starlette.responses import Response
-from tenants.people_import import apply, parse_people, plan
-from tenants.printing import Slip, initial_password_slips
 
 from apps.console.figures import daily_chart
 from apps.sdk.dates import local
@@ -32,7 +30,9 @@ from tenants.people import (
     set_role,
     suspend_person,
 )
+from tenants.people_import import apply, load_current, parse_people, plan
 from tenants.policy import bump_configuration, load_policy, save_policy
+from tenants.printing import Slip, initial_password_slips
 from tenants.quota.tree import BudgetRow, budget_rows, set_budget
 from tenants.quota.windows import parse_month, window_start
 from tenants.registry import new_password
@@ -232,8 +232,7 @@ async def import_people(
     try:
         rows = parse_people(data)
         async with office.db.tenant_session(office.actor.context, read_only=True) as session:
-            people = await list_people(session, office.actor.tenant_id)
-            sections = [s.name for s in await list_sections(session, office.actor.tenant_id)]
+            people, sections = await load_current(session, office.actor.tenant_id, now=office.now)
         planned = plan(rows, people, sections, remove_absent=bool(remove_absent))
         if act == "apply":
             applied = await apply(

@@ -68,7 +68,7 @@ class Town:
 
     async def read(self, text: str, *, remove_absent: bool = False, by: By = BY) -> Applied:
         made = await self.plan(text, remove_absent=remove_absent)
-        return await apply(self.db, self.directory, self.id, "t-midori", made, actor=by, now=NOW)
+        return await apply(self.db, self.directory, self.id, "t-midori", made, by=by, now=NOW)
 
     async def person(self, login: str) -> Person:
         async with self.db.platform_session("test", read_only=True) as session:
@@ -100,8 +100,8 @@ async def town(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 
 async def test_new_people_get_rows_accounts_and_passwords_that_work(town: Town) -> None:
     applied = await town.read(FIRST)
-    assert [i.login for i in applied.issued] == ["1001", "1002", "1003"]
-    for issued in applied.issued:
+    assert [i.login for i in applied.added] == ["1001", "1002", "1003"]
+    for issued in applied.added:
         account = town.store.check_password(f"t-midori.{issued.login}", issued.password)
         assert account is not None
         async with town.db.platform_session("test", read_only=True) as session:
@@ -126,7 +126,7 @@ async def test_a_head_who_moves_as_head_heads_the_new_section_only(town: Town) -
 
 async def test_a_leaver_is_refused_everywhere(town: Town) -> None:
     await town.read(FIRST)
-    password = (await town.read(FIRST + "1004,職員 丁,税務課,職員\n")).issued[0].password
+    password = (await town.read(FIRST + "1004,職員 丁,税務課,職員\n")).added[0].password
     assert town.store.check_password("t-midori.1004", password) is not None
     applied = await town.read(FIRST, remove_absent=True)
     person = await town.person("1004")
@@ -140,9 +140,9 @@ async def test_a_leaver_is_refused_everywhere(town: Town) -> None:
 
 
 async def test_who_returns_is_the_same_person_with_a_new_password(town: Town) -> None:
-    before = {i.login: i for i in (await town.read(FIRST)).issued}
+    before = {i.login: i for i in (await town.read(FIRST)).added}
     await town.read(FIRST.replace("1003,職員 丙,税務課,職員\n", ""), remove_absent=True)
-    [issued] = (await town.read(FIRST)).issued
+    [issued] = (await town.read(FIRST)).added
     assert issued.person_id == before["1003"].person_id
     assert town.store.check_password("t-midori.1003", issued.password) is not None
 
@@ -156,7 +156,7 @@ async def test_an_issuer_that_fails_leaves_the_town_as_it_was(town: Town) -> Non
     assert (await town.plan(FIRST, remove_absent=True)).is_empty
     town.directory.fails_on_login = ""
     applied = await town.read(changed)
-    assert all(town.store.check_password(f"t-midori.{i.login}", i.password) for i in applied.issued)
+    assert all(town.store.check_password(f"t-midori.{i.login}", i.password) for i in applied.added)
 
 
 async def test_a_leaver_whose_account_stays_open_is_told_and_closed_later(town: Town) -> None:
@@ -174,13 +174,13 @@ async def test_a_plan_from_an_older_state_is_refused(town: Town) -> None:
     old = await town.plan(FIRST.replace("丙,税務課", "丙,総務課"))
     await town.read(FIRST.replace("丙,税務課", "丙,出納室"))
     with pytest.raises(Conflict, match="ほかの人"):
-        await apply(town.db, town.directory, town.id, "t-midori", old, actor=BY, now=NOW)
+        await apply(town.db, town.directory, town.id, "t-midori", old, by=BY, now=NOW)
     assert (await town.plan(FIRST.replace("丙,税務課", "丙,出納室"))).is_empty
 
 
 async def test_nobody_removes_themselves(town: Town) -> None:
     first = await town.read(FIRST)
-    by = By("person", str(first.issued[0].person_id))
+    by = By("person", str(first.added[0].person_id))
     other_admin = "職員番号,氏名,所属,役割\n1002,職員 乙,総務課,管理者\n"
     with pytest.raises(Conflict, match="自分自身"):
         await town.read(other_admin, remove_absent=True, by=by)
@@ -200,7 +200,7 @@ async def test_a_sections_file_is_applied(town: Town) -> None:
     rows = parse_sections("課名,コード,並び順\n税務課,02,1\n総務課,01,2\n出納室,03,\n".encode())
     async with town.db.platform_session("test", read_only=True) as session:
         _, sections = await load_current(session, town.id, now=NOW)
-    await apply_sections(town.db, town.id, plan_sections(rows, sections), actor=BY, now=NOW)
+    await apply_sections(town.db, town.id, plan_sections(rows, sections), by=BY, now=NOW)
     async with town.db.platform_session("test", read_only=True) as session:
         _, sections = await load_current(session, town.id, now=NOW)
     assert [(s.name, s.code, s.position) for s in sections] == [

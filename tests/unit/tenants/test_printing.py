@@ -24,16 +24,30 @@ def pages(pdf: bytes) -> list[str]:
 
 
 def slip(number: int = 1001, *, name: str = "職員 甲", section: str = "総務課", full_login: str = "") -> Slip:
-    return Slip(str(number), name, section, "abcd-2345-wxyz", full_login)
+    return Slip("みどり町", section, name, str(number), "abcd-2345-wxyz", URL, full_login)
 
 
 def slips(*given: Slip) -> list[str]:
-    return pages(initial_password_slips(given, town="みどり町", entry_url=URL, today=TODAY, contact="内線 123"))
+    return pages(initial_password_slips(given, made_on=TODAY, contact="内線 123"))
 
 
-def handover(*, sections: tuple[str, ...] = ("総務課", "税務課"), contact: str = "") -> list[str]:
-    sheet = Handover("みどり町", "011011", "9001", "情報 担当", "abcd-2345-wxyz", URL, sections, 300_000, contact)
-    return pages(handover_sheet(sheet, today=TODAY, product="共同AI"))
+def handover(
+    *, sections: tuple[str, ...] = ("総務課", "税務課"), contact: str = "", admin_name: str = "情報 担当"
+) -> list[str]:
+    sheet = Handover(
+        product_name="共同AI",
+        town="みどり町",
+        code="011011",
+        admin_login="9001",
+        password="abcd-2345-wxyz",
+        entry_url=URL,
+        sections=sections,
+        month_yen=300_000,
+        made_on=TODAY,
+        admin_name=admin_name,
+        contact=contact,
+    )
+    return pages(handover_sheet(sheet))
 
 
 def test_a_slip_says_who_where_and_how() -> None:
@@ -70,13 +84,13 @@ def test_what_people_wrote_is_never_markup(name: str) -> None:
 
 
 def test_the_same_input_prints_the_same_bytes() -> None:
-    one, two = (initial_password_slips([slip()], town="みどり町", entry_url=URL, today=TODAY) for _ in range(2))
+    one, two = (initial_password_slips([slip()], made_on=TODAY) for _ in range(2))
     assert one == two
 
 
 def test_no_slips_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="no slips"):
-        initial_password_slips([], town="みどり町", entry_url=URL, today=TODAY)
+        initial_password_slips([], made_on=TODAY)
 
 
 def test_the_handover_sheet_has_all_a_successor_needs() -> None:
@@ -100,6 +114,12 @@ def test_without_a_contact_the_sheet_names_the_office() -> None:
     assert "共同利用の事務局に問い合わせてください" in handover()[0]
 
 
+def test_what_is_not_known_has_no_line() -> None:
+    [page] = handover(sections=(), admin_name="")
+    assert "課）" not in page
+    assert "9001" in page
+
+
 def test_many_sections_run_on_to_a_numbered_second_page() -> None:
     found = handover(sections=tuple(f"第{n}地域振興担当課" for n in range(150)))
     assert len(found) > 1
@@ -108,7 +128,7 @@ def test_many_sections_run_on_to_a_numbered_second_page() -> None:
 
 
 def test_the_fonts_travel_in_the_file() -> None:
-    pdf = initial_password_slips([slip()], town="みどり町", entry_url=URL, today=TODAY)
+    pdf = initial_password_slips([slip()], made_on=TODAY)
     assert b"NotoSansCJKjp" in pdf
     assert b"FontFile" in pdf
 
