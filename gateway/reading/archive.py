@@ -16,7 +16,7 @@ from defusedxml.common import DefusedXmlException
 from gateway.reading.problems import CorruptFile, ProtectedFile, SuspiciousFile
 from gateway.reading.report import Limits, Remark
 
-_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError, OSError)
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, LookupError, ValueError, OSError)
 _RATIO_MATTERS_FROM = 1024 * 1024
 _XML_NAMES = (".xml", ".rels", ".vml")
 

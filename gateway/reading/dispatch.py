@@ -6,7 +6,8 @@ from pathlib import PurePath
 
 from docx.exceptions import PythonDocxError
 from docx.opc.exceptions import OpcError
-from openpyxl.utils.exceptions import InvalidFileException
+from docx.oxml.exceptions import XmlchemyError
+from openpyxl.utils.exceptions import CellCoordinatesException, InvalidFileException
 
 from gateway.reading import pdf, plain, sheets, word
 from gateway.reading.archive import open_archive
@@ -32,7 +33,9 @@ _DAMAGE = (
     zlib.error,
     PythonDocxError,
     OpcError,
+    XmlchemyError,
     InvalidFileException,
+    CellCoordinatesException,
     LookupError,
     ValueError,
     TypeError,

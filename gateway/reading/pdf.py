@@ -3,6 +3,7 @@
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from statistics import median
 
 import pypdfium2 as pdfium
@@ -53,6 +54,7 @@ class _PageFacts:
     images: int = 0
     image_cover: float = 0.0
     objects: int = 0
+    is_crowded: bool = False
     visible_texts: int = 0
     invisible_texts: int = 0
     pale_texts: int = 0
@@ -102,8 +104,16 @@ def _read(document: pdfium.PdfDocument, limits: Limits) -> Reading:
         tables=(),
         findings=tuple(_findings(document, facts)),
         summary=_summary(parts),
-        has_unread=any(part.state is not PartState.OK for part in parts) or any(page.images for page in facts),
+        has_unread=any(_holds_unread(page, part) for page, part in zip(facts, parts, strict=True))
+        or document.count_attachments() > 0,
     )
+
+
+def _holds_unread(page: _PageFacts, part: Part) -> bool:
+    """Whether a page has something that nobody here has read; a page with nothing on it has not."""
+    if part.state is PartState.OK:
+        return bool(page.images or page.notes or page.is_crowded)
+    return bool(page.objects or page.notes)
 
 
 def _part(number: int, page: _PageFacts) -> Part:
@@ -156,6 +166,10 @@ def _warnings(facts: Sequence[_PageFacts], parts: Sequence[Part]) -> list[Remark
         warnings.append(
             Remark("image", f"画像が{total}点あります。画像の中の文字は読んでいません。", listed(pictures, "ページ"))
         )
+    crowded = [i for i, page in enumerate(facts, 1) if page.is_crowded]
+    if crowded:
+        words = "図や線がとても多いページです。画像があるかどうかは調べきれていません。"
+        warnings.append(Remark("crowded-page", words, listed(crowded, "ページ")))
     return warnings
 
 
@@ -286,7 +300,7 @@ def _is_japanese(character: str) -> bool:
 def _is_vertical(glyphs: Sequence[_Glyph]) -> bool:
     """Whether most characters stand below the one before, a full size lower, rather than beside it."""
     down = across = 0
-    for one, other in zip(glyphs, glyphs[1:], strict=False):
+    for one, other in pairwise(glyphs):
         size = max(one.size, other.size)
         dx, dy = other.x - one.x, other.y - one.y
         if abs(dx) < 0.35 * size and -2.2 * size < dy < -0.4 * size:
@@ -333,6 +347,7 @@ def _look_at_objects(page: pdfium.PdfPage, facts: _PageFacts) -> None:
     area = max(width * height, 1.0)
     for seen, item in enumerate(page.get_objects(max_depth=5)):
         if seen >= _OBJECTS_LOOKED_AT:
+            facts.is_crowded = True
             return
         facts.objects += 1
         if item.type == raw.FPDF_PAGEOBJ_IMAGE:
@@ -359,7 +374,8 @@ def _is_white(item: pdfium.PdfObject) -> bool:
 
 def _is_tiny(item: pdfium.PdfObject) -> bool:
     left, bottom, right, top = item.get_bounds()
-    return right - left > 0 and 0 < top - bottom < _TINY_PT and right - left > 4 * (top - bottom)
+    width, height = float(right - left), float(top - bottom)
+    return 0 < height < _TINY_PT and width > 4 * height
 
 
 def _look_at_annotations(page: pdfium.PdfPage, facts: _PageFacts) -> None:

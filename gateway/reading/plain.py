@@ -106,6 +106,8 @@ def read_text(data: bytes, limits: Limits) -> Reading:
     bad = garbled(text)
     if misread(text):
         warnings.append(_misread())
+    elif bad:
+        warnings.append(_garbled())
     lines = sum(1 for line in text.split("\n") if line.strip())
     if not lines:
         warnings.append(Remark("no-text", "文字がひとつもありません。"))
@@ -152,6 +154,8 @@ def read_csv(data: bytes, limits: Limits) -> Reading:
     bad = garbled(content.text)
     if misread(content.text):
         warnings.append(_misread())
+    elif bad:
+        warnings.append(_garbled())
     warnings += _ragged(rows)
     table = as_table("CSVの表", rows)
     count = len(table.rows) if table else 0
@@ -248,6 +252,10 @@ def _misread() -> Remark:
         "misread",
         "別の文字コードとして読まれたあとに保存された文字（文字化け）があります。元の資料から作り直してください。",
     )
+
+
+def _garbled() -> Remark:
+    return Remark("garbled", "文字化けしています。元の資料で確かめてください。")
 
 
 def _check_length(text: str, limits: Limits) -> None:

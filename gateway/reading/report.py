@@ -135,11 +135,28 @@ class Reading:
 
 
 def joined(parts: tuple[Part, ...]) -> str:
-    """One text of all parts that count, each under its label; a lone part needs no label."""
-    told = [part for part in parts if part.in_text and part.text.strip()]
-    if len(told) == 1 and len(parts) == 1:
-        return told[0].text
-    return "\n\n".join(f"【{part.label}】\n{part.text}" for part in told)
+    """One text of all readable parts, each under its label; a lone part needs no label.
+
+    Between readable parts an unreadable one is said in its place, so that nobody takes the text for the whole file.
+    Empty when no part is readable.
+    """
+    counted = [part for part in parts if part.in_text]
+    if not any(_is_readable(part) for part in counted):
+        return ""
+    if len(parts) == 1:
+        return parts[0].text
+    return "\n\n".join(f"【{part.label}】\n{_told(part)}" for part in counted)
+
+
+def _told(part: Part) -> str:
+    if _is_readable(part):
+        return part.text
+    note = f"（{part.note or part.state.words}）"
+    return f"{part.text}\n{note}" if part.text.strip() and part.state is not PartState.GARBLED else note
+
+
+def _is_readable(part: Part) -> bool:
+    return part.state not in (PartState.EMPTY, PartState.GARBLED) and bool(part.text.strip())
 
 
 def listed(values: list[int], unit: str, *, most: int = 10) -> str:

@@ -123,7 +123,7 @@ def _opened(archive: zipfile.ZipFile, limits: Limits) -> tuple[_Book, list[_Shee
             sheets.append(_Sheet(element.get("name", ""), path, element.get("state", "visible") != "visible"))
     if not sheets:
         raise CorruptFile("シートがひとつもありません。Excelで開いて保存し直してください。")
-    by_kind = {kind: path for kind, path in related.values()}
+    by_kind = dict(related.values())
     strings = _strings(archive, by_kind["sharedStrings"], limits) if "sharedStrings" in by_kind else []
     formats = _formats(archive, by_kind["styles"]) if "styles" in by_kind else []
     return _Book(strings, formats, epoch), sheets
@@ -420,6 +420,8 @@ def _warnings(sheet: _Sheet, rows: Sequence[TableRow]) -> list[Remark]:
         warn("gaiji", "外字など、読み取れない文字があります。元の資料で確かめてください。", _told(sheet.lost))
     if misread(" ".join(cell for row in rows for cell in row.cells)):
         warn("misread", "別の文字コードとして読まれたあとに保存された文字（文字化け）があります。")
+    elif garbled(as_lines(rows)):
+        warn("garbled", "文字化けしています。元の資料で確かめてください。")
     if sheet.pictures or sheet.charts:
         words = [f"画像が{sheet.pictures}点"] if sheet.pictures else []
         words += [f"グラフなどの図が{sheet.charts}点"] if sheet.charts else []

@@ -162,9 +162,9 @@ def _warnings(walk: _Walk, parts: Sequence[Part]) -> list[Remark]:
     if walk.nested:
         warnings.append(Remark("nested-table", f"表の中の表が{walk.nested}つあります。並びを確かめてください。"))
     if walk.pictures or walk.charts:
-        words = [f"画像が{walk.pictures}点"] if walk.pictures else []
-        words += [f"グラフなどの図が{walk.charts}点"] if walk.charts else []
-        warnings.append(Remark("image", f"{'、'.join(words)}あります。その中の文字は読んでいません。"))
+        said = [f"画像が{walk.pictures}点"] if walk.pictures else []
+        said += [f"グラフなどの図が{walk.charts}点"] if walk.charts else []
+        warnings.append(Remark("image", f"{'、'.join(said)}あります。その中の文字は読んでいません。"))
     if walk.formulas:
         warnings.append(Remark("formula", f"数式が{walk.formulas}か所あります。上付き・分数などの形は失われます。"))
     if walk.symbols:
