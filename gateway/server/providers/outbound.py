@@ -160,7 +160,10 @@ async def server_sent_events(
     wait = first_s
     while part := await within(response.content.readany(), wait):
         wait = between_s
-        buffer += part.replace(b"\r\n", b"\n") if b"\r" in part else part
+        buffer += part
+        if b"\r" in buffer:
+            # In the buffer, not in the part: the network may cut between the two.
+            buffer = buffer.replace(b"\r\n", b"\n")
         if len(buffer) > MAX_ANSWER_BYTES:
             raise UpstreamBroken("答えが大きすぎます。", dispatched=True)
         while (end := buffer.find(b"\n\n")) >= 0:
