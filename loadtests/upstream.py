@@ -471,7 +471,9 @@ def _gemini_answer(body: Mapping[str, Any], tokens: int) -> _Answer:
         "functionResponse" in part or "function_response" in part for part in body["contents"][-1].get("parts", ())
     )
     if functions and chosen.get("mode") != "NONE" and not answered:
-        wanted = (chosen.get("allowedFunctionNames") or [functions[0]["name"]])[0]
+        wanted = (chosen.get("allowedFunctionNames") or chosen.get("allowed_function_names") or [functions[0]["name"]])[
+            0
+        ]
         for function in functions:
             if function["name"] == wanted:
                 return _called(wanted, function.get("parametersJsonSchema") or function.get("parameters"))
@@ -711,7 +713,11 @@ class Upstream:
                     await _pause(receive, behaviour.delay_ms / 1000)
             elif i == behaviour.after:
                 match behaviour.mode:
-                    case "drop_mid_stream" | "end_early":
+                    case "drop_mid_stream":
+                        # What was sent has to arrive first: a client that sees both at once may keep only the cut.
+                        await asyncio.sleep(0.1)
+                        return
+                    case "end_early":
                         return
                     case "garbage_mid_stream":
                         yield b"data: {\xff\xfe not json\n\n"

@@ -14,7 +14,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn
@@ -111,7 +111,8 @@ def silence(litellm: Any) -> None:
     litellm.disable_hf_tokenizer_download = True
     litellm.cache = None
     litellm.num_retries = 0
-    litellm.drop_params = True
+    # With it, a 422 makes LiteLLM send again with less, behind our back; `supported_parameters` drops beforehand.
+    litellm.drop_params = False
     litellm.modify_params = False
     for callbacks in (
         "callbacks",
@@ -300,11 +301,17 @@ class _Exchange:
     litellm_params: dict[str, Any]
     json_mode: bool
 
-    def read_whole(self, raw: bytes) -> Any:
+    def read_whole(self, raw: bytes, wire: "_Wire") -> Any:
         """The answer as LiteLLM's `ModelResponse`. Raises whatever LiteLLM does with nonsense; see `_translating`."""
         import httpx
         from litellm.types.utils import ModelResponse
 
+        payload = orjson.loads(raw)
+        if not isinstance(payload, dict) or not wire.is_complete(payload):
+            raise UpstreamBroken(_BROKEN, dispatched=True)
+        if uncounted := {name: zero for name, zero in wire.no_usage.items() if not payload.get(name)}:
+            # An answer without figures is an answer still; LiteLLM would throw it away.
+            raw = orjson.dumps(payload | uncounted)
         return self.config.transform_response(
             model=self.model,
             raw_response=httpx.Response(200, content=raw, headers={"content-type": "application/json"}),
@@ -323,11 +330,18 @@ class _Exchange:
 class _Wire:
     """One vendor's wire: addresses, headers and chunk parser. The rest is LiteLLM's."""
 
+    # What stands in an answer when the vendor did not count.
+    no_usage: Mapping[str, object] = {}
+
     def prepare(self, request: UpstreamRequest, model: str, config: Any, optional_params: dict[str, Any]) -> _Exchange:
         raise NotImplementedError
 
     def chunk_parser(self, exchange: _Exchange) -> Any:
         raise NotImplementedError
+
+    def is_complete(self, answer: Mapping[str, Any]) -> bool:
+        """Whether a whole answer says why it ended."""
+        return self.ends(answer)
 
     def ends(self, event: Mapping[str, Any]) -> bool:
         """Whether this event says why the answer ended; LiteLLM calls the end of an event that does not a "stop"."""
@@ -345,6 +359,7 @@ class _Wire:
 
 
 class _Anthropic(_Wire):
+    no_usage: Mapping[str, object] = {"usage": {"input_tokens": 0, "output_tokens": 0}}
     # platform.claude.com/docs/en/api/errors
     _STATUSES: Final = {
         "invalid_request_error": 400,
@@ -403,6 +418,9 @@ class _Anthropic(_Wire):
             response_format_schema=schema,
         )
 
+    def is_complete(self, answer: Mapping[str, Any]) -> bool:
+        return bool(answer.get("stop_reason"))
+
     def ends(self, event: Mapping[str, Any]) -> bool:
         return event.get("type") == "message_delta"
 
@@ -420,6 +438,10 @@ class _Anthropic(_Wire):
 
 
 class _Gemini(_Wire):
+    no_usage: Mapping[str, object] = {
+        "usageMetadata": {"promptTokenCount": 0, "candidatesTokenCount": 0, "totalTokenCount": 0}
+    }
+
     def prepare(self, request: UpstreamRequest, model: str, config: Any, optional_params: dict[str, Any]) -> _Exchange:
         # The function below, not `config.transform_request`: around it LiteLLM keeps a cache of contents at Google.
         from litellm.llms.vertex_ai.gemini.transformation import transform_request_body
@@ -505,21 +527,21 @@ class LiteLLMTransform:
         try:
             if request.stream:
                 return await _Stream.begin(response, request, wire, exchange)
-            return await self._whole(response, request, exchange)
+            return await self._whole(response, request, wire, exchange)
         except BaseException:
             response.close()
             raise
 
     async def _whole(
-        self, response: aiohttp.ClientResponse, request: UpstreamRequest, exchange: _Exchange
+        self, response: aiohttp.ClientResponse, request: UpstreamRequest, wire: _Wire, exchange: _Exchange
     ) -> UpstreamResponse:
         raw = await read_all(response, request.first_byte_timeout_s)
         response.release()
         writer = Writer(request)
         with _translating():
-            made = exchange.read_whole(raw)
+            made = exchange.read_whole(raw, wire)
             choices, usage = choices_from(made), usage_from(getattr(made, "usage", None))
-            if not choices or all(choice["finish_reason"] is None for choice in choices):
+            if not choices:
                 raise UpstreamBroken(_BROKEN, dispatched=True)
             body = writer.body(choices, usage)
             writer.output_text_bytes += thought_bytes(made)
@@ -549,6 +571,22 @@ class LiteLLMTransform:
                 self._loaded = True
 
 
+class UnsupportedError(ValueError):
+    """A field that changes what the caller gets, and that this vendor does not know."""
+
+
+def supported_parameters(body: Mapping[str, object], supported: Iterable[str]) -> dict[str, object]:
+    """The fields of `body` beside its input that a vendor knows; hints it does not know are dropped.
+
+    Raises `UnsupportedError` for a field that is no hint.
+    """
+    known = set(supported)
+    given = {name: body[name] for name in _PARAMETERS if body.get(name) is not None}
+    if any(name not in known and (name, given[name]) != ("n", 1) for name in _NEVER_DROPPED & given.keys()):
+        raise UnsupportedError
+    return {name: value for name, value in given.items() if name in known}
+
+
 def _wire_of(deployment: Deployment) -> _Wire:
     wire = _WIRES.get(deployment.upstream_model.partition("/")[0])
     if wire is None:
@@ -560,21 +598,17 @@ def _prepared(wire: _Wire, request: UpstreamRequest) -> _Exchange:
     """Translates the request. Whatever LiteLLM cannot express for this vendor is refused before anything is sent."""
     litellm = load_litellm()
     vendor, _, model = request.deployment.upstream_model.partition("/")
-    given = {name: request.body[name] for name in _PARAMETERS if request.body.get(name) is not None}
     try:
         config = litellm.ProviderConfigManager.get_provider_chat_config(
             model=model, provider=litellm.LlmProviders(vendor)
         )
-        supported = set(config.get_supported_openai_params(model=model))
-        lost = {name for name in _NEVER_DROPPED & (given.keys() - supported) if (name, given[name]) != ("n", 1)}
-        if lost:
-            raise UpstreamRefused(_NOT_POSSIBLE, dispatched=False)
+        given = supported_parameters(request.body, config.get_supported_openai_params(model=model))
         optional_params = litellm.utils.get_optional_params(
             model=model,
             custom_llm_provider=vendor,
             messages=_messages(request),
             drop_params=True,
-            **orjson.loads(orjson.dumps({name: value for name, value in given.items() if name in supported})),
+            **orjson.loads(orjson.dumps(given)),
         )
         for internal in ("stream", "stream_options", "extra_body"):
             optional_params.pop(internal, None)
@@ -903,7 +937,7 @@ def _raise_error(message: Mapping[str, Any]) -> NoReturn:
     reason: Literal["status", "connect", "timeout", "unsupported", "broken"] = message["reason"]
     match reason:
         case "status":
-            raise_for(int(message["status"]))
+            raise_for(int(message["status"]), message["retry_after"])
         case "connect":
             raise UpstreamUnavailable(_TRY_AGAIN, dispatched=False)
         case "timeout":
@@ -967,7 +1001,6 @@ class _RouterStream(Writer):
         return bool(self._first)
 
     def _written(self, message: Mapping[str, Any]) -> list[bytes]:
-        self.usage = _usage(message["usage"]) or self.usage
         self.output_text_bytes += message["thought_bytes"]
         return self.events(message["choices"])
 
@@ -978,6 +1011,7 @@ class _RouterStream(Writer):
             for event in self._written(message):
                 yield event
         self._ended = True
+        self.usage = _usage(message["usage"])
         if self.finish_reason is None or not message["complete"]:
             raise UpstreamBroken(_CUT, dispatched=True)
         for event in self.end():

@@ -13,10 +13,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal
 
 from gateway.server.providers.litellm import (
+    UnsupportedError,
     choices_from,
     frame,
     load_litellm,
     read_frame,
+    supported_parameters,
     thought_bytes,
     usage_from,
 )
@@ -75,7 +77,7 @@ class Orders:
                 model_list=[
                     {
                         "model_name": deployment["id"],
-                        "litellm_params": {**deployment["extra"], **given, "max_retries": 0, "drop_params": True},
+                        "litellm_params": {**deployment["extra"], **given, "max_retries": 0},
                     }
                 ],
                 num_retries=0,
@@ -102,10 +104,11 @@ class Orders:
                 case "completions":
                     await self._tell(_raw(number, await router.atext_completion(**given)))
                 case _ if order["stream"]:
+                    given = self._chat(order, given)
                     given |= {"stream": True, "stream_options": {"include_usage": True}}
                     await self._stream(number, await router.acompletion(**given))
                 case _:
-                    made = await router.acompletion(**given)
+                    made = await router.acompletion(**self._chat(order, given))
                     usage = _usage(getattr(made, "usage", None))
                     await self._tell(
                         {
@@ -117,15 +120,22 @@ class Orders:
                         }
                     )
 
+    def _chat(self, order: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a chat that this vendor knows, so that LiteLLM has nothing to drop."""
+        known = self._litellm.get_supported_openai_params(model=order["deployment"]["model"]) or ()
+        kept = supported_parameters(given, known)
+        return kept | {name: given[name] for name in ("messages", "model", "timeout")}
+
     async def _stream(self, number: int, chunks: Any) -> None:
+        usage = None
         try:
             async for chunk in chunks:
+                usage = _usage(getattr(chunk, "usage", None)) or usage
                 await self._tell(
                     {
                         "id": number,
                         "kind": "chunk",
                         "choices": choices_from(chunk),
-                        "usage": _usage(getattr(chunk, "usage", None)),
                         "thought_bytes": thought_bytes(chunk),
                     }
                 )
@@ -133,7 +143,10 @@ class Orders:
             # reason that came from upstream stands.
             kept = getattr(chunks, "chunks", None) or ()
             complete = any(choice.finish_reason for chunk in kept for choice in chunk.choices)
-            await self._tell({"id": number, "kind": "end", "complete": complete})
+            # Likewise, it counts by itself what nobody counted; such a figure is not the provider's.
+            counted = any(usage_from(getattr(chunk, "usage", None)) for chunk in kept)
+            end = {"id": number, "kind": "end", "complete": complete, "usage": usage if counted else None}
+            await self._tell(end)
         finally:
             if hasattr(chunks, "aclose"):
                 await chunks.aclose()
@@ -182,15 +195,18 @@ def _named(error: Exception) -> dict[str, object]:
     causes = list(_causes(error))
     if any(isinstance(e, httpx.ConnectError | httpx.ConnectTimeout | aiohttp.ClientConnectorError) for e in causes):
         return {"reason": "connect"}
+    for cause in causes:
+        # LiteLLM's own errors carry statuses it made up; those of the clients below it are the upstream's.
+        is_clients = isinstance(cause, openai.APIStatusError) and type(cause).__module__.startswith("openai")
+        if is_clients or isinstance(cause, httpx.HTTPStatusError):
+            response: httpx.Response = cause.response  # type: ignore[attr-defined]  # both kinds have it
+            if 400 <= response.status_code <= 599:
+                retry_after = response.headers.get("retry-after", "")
+                return {"reason": "status", "status": response.status_code, "retry_after": retry_after}
     if any(isinstance(e, TimeoutError | openai.APITimeoutError | httpx.TimeoutException) for e in causes):
         return {"reason": "timeout"}
-    if isinstance(error, litellm.UnsupportedParamsError):
+    if isinstance(error, litellm.UnsupportedParamsError | UnsupportedError):
         return {"reason": "unsupported"}
-    answered = [e for e in causes if isinstance(e, openai.APIStatusError | httpx.HTTPStatusError)]
-    for cause in answered:
-        # An APIConnectionError carries a status that LiteLLM made up.
-        if not isinstance(cause, litellm.APIConnectionError) and 400 <= cause.response.status_code <= 599:
-            return {"reason": "status", "status": cause.response.status_code}
     return {"reason": "broken"}
 
 
