@@ -223,10 +223,9 @@ def tenant_export(town: Town, to: Annotated[Path, typer.Option(help="The ZIP fil
         from tenants.erasure import export_tenant, open_content
 
         tenant, tenant_id = await _find(db, town)
-        report = await export_tenant(db, open_content(settings, db), tenant_id, to)
-        async with db.platform_session("command") as session:
-            await audit.record(session, tenant_id, _by(), "tenant.export", about=("tenant", tenant_id))
+        report = await export_tenant(db, open_content(settings, db), tenant_id, to, by=_by())
         print(f"{tenant.name}を {to} に書き出しました。")
+        print(f"  SHA-256 {report.sha256}")
         for words, count in report.counts.items():
             print(f"  {words} {count:,}")
 
@@ -252,14 +251,14 @@ def tenant_erase(
             typed_name=name,
             export_path=export,
             now=datetime.now(UTC),
+            by=_by(),
+            directory=open_directory(settings),
         )
-        async with db.platform_session("command") as session:
-            await bump_configuration(session)
-            await audit.record(session, tenant_id, _by(), "tenant.erase", about=("tenant", tenant_id))
-        directory = open_directory(settings)
-        await asyncio.to_thread(directory.set_organization_enabled, tenant.alias, enabled=False)
         print(f"{tenant.name}を消去しました。")
         for words, count in report.counts.items():
+            print(f"  {words} {count:,}")
+        print("名前のない形で残したもの")
+        for words, count in report.kept.items():
             print(f"  {words} {count:,}")
 
     _run(work)
@@ -566,6 +565,8 @@ def people_import(
             db, open_directory(settings), tenant_id, tenant.alias, planned, by=_by(), passwords=new_password
         )
         print("変えました。")
+        if applied.still_open:
+            print(f"認証基盤が応えず、{len(applied.still_open):,}人のアカウントを閉じられませんでした（利用は止めてあります）。")
         if applied.added:
             made = [
                 Slip(
