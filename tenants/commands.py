@@ -566,7 +566,9 @@ def people_import(
         )
         print("変えました。")
         if applied.still_open:
-            print(f"認証基盤が応えず、{len(applied.still_open):,}人のアカウントを閉じられませんでした（利用は止めてあります）。")
+            print(
+                f"認証基盤が応えず、{len(applied.still_open):,}人のアカウントを閉じられませんでした（利用は止めてあります）。"
+            )
         if applied.added:
             made = [
                 Slip(
