@@ -84,10 +84,10 @@ class ImportErrors(InvalidInput):
 
     def __init__(self, errors: Sequence[RowError]) -> None:
         self.errors = tuple(sorted(errors, key=lambda e: e.row))
-        super().__init__(
-            f"{len(self.errors):,}か所を直して、もう一度読み込んでください。まだ何も変えていません。",
-            errors=[str(e) for e in self.errors],
-        )
+        told = [str(e) for e in self.errors]
+        first = f"{len(told):,}か所を直して、もう一度読み込んでください。まだ何も変えていません。"
+        # One error a line: pages and the terminal show them as they are.
+        super().__init__("\n".join((first, *told)), errors=told)
 
 
 @dataclass(frozen=True, slots=True)
