@@ -1,30 +1,85 @@
 """Counts and sums over an attached table, made by code: never by the model, and never guessed.
 
-A question is answered only when its words name what is asked (件数, 合計, 平均, 最大, 最小) and columns that exist.
+A question is answered only when every word that could narrow or group the rows was understood: 「西地区の合計」 over a
+table without 西地区 gives nothing, because the sum of all rows would be taken for its answer.
 """
 
 import re
-import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
-from typing import Final, Literal
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from decimal import ROUND_HALF_UP, Decimal
+from typing import Final, Literal, assert_never
 
+from gateway.reading.figures import Figure, folded, no_value, number, plain
 from gateway.reading.report import Table, TableRow, listed
 
 Operation = Literal["count", "sum", "mean", "max", "min"]
 
-_WORDS: Final[tuple[tuple[Operation, tuple[str, ...]], ...]] = (
-    ("mean", ("平均",)),
-    ("max", ("最大", "一番多い", "最も多い", "一番大きい")),
-    ("min", ("最小", "一番少ない", "最も少ない", "一番小さい")),
-    ("sum", ("合計", "総額", "総数", "足し", "集計")),
-    ("count", ("件数", "人数", "何件", "何人", "いくつ", "数え", "回答数", "世帯数", "内訳")),
+_NAMES: Final[dict[Operation, str]] = {"count": "件数", "sum": "合計", "mean": "平均", "max": "最大", "min": "最小"}
+_WORDS: Final[dict[str, Operation]] = {
+    "平均": "mean",
+    "最大値": "max",
+    "最大": "max",
+    "最高": "max",
+    "一番多い": "max",
+    "最も多い": "max",
+    "一番大きい": "max",
+    "最も大きい": "max",
+    "最小値": "min",
+    "最小": "min",
+    "最低": "min",
+    "一番少ない": "min",
+    "最も少ない": "min",
+    "一番小さい": "min",
+    "最も小さい": "min",
+    "合計": "sum",
+    "総計": "sum",
+    "総額": "sum",
+    "件数": "count",
+    "人数": "count",
+    "回答数": "count",
+    "行数": "count",
+    "何件": "count",
+    "何人": "count",
+    "何行": "count",
+    "内訳": "count",
+    "数え": "count",
+}
+# A sum where a column of numbers is named, a count of rows where none is.
+_EITHER: Final = ("総数", "集計")
+_GROUP_MARKS: Final = ("ごと", "毎", "別", "単位")
+_JOINTS: Final = ("と", "・", "、", ",", "×", "や", "及び", "および")
+_AFTER_VALUE: Final = (
+    r"(?:の|で|における|と答|と回答|を選|を除|以外|が|は|に|」|』|\"|と|・|、|,|や|及び|および|何|\x00|$)"
 )
-_TOTAL_ROW: Final = re.compile(r"(合|総|小|累)?計|合計欄|総計|total", re.IGNORECASE)
-_NAMES: Final = {"count": "件数", "sum": "合計", "mean": "平均", "max": "最大", "min": "最小"}
-_GROUP: Final = ("ごと", "別", "毎")
+_BEFORE_VALUE: Final = r"(?:(?<=[のでがはをとやに])|(?<![々〆ヶ一-鿿ァ-ヴーa-z0-9ぁ-ん]))"
+_WORD: Final = r"[々〆ヶ一-鿿ァ-ヴーa-z0-9]"
+# Nouns for the material as a whole; what else stands before 「の」 may be a condition.
+_NEUTRAL: Final = re.compile(
+    r"(?:添付|資料|表|一覧|名簿|台帳|ファイル|シート|データ|エクセル|excel|csv|xlsx|アンケート|調査|回答|結果|全体|全部|全員|全行"
+    r"|全|総|各|今回|次|上記|下記|列|行|欄|項目|値|数|数値|数字|計算|集計|件|人|名|計|それぞれ|内容|中|申込|申請|届出|提出|対象|縦|横)+"
+)
+_UNSUPPORTED: Final = re.compile(
+    r"以外|除|以上|以下|未満|超|より|割合|比率|構成比|パーセント|差|中央値|増減|重複|種類|ではな|でな|いない|上位|下位|順"
+)
+_HARMLESS: Final = re.compile(
+    r"(?:合計|小計|総計|計)(?:の)?行(?:を|は)除(?:いて|き|く|いた)|(?:以下|次)の(?:表|資料|データ)|全部で|全体で|表にして"
+)
+_MAYBE_TOTAL: Final = re.compile(r"計|平均|総数|total|average", re.IGNORECASE)
+_TOTAL: Final = re.compile(r"(?:合|総|小|累|中)?計|合計欄|total|subtotal|grandtotal")
+# Also an answer of a survey, so only at the start of a row.
+_SUMMARY: Final = re.compile(r"総数|平均|average")
+_TOTAL_ENDS: Final = ("合計", "小計", "総計", "累計")
+# Numbers that name a thing: adding them up says nothing.
+_IDENTIFIER: Final = re.compile(r"(?:.*(?:番号|コード|年度|no\.?|id)|no\.?\d*|#|年|月|日|連番|通番|年齢層)")
+# A longer text is a letter with a table, not a question about one.
+_MAX_QUESTION: Final = 400
+_MAX_VALUE: Final = 40
+_ROWS_THAT_TELL: Final = 2_000
 MAX_GROUPS: Final = 200
+# Beside 千円 a bare number may be either.
+_SCALES: Final = ("千", "万", "百万", "億", "%", "‰")
+_USED: Final = "\0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,178 +93,484 @@ class Computation:
 
 
 @dataclass(frozen=True, slots=True)
-class _Data:
-    """The rows that count, and what was left out."""
+class _Rows:
+    """The rows that count, and the totals that were left out."""
 
-    table: Table
-    rows: tuple[TableRow, ...]
+    counted: tuple[TableRow, ...]
     totals: tuple[int, ...]
-    hidden: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Measure:
+    operation: Operation
+    column: int | None = None
+
+
+@dataclass(slots=True)
+class _Understood:
+    """What the words of a question mean for one table."""
+
+    operations: list[Operation] = field(default_factory=list)
+    groups: list[int] = field(default_factory=list)
+    named: list[int] = field(default_factory=list)
+    conditions: dict[int, list[str]] = field(default_factory=dict)
 
 
 def answer_computation(question: str, tables: Sequence[Table]) -> list[Computation]:
-    """The computations a question asks for, one per table where its columns are found; empty if none is asked."""
-    asked = _fold(question)
-    operation = next((name for name, words in _WORDS if any(w in asked for w in words)), None)
-    if operation is None:
+    """The computations a question asks for, one per table it fits; empty if none is asked or a word is not understood.
+
+    Knows 件数, 合計, 平均, 最大 and 最小, groups (地区ごと, 地区別, 性別の内訳) and conditions that equal a cell
+    (「北地区の」). Total rows are left out, a merged cell's number counts once, hidden rows count; all of it is said.
+    """
+    asked = folded(question)
+    if not asked or len(asked) > _MAX_QUESTION or not any(word in asked for word in (*_WORDS, *_EITHER)):
         return []
-    found = []
-    for table in tables:
-        computed = _compute(asked, operation, table)
-        if computed is not None:
-            found.append(computed)
+    return [made for table in tables if (made := _compute(asked, table)) is not None]
+
+
+def _compute(asked: str, table: Table) -> Computation | None:
+    rows = _without_totals(table)
+    if not rows.counted:
+        return None
+    understood = _understand(asked, table, rows.counted)
+    if understood is None:
+        return None
+    chosen = tuple(r for r in rows.counted if _fits(r, understood.conditions))
+    measures = _measures(understood, table, rows.counted)
+    if not chosen or not measures:
+        return None
+    units = {
+        c: _unit(chosen, c, _heading_unit(table.columns[c])) for c in {m.column for m in measures} if c is not None
+    }
+    if None in units.values():
+        # 円 and 千円 in one column: a sum of them would be wrong.
+        return None
+    results = _Results(table, chosen, tuple(measures), {c: u or "" for c, u in units.items()})
+    where = _where(table, understood.conditions)
+    what = "と".join(results.name(m) for m in measures)
+    by = "・".join(table.columns[g] for g in understood.groups)
+    told = "の".join("・".join(dict.fromkeys(values)) for values in understood.conditions.values())
+    return Computation(
+        title=(f"{told}の" if told else "") + (f"{by}ごとの" if by else "") + what,
+        markdown=results.grouped(understood.groups) if by else results.single(told, understood.named),
+        formula=_formula(table, measures, understood.groups, where),
+        rows_in_words=_rows_in_words(table, rows, chosen, measures),
+    )
+
+
+# ── Which rows count ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _without_totals(table: Table) -> _Rows:
+    filled = [r for r in table.rows if any(c.strip() for i, c in enumerate(r.cells) if i not in r.repeated)]
+    texts: dict[int, set[str]] = {}
+    totals = {r.number for r in filled if _is_total(r, table, texts)}
+    return _Rows(tuple(r for r in filled if r.number not in totals), tuple(sorted(totals)))
+
+
+def _is_total(row: TableRow, table: Table, texts: dict[int, set[str]]) -> bool:
+    """合計, 小計, 北地区計: named before the first number of the row. 会計 and 統計 are no totals.
+
+    texts: the folded cells of a column, filled when first needed.
+    """
+    for i, cell in enumerate(row.cells):
+        if not _MAYBE_TOTAL.search(cell):
+            continue
+        before = [c for c in row.cells[:i] if c.strip()]
+        if any(number(c) is not None for c in before):
+            return False
+        text = folded(cell)
+        if _TOTAL.fullmatch(text) or text.endswith(_TOTAL_ENDS) or (not before and _SUMMARY.fullmatch(text)):
+            return True
+        stem = text.removesuffix("計").removesuffix("の")
+        for column in range(i + 1 if stem != text else 0):
+            if column not in texts:
+                texts[column] = {folded(r.cells[column]) for r in table.rows}
+            if stem in texts[column]:
+                return True
+    return False
+
+
+def _fits(row: TableRow, conditions: dict[int, list[str]]) -> bool:
+    return all(folded(row.cells[column]) in map(folded, values) for column, values in conditions.items())
+
+
+# ── What the words mean ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _understand(asked: str, table: Table, rows: Sequence[TableRow]) -> _Understood | None:
+    """None when a word that could change the result is left over."""
+    left = _HARMLESS.sub(_blank, asked)
+    found: list[tuple[int, int, int]] = []
+    understood = _Understood()
+    aliases = _aliases(table)
+    values = _values(rows, left, {alias for alias, _ in aliases})
+    # The longest word first, a column's name before a cell: 世帯数 before 世帯, 北地区 before 地区.
+    for text, column in sorted(
+        [*aliases, *((v, None) for v in values)], key=lambda w: (-len(w[0]), w[1] is None, asked.find(w[0]))
+    ):
+        if column is not None:
+            if text in _WORDS or text in _EITHER:
+                continue
+            for at in list(_places(text, left)):
+                found.append((at, at + len(text), column))
+                left = _used(left, at, at + len(text))
+        elif (narrowed := _narrow(text, values[text], left)) is not None:
+            left = narrowed
+            places = values[text]
+            if len(places) > 1:
+                # The same word in two columns: only the question can say which one is meant.
+                places = {c: v for c, v in places.items() if folded(table.columns[c]) in asked}
+            if len(places) != 1:
+                return None
+            for place, shown in places.items():
+                understood.conditions.setdefault(place, []).append(shown)
+    grouped = _take_groups(left, sorted(found), table, understood)
+    if grouped is None:
+        return None
+    # In the order of the question, whichever word was the longest.
+    understood.conditions = {
+        column: sorted(told, key=lambda v: asked.find(folded(v)))
+        for column, told in sorted(
+            understood.conditions.items(), key=lambda c: min(asked.find(folded(v)) for v in c[1])
+        )
+    }
+    left = _take_operations(grouped, dict(aliases), rows, understood)
+    if not understood.operations or _is_left_over(left, table):
+        return None
+    understood.named = [c for c in understood.named if c not in understood.groups and c not in understood.conditions]
+    return understood
+
+
+def _aliases(table: Table) -> list[tuple[str, int]]:
+    """What a column may be called: its name, without a unit in brackets, without 名, the last line of its heading."""
+    names: dict[str, set[int]] = {}
+    full = {folded(name) for name in table.columns}
+    for i, name in enumerate(table.columns):
+        bare = re.sub(r"[(（\[［【].*?[)）\]］】]", "", name).strip()
+        options = {folded(name), folded(bare), folded(bare.split()[-1]) if bare else ""}
+        options |= {re.sub(r"(?:名称|名)$", "", option) for option in options if len(option) > 2}
+        for option in options:
+            if option and (option == folded(name) or option not in full):
+                names.setdefault(option, set()).add(i)
+    return [(alias, next(iter(columns))) for alias, columns in names.items() if len(columns) == 1]
+
+
+def _values(rows: Sequence[TableRow], asked: str, names: set[str]) -> dict[str, dict[int, str]]:
+    """Cells that stand in the question as a word of their own, by column; those are conditions."""
+    found: dict[str, dict[int, str]] = {}
+    for column in range(len(rows[0].cells)):
+        for cell in {r.cells[column] for r in rows}:
+            if len(cell) > _MAX_VALUE:
+                continue
+            text = folded(cell)
+            if text and text in asked and text not in names and text not in _WORDS and re.search(r"[^\d.,]", text):
+                found.setdefault(text, {})[column] = cell.strip()
     return found
 
 
-def _compute(asked: str, operation: Operation, table: Table) -> Computation | None:
-    data = _usable(table)
-    if not data.rows:
+def _places(text: str, left: str) -> Iterator[int]:
+    """Where a column's name stands; one of a single character only where a particle or a mark follows."""
+    follow = "" if len(text) > 1 else r"(?=の|ごと|別|毎|が|は|と|」|・|、)"
+    before = "" if len(text) > 1 else rf"(?<!{_WORD})"
+    return (m.start() for m in re.finditer(before + re.escape(text) + follow, left))
+
+
+def _narrow(text: str, places: dict[int, str], left: str) -> str | None:
+    """Takes a condition out of the question; None where the word is only part of another (北 in 東北, とても良い)."""
+    pattern = rf"{_BEFORE_VALUE}{re.escape(text)}(?={_AFTER_VALUE})"
+    if not places or re.search(pattern, left) is None:
         return None
-    names = [_fold(c) for c in table.columns]
-    group = next((i for i, n in _by_length(names) if n and any(n + g in asked for g in _GROUP)), None)
-    # A filter's word is the value of a cell; where it stands in a column's name or the group it is none.
-    masked = asked
-    for name in names:
-        masked = masked.replace(name, " ") if len(name) > 1 else masked
-    condition = None if group is not None else _condition(masked, data)
-    value = None
-    if operation != "count":
-        value = next((i for i, n in _by_length(names) if n and i != group and n in asked and _numeric(data, i)), None)
-        if value is None:
-            numeric = [i for i in range(len(names)) if i != group and _numeric(data, i)]
-            if len(numeric) != 1 or operation in ("max", "min"):
-                return None
-            value = numeric[0]
-    elif group is None and condition is None and not any(w in asked for w in ("何件", "何人", "件数", "人数", "数え")):
-        return None
-    rows = (
-        data.rows if condition is None else tuple(r for r in data.rows if r.cells[condition[0]].strip() == condition[1])
-    )
-    if not rows:
-        return None
-    where = "" if condition is None else f"「{table.columns[condition[0]]}」が「{condition[1]}」の"
-    what = "" if value is None else f"「{table.columns[value]}」の"
-    skipped = [r.number for r in rows if value is not None and _number(r.cells[value]) is None]
-    if group is not None:
-        markdown = _grouped(data.table, rows, operation, group, value)
-        formula = f"「{table.columns[group]}」ごとに、{where}行の{what}{_NAMES[operation]}を数えました"
-        title = f"{table.columns[group]}ごとの{what.replace('「', '').replace('」', '')}{_NAMES[operation]}"
-    else:
-        result = _result(rows, operation, value)
-        label = (
-            f"{where.replace('「', '').replace('」', '')}{what.replace('「', '').replace('」', '')}{_NAMES[operation]}"
-        )
-        markdown = f"| 求めたもの | 結果 |\n| --- | ---: |\n| {_cell(label)} | {result} |"
-        formula = f"{where}行の{what}{_NAMES[operation]}を計算しました"
-        title = label
-    return Computation(title, markdown, formula, _rows_in_words(data, rows, skipped))
+    return re.sub(pattern, _blank, left)
 
 
-def _by_length(names: list[str]) -> list[tuple[int, str]]:
-    """The longest name first: 回答者の地区 before 地区."""
-    return sorted(enumerate(names), key=lambda n: -len(n[1]))
+def _blank(match: re.Match[str]) -> str:
+    return _USED * len(match[0])
 
 
-def _usable(table: Table) -> _Data:
-    totals = tuple(r.number for r in table.rows if _is_total(r))
-    rows = tuple(r for r in table.rows if r.number not in totals and any(c.strip() for c in r.cells))
-    return _Data(table, rows, totals, tuple(r.number for r in rows if r.is_hidden))
+def _used(left: str, start: int, end: int) -> str:
+    return left[:start] + _USED * (end - start) + left[end:]
 
 
-def _is_total(row: TableRow) -> bool:
-    first = next((c for c in row.cells if c.strip()), "")
-    return bool(_TOTAL_ROW.fullmatch(re.sub(r"\s", "", unicodedata.normalize("NFKC", first))))
+def _take_groups(left: str, found: Sequence[tuple[int, int, int]], table: Table, understood: _Understood) -> str | None:
+    """地区ごと, 地区別, 各地区, 性別の内訳, and 地区と年代ごと from the end backwards."""
+    grouping_at: int | None = None
+    for start, end, column in reversed(found):
+        mark = next((m for m in _GROUP_MARKS if left.startswith(m, end)), "")
+        joint = next((j for j in _JOINTS if left.startswith(j, end) and end + len(j) == grouping_at), None)
+        of_kind = folded(table.columns[column]).endswith("別") and re.match(r"の|に|で|件|人|内訳", left[end:])
+        each = left[:start].endswith("各")
+        if not mark and joint is None and any(other == end for other, _, _ in found):
+            # 地区番号 is no column, though 地区 and 番号 are.
+            return None
+        if mark or joint is not None or of_kind or each or left.startswith("の内訳", end):
+            if column not in understood.groups:
+                understood.groups.insert(0, column)
+            left = _used(left, end, end + len(mark or joint or ""))
+            grouping_at = start
+        elif column not in understood.named:
+            understood.named.insert(0, column)
+    return left
 
 
-def _condition(asked: str, data: _Data) -> tuple[int, str] | None:
-    """(column, value) when exactly one column has a cell whose whole text is named as 「…の」 in the question."""
-    found: set[tuple[int, str]] = set()
-    for row in data.rows:
-        for i, cell in enumerate(row.cells):
-            text = cell.strip()
-            if (
-                len(text) >= 2
-                and _number(text) is None
-                and (_fold(text) + "の" in asked or f"「{_fold(text)}」" in asked)
-            ):
-                found.add((i, text))
-    if not found:
-        return None
-    longest = max(len(text) for _, text in found)
-    best = [f for f in found if len(f[1]) == longest]
-    return best[0] if len(best) == 1 else None
+def _take_operations(left: str, aliases: dict[str, int], rows: Sequence[TableRow], understood: _Understood) -> str:
+    """A word like 件数 that is also the name of a column of numbers means that column."""
+    found: list[tuple[int, str]] = []
+    for word in sorted((*_WORDS, *_EITHER), key=len, reverse=True):
+        while (at := left.find(word)) >= 0:
+            found.append((at, word))
+            left = _used(left, at, at + len(word))
+    has_own_column = any(_is_numeric(rows, c) for c in understood.named)
+    operations: list[Operation] = []
+    for _, word in sorted(found):
+        column = aliases.get(word)
+        if column is not None and not has_own_column and _is_numeric(rows, column) and word not in ("平均", "内訳"):
+            understood.named.append(column)
+            if _WORDS.get(word) in ("count", "sum", None):
+                operations.append("sum")
+        elif word == "集計" and not has_own_column and not understood.groups:
+            continue
+        elif word in _EITHER:
+            operations.append("sum" if has_own_column else "count")
+        else:
+            operations.append(_WORDS[word])
+    has_named = any(_is_numeric(rows, c) for c in understood.named)
+    # 件数の平均 over a column 件数 asks for the mean only; the name alone asks for its sum.
+    if has_named and not has_own_column:
+        others: list[Operation] = [o for o in operations if o != "sum"]
+        operations = others if others and "合計" not in {w for _, w in found} else operations
+    understood.operations = list(dict.fromkeys(operations))
+    return left
 
 
-def _grouped(table: Table, rows: Sequence[TableRow], operation: Operation, group: int, value: int | None) -> str:
-    groups: dict[str, list[TableRow]] = {}
-    for row in rows:
-        groups.setdefault(row.cells[group].strip() or "（空欄）", []).append(row)
-    head = [
-        table.columns[group],
-        _NAMES[operation] if value is None else f"{table.columns[value]}の{_NAMES[operation]}",
+def _is_left_over(left: str, table: Table) -> bool:
+    """Whether a word remains that could be a condition or a group: 「西地区の」, 「年代別」, 「1万円以上」."""
+    if _UNSUPPORTED.search(left) or any(mark in left for mark in ("ごと", "毎", "別")):
+        return True
+    label = folded(re.sub(r"[『』]|シート", "", table.label))
+    for run in re.finditer(rf"{_WORD}+", left):
+        if _NEUTRAL.fullmatch(run[0]) or run[0] in label:
+            continue
+        before, after = left[: run.start()], left[run.end() :]
+        if before.endswith(_USED) or after.startswith(_USED):
+            return True
+        if re.match(r"の|で(?!き)|における|では|は|が|」|』|と回|と答", after):
+            return True
+    return bool(re.search(r"[「『][^」』]*[^」』\x00][^」』]*[」』]", left))
+
+
+# ── What is computed ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _measures(understood: _Understood, table: Table, rows: Sequence[TableRow]) -> list[_Measure]:
+    columns = [c for c in understood.named if _is_numeric(rows, c)]
+    texts = [c for c in understood.named if c not in columns]
+    # 「地区の世帯数の合計」 may mean each district or all; only 最大 and 最小 have a use for it: whose row it is.
+    is_extreme = set(understood.operations) <= {"max", "min"}
+    if (
+        texts
+        and not is_extreme
+        and (columns or understood.groups or len(texts) > 1 or understood.operations != ["count"])
+    ):
+        return []
+    if is_extreme and any(len({r.cells[c] for r in rows}) < len(rows) for c in texts):
+        # 「世帯数が一番多い地区」 over several rows a district: the largest row is not the largest district.
+        return []
+    measures: list[_Measure] = []
+    for operation in understood.operations:
+        if operation == "count":
+            # 「意見の件数」 counts the rows with something in 意見.
+            measures.append(_Measure("count", texts[0] if texts else None))
+            continue
+        of_operation = columns
+        if not of_operation and operation in ("sum", "mean") and "count" not in understood.operations:
+            taken = {*understood.groups, *understood.conditions}
+            numeric = [c for c in range(len(table.columns)) if c not in taken and _is_amount(table, rows, c)]
+            of_operation = numeric if len(numeric) == 1 else []
+        if not of_operation and not (operation == "sum" and "count" in understood.operations):
+            return []
+        measures += [_Measure(operation, c) for c in of_operation]
+    return measures
+
+
+def _is_amount(table: Table, rows: Sequence[TableRow], column: int) -> bool:
+    return not _IDENTIFIER.fullmatch(folded(table.columns[column])) and _is_numeric(rows, column)
+
+
+def _is_numeric(rows: Sequence[TableRow], column: int) -> bool:
+    """At least four of five filled cells are numbers; the first rows tell."""
+    filled = [r.cells[column] for r in rows[:_ROWS_THAT_TELL] if not no_value(r.cells[column])]
+    return bool(filled) and sum(number(c) is not None for c in filled) * 5 >= len(filled) * 4
+
+
+def _figures(rows: Iterable[TableRow], column: int) -> list[tuple[TableRow, Figure]]:
+    """The numbers of a column; the copies of a merged cell are none."""
+    return [
+        (row, figure)
+        for row in rows
+        if column not in row.repeated and (figure := number(row.cells[column])) is not None
     ]
-    lines = [f"| {_cell(head[0])} | {_cell(head[1])} |", "| --- | ---: |"]
-    shown = list(groups.items())[:MAX_GROUPS]
-    lines += [f"| {_cell(name)} | {_result(members, operation, value)} |" for name, members in shown]
-    if len(groups) > MAX_GROUPS:
-        lines.append(f"| ほか{len(groups) - MAX_GROUPS}種類 | （表示していません） |")
-    if operation in ("count", "sum"):
-        lines.append(f"| 合計 | {_result(rows, operation, value)} |")
-    return "\n".join(lines)
 
 
-def _result(rows: Sequence[TableRow], operation: Operation, value: int | None) -> str:
-    if operation == "count" or value is None:
-        return f"{len(rows):,}"
-    numbers = [n for n in (_number(r.cells[value]) for r in rows) if n is not None]
-    if not numbers:
-        return "数字がありません"
-    match operation:
+def _unit(rows: Sequence[TableRow], column: int, heading: str) -> str | None:
+    """The unit written in the cells; None if they have several. Bare numbers have the unit of the heading."""
+    units = {figure.unit for _, figure in _figures(rows, column)}
+    written = units - {""}
+    if len(written) > 1:
+        return None
+    unit = next(iter(written), "")
+    if "" in units and unit and unit != heading and (heading or unit.startswith(_SCALES)):
+        return None
+    return "" if heading else unit
+
+
+def _heading_unit(name: str) -> str:
+    """円 of 「会費（円）」."""
+    match = re.search(r"[(\[［【]([^)\]］】]+)[)\]］】]$", folded(name))
+    return match[1].removeprefix("単位:") if match else ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Results:
+    table: Table
+    rows: tuple[TableRow, ...]
+    measures: tuple[_Measure, ...]
+    units: dict[int, str]
+
+    def name(self, measure: _Measure) -> str:
+        of = "" if measure.column is None else f"{self.table.columns[measure.column]}の"
+        return of + _NAMES[measure.operation]
+
+    def single(self, condition: str, named: Sequence[int]) -> str:
+        lines = ["| 求めたもの | 結果 |", "| --- | ---: |"]
+        for measure in self.measures:
+            name = (f"{condition}の" if condition else "") + self.name(measure)
+            lines.append(_line([name, self._result(measure, self.rows)]))
+            if measure.operation in ("max", "min"):
+                at = self._extremes(measure)
+                lines.append(_line([f"{name}の行", listed([r.number for r in at], "行目")]))
+                if (label := self._label_column(named)) is not None:
+                    told = "、".join(dict.fromkeys(r.cells[label].strip() or "（空欄）" for r in at[:10]))
+                    lines.append(_line([f"その「{self.table.columns[label]}」", told]))
+        return "\n".join(lines)
+
+    def grouped(self, groups: Sequence[int]) -> str:
+        members: dict[tuple[str, ...], list[TableRow]] = {}
+        shown: dict[tuple[str, ...], tuple[str, ...]] = {}
+        for row in self.rows:
+            # Ａ班 and A班 are one group, shown as it was first written.
+            key = tuple(folded(row.cells[g]) for g in groups)
+            shown.setdefault(key, tuple(row.cells[g].strip() or "（空欄）" for g in groups))
+            members.setdefault(key, []).append(row)
+        head = [*(self.table.columns[g] for g in groups), *(self.name(m) for m in self.measures)]
+        lines = [_line(head), "| " + " | ".join(["---"] * len(groups) + ["---:"] * len(self.measures)) + " |"]
+        for key, rows in list(members.items())[:MAX_GROUPS]:
+            lines.append(_line([*shown[key], *(self._result(m, rows) for m in self.measures)]))
+        if (more := len(members) - MAX_GROUPS) > 0:
+            lines.append(_line([f"ほか{more}種類", *[""] * (len(head) - 1)]))
+        if all(m.operation in ("count", "sum") for m in self.measures):
+            lines.append(
+                _line(["合計", *[""] * (len(groups) - 1), *(self._result(m, self.rows) for m in self.measures)])
+            )
+        return "\n".join(lines)
+
+    def _result(self, measure: _Measure, rows: Sequence[TableRow]) -> str:
+        operation, column = measure.operation, measure.column
+        if operation == "count":
+            return f"{sum(1 for r in rows if column is None or not no_value(r.cells[column])):,}"
+        assert column is not None
+        numbers = [figure.value for _, figure in _figures(rows, column)]
+        if not numbers:
+            return "数字なし"
+        match operation:
+            case "sum":
+                result = sum(numbers, Decimal(0))
+            case "mean":
+                result = (sum(numbers, Decimal(0)) / len(numbers)).quantize(Decimal("0.01"), ROUND_HALF_UP)
+            case "max":
+                result = max(numbers)
+            case "min":
+                result = min(numbers)
+            case _:
+                assert_never(operation)
+        return plain(result) + self.units[column]
+
+    def _extremes(self, measure: _Measure) -> list[TableRow]:
+        assert measure.column is not None
+        figures = _figures(self.rows, measure.column)
+        if not figures:
+            return []
+        pick = max if measure.operation == "max" else min
+        best = pick(figure.value for _, figure in figures)
+        return [row for row, figure in figures if figure.value == best]
+
+    def _label_column(self, named: Sequence[int]) -> int | None:
+        """The column of words that was asked for, or the first: it says whose row it is."""
+        columns = [*named, *range(len(self.table.columns))]
+        return next((i for i in columns if not _is_numeric(self.rows, i)), None)
+
+
+# ── How it is told ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _where(table: Table, conditions: dict[int, list[str]]) -> str:
+    told = [
+        f"「{table.columns[c]}」が{'または'.join(f'「{v}」' for v in dict.fromkeys(values))}"
+        for c, values in conditions.items()
+    ]
+    return "で、".join(told)
+
+
+def _formula(table: Table, measures: Sequence[_Measure], groups: Sequence[int], where: str) -> str:
+    scope = f"{where}の行について、" if where else ""
+    by = "と".join(f"「{table.columns[g]}」" for g in groups)
+    return scope + (f"{by}ごとに、" if by else "") + "。".join(_done(table, m) for m in measures)
+
+
+def _done(table: Table, measure: _Measure) -> str:
+    name = "" if measure.column is None else f"「{table.columns[measure.column]}」"
+    match measure.operation:
+        case "count":
+            return f"{name}が空欄でない行を数えました" if name else "1行を1件として数えました"
         case "sum":
-            result = sum(numbers, Decimal(0))
+            return f"{name}の数字を足しました"
         case "mean":
-            result = (sum(numbers, Decimal(0)) / len(numbers)).quantize(Decimal("0.01"))
+            return f"{name}の数字を足し、数字のある行の数で割りました（小数第3位を四捨五入）"
         case "max":
-            result = max(numbers)
+            return f"{name}の数字の中から最も大きいものを選びました"
+        case "min":
+            return f"{name}の数字の中から最も小さいものを選びました"
         case _:
-            result = min(numbers)
-    return f"{result.normalize():,f}" if result != result.to_integral() else f"{int(result):,}"
+            assert_never(measure.operation)
 
 
-def _numeric(data: _Data, column: int) -> bool:
-    """Most filled cells of the column are numbers."""
-    filled = [r.cells[column] for r in data.rows if r.cells[column].strip()]
-    return bool(filled) and sum(1 for c in filled if _number(c) is not None) * 10 >= len(filled) * 8
-
-
-def _number(text: str) -> Decimal | None:
-    """1,234 ・ １２３４ ・ △5 ・ ▲5 ・ 12円 ・ 3.5%; None for anything else."""
-    plain = unicodedata.normalize("NFKC", text).strip().replace(",", "").replace("△", "-").replace("▲", "-")
-    plain = re.sub(r"^[¥￥\\]", "", re.sub(r"(円|人|件|世帯|%|㎡|m2)$", "", plain)).strip()
-    if not re.fullmatch(r"-?\d+(\.\d+)?", plain):
-        return None
-    try:
-        return Decimal(plain)
-    except InvalidOperation:
-        return None
-
-
-def _rows_in_words(data: _Data, rows: Sequence[TableRow], skipped: list[int]) -> str:
-    used = [r.number for r in rows if r.number not in skipped]
-    told = [f"{data.table.label}の{listed(used, '行目')}（{len(used):,}行）"]
-    if data.totals:
-        told.append(f"合計の行（{listed(list(data.totals), '行目')}）は除きました")
-    if skipped:
-        told.append(f"数字でないため除いた行：{listed(skipped, '行目')}")
-    hidden = [n for n in data.hidden if n in used]
-    if hidden:
+def _rows_in_words(table: Table, rows: _Rows, chosen: Sequence[TableRow], measures: Sequence[_Measure]) -> str:
+    """「シート『名簿』の2〜41行目（40行）。合計の行（42行目）は除きました。」"""
+    columns = [m.column for m in measures if m.column is not None and m.operation != "count"]
+    told = [f"{table.label}の{listed([r.number for r in chosen], '行目')}（{len(chosen):,}行）"]
+    if table.is_hidden:
+        told.append("非表示のシートです")
+    if rows.totals:
+        told.append(f"合計や小計などの行（{listed(list(rows.totals), '行目')}）は除きました")
+    if hidden := [r.number for r in chosen if r.is_hidden]:
         told.append(f"非表示の行（{listed(hidden, '行目')}）も含みます")
+    for column in dict.fromkeys(columns):
+        name = f"「{table.columns[column]}」"
+        if blank := [r.number for r in chosen if no_value(r.cells[column])]:
+            told.append(f"{name}が空欄の行（{listed(blank, '行目')}）は計算に入れていません")
+        words = [r.number for r in chosen if not no_value(r.cells[column]) and number(r.cells[column]) is None]
+        if words:
+            told.append(f"{name}が数字でない行（{listed(words, '行目')}）は計算に入れていません")
+        if copies := [r.number for r in chosen if column in r.repeated and number(r.cells[column]) is not None]:
+            told.append(f"結合されたセルの{name}は1回だけ数えました（{listed(copies, '行目')}は同じセル）")
+        if column in table.hidden_columns:
+            told.append(f"{name}は非表示の列です")
     return "。".join(told) + "。"
 
 
-def _fold(text: str) -> str:
-    return re.sub(r"\s", "", unicodedata.normalize("NFKC", text)).lower()
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(_cell(c) for c in cells) + " |"
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "｜").replace("\n", " ")
+    return " ".join(text.replace("|", "｜").split())

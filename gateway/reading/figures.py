@@ -110,7 +110,8 @@ class Figure:
 
 def folded(text: str) -> str:
     """Full and half width made one (NFKC), white space gone, lower case: for comparing, never for showing."""
-    return re.sub(r"\s+", "", unicodedata.normalize("NFKC", text)).lower()
+    # White space is split off, not matched: a table has a million cells.
+    return "".join((text if text.isascii() else unicodedata.normalize("NFKC", text)).split()).lower()
 
 
 def no_value(text: str) -> bool:
@@ -121,6 +122,8 @@ def no_value(text: str) -> bool:
 
 def number(text: str) -> Figure | None:
     """A number with its unit, or None. Codes with leading zeros or more than 15 digits are not numbers."""
+    if text.isascii() and text.isdigit() and text[0] != "0" and len(text) <= _MOST_DIGITS:
+        return Figure(Decimal(text))
     flat = folded(text).replace("−", "-")
     match = _NUMBER.fullmatch(flat)
     if match is None:
