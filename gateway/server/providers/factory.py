@@ -139,5 +139,5 @@ def create_providers(deployments: Iterable[Deployment], *, egress: Egress, demo_
     if "litellm_router" in names:
         from gateway.server.providers.litellm import LiteLLMRouter
 
-        providers["litellm_router"] = LiteLLMRouter()
+        providers["litellm_router"] = LiteLLMRouter(egress)
     return providers

