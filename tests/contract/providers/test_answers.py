@@ -1,5 +1,6 @@
 """What every provider owes the pipeline when all goes well: OpenAI's objects, whole events, usage, a reason to end."""
 
+import asyncio
 import json
 import os
 from typing import Any
@@ -159,6 +160,19 @@ async def test_an_upstream_that_does_not_count_leaves_usage_open(
     assert got.usage is None
 
 
+async def test_a_stream_that_is_left_never_claims_less_than_it_delivered(way: Way) -> None:
+    response = await way.provider.send(way.request(stream=True))
+    delivered = 0
+    async for event in response.chunks():
+        delivered += b'"content":"' in event
+        if delivered == 8:
+            break
+    await response.aclose()
+    assert delivered == 8
+    assert response.usage is None or response.usage.completion_tokens >= delivered
+    assert response.output_text_bytes > 0
+
+
 async def test_one_call_is_sent_once(remote: Way, upstream: RunningUpstream) -> None:
     await answer(remote, remote.request(stream=True))
     assert upstream.seen()["calls"] == 1
@@ -180,8 +194,6 @@ async def test_the_body_is_not_changed_for_the_next_deployment(way: Way) -> None
 
 
 async def test_many_calls_at_once_do_not_mix(remote: Way) -> None:
-    import asyncio
-
     async def one(i: int) -> tuple[int, int]:
         got = await answer(remote, remote.request(stream=i % 2 == 0, max_tokens=i + 1))
         assert got.usage is not None
@@ -231,8 +243,7 @@ async def test_models_are_listed(way_for: WayFor, name: str) -> None:
     assert await way.provider.list_models(way.deployment)
 
 
-async def test_plan_is_one_process(way_for: WayFor) -> None:
-    """The gateway's own process never runs the Router."""
+async def test_the_router_runs_in_another_process(way_for: WayFor) -> None:
     way = way_for("router")
     await answer(way, way.request())
     pid = way.provider.worker_pid  # type: ignore[attr-defined]  # only LiteLLMRouter has one
