@@ -2,17 +2,21 @@
 
 import io
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cache
-from typing import Any, Final
+from typing import Final
 
 from docx import Document
 from docx.document import Document as DocxDocument
 from docx.enum.text import WD_ALIGN_PARAGRAPH
 from docx.oxml import OxmlElement
 from docx.oxml.ns import qn
-from docx.shared import Mm, Pt
+from docx.oxml.text.font import CT_RPr
+from docx.shared import Mm, Pt, RGBColor
+from docx.table import _Cell
 from docx.text.paragraph import Paragraph
 from markdown_it import MarkdownIt
 from markdown_it.tree import SyntaxTreeNode
@@ -20,10 +24,15 @@ from openpyxl import Workbook
 from openpyxl.styles import Alignment, Border, Font, PatternFill, Side
 from openpyxl.utils import get_column_letter
 
+from gateway.reading.figures import number
+from observability.problems import NotFound
+
 BODY_FONT: Final = "游明朝"
 HEAD_FONT: Final = "游ゴシック"
-_NUMBER = re.compile(r"-?\d{1,3}(,\d{3})+(\.\d+)?|-?\d+(\.\d+)?")
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+CODE_FONT: Final = "ＭＳ ゴシック"
+# What XML cannot hold.
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+_HEADER_FILL: Final = "F2F2F2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +53,7 @@ def conversation_docx(title: str, blocks: Sequence[Block], *, footer: str) -> by
     """A4, Japanese fonts, language ja-JP; headings, lists, tables and code as Word's own."""
     document = Document()
     _prepare(document)
-    document.core_properties.title = _clean(title)
-    document.core_properties.author = ""
-    document.core_properties.language = "ja-JP"
+    _describe(document, title)
     document.add_heading(_clean(title), level=1)
     for block in blocks:
         document.add_heading(_clean(block.heading), level=2)
@@ -63,27 +70,43 @@ def conversation_docx(title: str, blocks: Sequence[Block], *, footer: str) -> by
     return out.getvalue()
 
 
+def _describe(document: DocxDocument, title: str) -> None:
+    """The file's properties; the library's template brings its own author and a date of 2013."""
+    properties = document.core_properties
+    properties.title, properties.language = _clean(title), "ja-JP"
+    for name in ("dc:creator", "dc:description", "cp:lastModifiedBy", "dcterms:created", "dcterms:modified"):
+        for element in properties._element.findall(qn(name)):
+            properties._element.remove(element)
+
+
 def _prepare(document: DocxDocument) -> None:
     section = document.sections[0]
     section.page_width, section.page_height = Mm(210), Mm(297)
     section.left_margin = section.right_margin = Mm(25)
     section.top_margin = section.bottom_margin = Mm(25)
-    for name in ("Normal", "Heading 1", "Heading 2", "Heading 3", "Heading 4", "List Bullet", "List Number"):
-        style = document.styles[name]
-        font = HEAD_FONT if name.startswith("Heading") else BODY_FONT
-        style.font.name = font
-        fonts = style.element.get_or_add_rPr().get_or_add_rFonts()
-        fonts.set(qn("w:eastAsia"), font)
-        for theme in ("asciiTheme", "hAnsiTheme", "eastAsiaTheme", "cstheme"):
-            fonts.attrib.pop(qn(f"w:{theme}"), None)
+    for style in document.styles:
+        if style.element.find(f"{qn('w:rPr')}/{qn('w:rFonts')}") is None and style.name != "Normal":
+            continue
+        is_heading = (style.name or "").startswith(("Heading", "Title", "Subtitle"))
+        _set_font(style.element.get_or_add_rPr(), HEAD_FONT if is_heading else BODY_FONT)
+    for level in range(1, 5):
+        document.styles[f"Heading {level}"].font.color.rgb = RGBColor(0, 0, 0)
     document.styles["Normal"].font.size = Pt(10.5)
-    language = OxmlElement("w:lang")
-    language.set(qn("w:val"), "ja-JP")
-    language.set(qn("w:eastAsia"), "ja-JP")
-    document.styles["Normal"].element.get_or_add_rPr().append(language)
+    for language in document.styles.element.iter(qn("w:lang")):
+        language.set(qn("w:val"), "ja-JP")
+        language.set(qn("w:eastAsia"), "ja-JP")
 
 
-def _write(document: DocxDocument, nodes: Sequence[SyntaxTreeNode], *, style: str = "", depth: int = 0) -> None:
+def _set_font(properties: CT_RPr, font: str) -> None:
+    """One font for Latin and Japanese letters; a theme's font would win over it."""
+    fonts = properties.get_or_add_rFonts()
+    for script in ("ascii", "hAnsi", "eastAsia"):
+        fonts.set(qn(f"w:{script}"), font)
+    for theme in ("asciiTheme", "hAnsiTheme", "eastAsiaTheme", "cstheme"):
+        fonts.attrib.pop(qn(f"w:{theme}"), None)
+
+
+def _write(document: DocxDocument, nodes: Sequence[SyntaxTreeNode], *, style: str = "") -> None:
     for node in nodes:
         match node.type:
             case "heading":
@@ -92,59 +115,106 @@ def _write(document: DocxDocument, nodes: Sequence[SyntaxTreeNode], *, style: st
             case "paragraph":
                 _inline(document.add_paragraph(style=style or None), node)
             case "bullet_list" | "ordered_list":
-                kind = "List Bullet" if node.type == "bullet_list" else "List Number"
-                for item in node.children:
-                    suffix = f" {min(depth + 1, 3)}" if depth else ""
-                    _write(document, item.children, style=kind + suffix, depth=depth + 1)
+                _list(document, node, depth=1)
             case "fence" | "code_block":
-                code = document.add_paragraph()
-                run = code.add_run(_clean(node.content.rstrip("\n")))
-                run.font.name = "Courier New"
+                run = document.add_paragraph().add_run(_clean(node.content.rstrip("\n")))
+                _set_font(run._r.get_or_add_rPr(), CODE_FONT)
             case "blockquote":
                 _write(document, node.children, style="Quote")
             case "table":
-                _table(document, _rows(node))
+                _table(document, node)
             case "hr":
                 document.add_paragraph("―" * 20)
             case _:
-                if node.children:
-                    _write(document, node.children, style=style, depth=depth)
+                _write(document, node.children, style=style)
 
 
-def _inline(paragraph: Paragraph, node: SyntaxTreeNode, *, bold: bool = False, italic: bool = False) -> None:
+def _list(document: DocxDocument, node: SyntaxTreeNode, *, depth: int) -> None:
+    """Word has three levels of lists; what is deeper stands on the third."""
+    level = f" {min(depth, 3)}" if depth > 1 else ""
+    style = f"List {'Number' if node.type == 'ordered_list' else 'Bullet'}{level}"
+    number_id = _new_numbers(document, style, _start(node)) if node.type == "ordered_list" else None
+    for item in node.children:
+        is_first = True
+        for child in item.children:
+            if child.type in ("bullet_list", "ordered_list"):
+                _list(document, child, depth=depth + 1)
+            elif child.type == "paragraph":
+                paragraph = document.add_paragraph(style=style if is_first else f"List Continue{level}")
+                if is_first and number_id is not None:
+                    numbers = paragraph._p.get_or_add_pPr().get_or_add_numPr()
+                    numbers.get_or_add_ilvl().val = 0
+                    numbers.get_or_add_numId().val = number_id
+                _inline(paragraph, child)
+                is_first = False
+            else:
+                _write(document, [child])
+
+
+def _start(node: SyntaxTreeNode) -> int:
+    return int(node.attrs.get("start", 1))
+
+
+def _new_numbers(document: DocxDocument, style: str, start: int) -> int:
+    """A list of its own, so that it does not go on counting where the one before ended."""
+    numbering = document.part.numbering_part.element
+    of_style = document.styles[style].element.pPr.numPr.numId.val
+    number = numbering.add_num(numbering.num_having_numId(of_style).abstractNumId.val)
+    number.add_lvlOverride(ilvl=0).add_startOverride(start)
+    return int(number.numId)
+
+
+def _inline(paragraph: Paragraph, node: SyntaxTreeNode, *, look: frozenset[str] = frozenset()) -> None:
+    """The runs of a line; `look` are the marks that stand around: strong, em, s."""
     for child in node.children:
         match child.type:
-            case "text" | "code_inline":
+            case "text" | "code_inline" if child.content:
                 run = paragraph.add_run(_clean(child.content))
-                run.bold, run.italic = bold or None, italic or None
+                run.bold, run.italic = "strong" in look or None, "em" in look or None
+                run.font.strike = "s" in look or None
+                if child.type == "code_inline":
+                    _set_font(run._r.get_or_add_rPr(), CODE_FONT)
             case "softbreak" | "hardbreak":
                 paragraph.add_run().add_break()
-            case "strong":
-                _inline(paragraph, child, bold=True, italic=italic)
-            case "em":
-                _inline(paragraph, child, bold=bold, italic=True)
+            case "link":
+                _inline(paragraph, child, look=look)
+                paragraph.add_run(_clean(_address(child)))
+            case _ if child.children:
+                _inline(paragraph, child, look=look | {child.type})
+            case _ if child.content:
+                paragraph.add_run(_clean(child.content))
             case _:
-                if child.children:
-                    _inline(paragraph, child, bold=bold, italic=italic)
-                elif child.content:
-                    paragraph.add_run(_clean(child.content))
+                continue
 
 
-def _table(document: DocxDocument, rows: list[list[str]]) -> None:
-    table = document.add_table(rows=0, cols=len(rows[0]))
+def _address(link: SyntaxTreeNode) -> str:
+    """Where a link leads, in words: on paper nothing can be clicked, and on screen nobody clicks unseen."""
+    address = str(link.attrs.get("href", ""))
+    return "" if not address or address.removeprefix("mailto:") == _shown(link) else f"（{address}）"
+
+
+def _table(document: DocxDocument, node: SyntaxTreeNode) -> None:
+    lines = [row for part in node.children for row in part.children]
+    table = document.add_table(rows=len(lines), cols=len(lines[0].children))
     table.style = document.styles["Table Grid"]
-    for number, row in enumerate(rows):
-        cells = table.add_row().cells
-        for cell, text in zip(cells, row, strict=False):
+    for r, line in enumerate(lines):
+        for cell, content in zip(table.rows[r].cells, line.children, strict=False):
             paragraph = cell.paragraphs[0]
-            run = paragraph.add_run(_clean(text))
-            run.bold = number == 0 or None
-            if number and _NUMBER.fullmatch(text.strip()):
+            _inline(paragraph, content, look=frozenset({"strong"}) if r == 0 else frozenset())
+            if r == 0:
+                _shade(cell)
+            elif "right" in str(content.attrs.get("style", "")) or number(_text(content)) is not None:
                 paragraph.alignment = WD_ALIGN_PARAGRAPH.RIGHT
     # The first row repeats on every page.
-    repeat = OxmlElement("w:tblHeader")
-    table.rows[0]._tr.get_or_add_trPr().append(repeat)
+    table.rows[0]._tr.get_or_add_trPr().append(OxmlElement("w:tblHeader"))
     document.add_paragraph()
+
+
+def _shade(cell: _Cell) -> None:
+    shade = OxmlElement("w:shd")
+    for name, value in (("val", "clear"), ("color", "auto"), ("fill", _HEADER_FILL)):
+        shade.set(qn(f"w:{name}"), value)
+    cell._tc.get_or_add_tcPr().append(shade)
 
 
 def _rows(table: SyntaxTreeNode) -> list[list[str]]:
@@ -153,10 +223,14 @@ def _rows(table: SyntaxTreeNode) -> list[list[str]]:
 
 
 def _text(node: SyntaxTreeNode) -> str:
-    if node.type in ("text", "code_inline"):
+    if node.type in ("text", "code_inline", "image"):
         return node.content
     if node.type in ("softbreak", "hardbreak"):
         return "\n"
+    return _shown(node) + (_address(node) if node.type == "link" else "")
+
+
+def _shown(node: SyntaxTreeNode) -> str:
     return "".join(_text(child) for child in node.children)
 
 
@@ -172,30 +246,39 @@ def plain_text(markdown: str) -> str:
     return "\n".join(lines).strip() + "\n"
 
 
-def _plain(nodes: Sequence[SyntaxTreeNode], lines: list[str], lead: str) -> None:
+def _plain(nodes: Sequence[SyntaxTreeNode], lines: list[str], indent: str) -> None:
     for node in nodes:
         match node.type:
             case "heading" | "paragraph":
-                lines += [lead + part for part in _text(node).split("\n")]
-                if not lead:
-                    lines.append("")
+                lines += [*(indent + part for part in _text(node).split("\n")), ""]
             case "bullet_list" | "ordered_list":
-                for number, item in enumerate(node.children, start=int(node.attrs.get("start", 1))):
-                    mark = "・" if node.type == "bullet_list" else f"{number}. "
-                    _plain(item.children, lines, "　" * lead.count("　") + mark)
-                if not lead:
-                    lines.append("")
+                _plain_list(node, lines, indent)
+                lines.append("")
             case "fence" | "code_block":
-                lines += [*node.content.rstrip("\n").split("\n"), ""]
+                lines += [*(indent + part for part in node.content.rstrip("\n").split("\n")), ""]
             case "table":
-                lines += ["\t".join(row) for row in _rows(node)] + [""]
+                lines += [*("\t".join(" ".join(cell.split("\n")) for cell in row) for row in _rows(node)), ""]
             case _:
-                _plain(node.children, lines, lead)
+                _plain(node.children, lines, indent)
+
+
+def _plain_list(node: SyntaxTreeNode, lines: list[str], indent: str) -> None:
+    for count, item in enumerate(node.children, start=_start(node)):
+        inside: list[str] = []
+        _plain(item.children, inside, "　")
+        told = [line for line in inside if line.strip()]
+        mark = "・" if node.type == "bullet_list" else f"{count}. "
+        lines.append(indent + mark + (told[0].removeprefix("　") if told else ""))
+        lines += [indent + line for line in told[1:]]
 
 
 def tables_xlsx(markdown_texts: Sequence[str]) -> bytes:
-    """One sheet per table. A cell that looks like a formula stays text; numbers become numbers."""
+    """One sheet per table. A cell that looks like a formula stays text; numbers become numbers.
+
+    Raises `NotFound` when the texts have no table.
+    """
     book = Workbook()
+    book.properties.creator = ""
     while book.worksheets:
         book.remove(book.worksheets[0])
     line = Side(style="thin", color="B3B3B3")
@@ -204,33 +287,44 @@ def tables_xlsx(markdown_texts: Sequence[str]) -> bytes:
         for r, row in enumerate(rows, start=1):
             for c, text in enumerate(row, start=1):
                 cell = sheet.cell(r, c)
-                value, kind = _cell(text, header=r == 1)
-                cell.value = value
-                cell.data_type = kind
-                if kind == "n" and isinstance(value, int | float):
-                    cell.number_format = "#,##0" if isinstance(value, int) else "General"
+                amount = None if r == 1 else _amount(text)
+                if amount is None:
+                    cell.value = _clean(text)
+                    # openpyxl takes a leading = for a formula, and so does Excel when the cell is edited.
+                    cell.data_type, cell.quotePrefix = "s", True
+                else:
+                    cell.value, cell.number_format = amount
                 cell.alignment = Alignment(wrap_text=True, vertical="top")
                 cell.border = Border(line, line, line, line)
                 if r == 1:
                     cell.font = Font(bold=True)
-                    cell.fill = PatternFill("solid", fgColor="F2F2F2")
+                    cell.fill = PatternFill("solid", fgColor=_HEADER_FILL)
         sheet.freeze_panes = "A2"
         for c in range(1, len(rows[0]) + 1):
             widest = max(sum(2 if ord(ch) > 255 else 1 for ch in row[c - 1]) for row in rows if len(row) >= c)
             sheet.column_dimensions[get_column_letter(c)].width = min(max(widest + 2, 8), 60)
+    if not book.worksheets:
+        raise NotFound("表がありません。")
     out = io.BytesIO()
     book.save(out)
     return out.getvalue()
 
 
-def _cell(text: str, *, header: bool) -> tuple[Any, str]:
-    value = _CONTROL.sub("", text)
-    plain = value.strip()
-    leading_zero = len(plain) > 1 and plain.lstrip("-").startswith("0") and not plain.lstrip("-").startswith("0.")
-    if not header and _NUMBER.fullmatch(plain) and not leading_zero and len(plain) < 16:
-        number = plain.replace(",", "")
-        return (float(number) if "." in number else int(number)), "n"
-    return value, "s"
+def _amount(text: str) -> tuple[Decimal, str] | None:
+    """A number and the format that shows it as it was written: 1,200円, △3, 12.5%; None for text."""
+    figure = number(text)
+    if figure is None or not re.match(r"[0-9０-９\-−△▲]", text.strip()):
+        return None
+    written = unicodedata.normalize("NFKC", text)
+    decimals = len(written.partition(".")[2].rstrip("%‰" + figure.unit))
+    form = ("#,##0" if "," in written else "0") + (f".{'0' * decimals}" if decimals else "")
+    value = figure.value
+    if figure.unit == "%":
+        value, form = value / 100, f"{form}%"
+    elif figure.unit:
+        form = f'{form}"{figure.unit}"'
+    mark = next((m for m in "△▲" if m in written), "")
+    return value, f'{form};"{mark}"{form}' if mark else form
 
 
 def _clean(text: str) -> str:
