@@ -50,11 +50,13 @@ MODES: Final = {
     "slow": "waits `delay_ms` before the first byte and before every further event",
     "split": "cuts the body's bytes into pieces of `piece_bytes`, through characters and through line ends",
     "no_usage": "answers without counting",
+    "thoughts": "thinks aloud before it answers, in Anthropic's and Gemini's way",
     "redirect": "answers 302 to another path",
 }
 
 # Said over and over until the asked number of tokens is reached; four-byte characters and a combining one are in
 # it on purpose: they are what breaks when somebody cuts bytes.
+THOUGHT: Final = "まず考えます"
 PIECES: Final = (
     "これは",
     "見本",
@@ -404,7 +406,9 @@ def _anthropic_answer(body: Mapping[str, Any], tokens: int) -> _Answer:
     return _plain(tokens, body.get("max_tokens"), _stops(body.get("stop_sequences")))
 
 
-def _anthropic_messages(body: Mapping[str, Any], raw: bytes, tokens: int, *, count: bool) -> bytes | list[bytes]:
+def _anthropic_messages(
+    body: Mapping[str, Any], raw: bytes, tokens: int, *, count: bool, think: bool
+) -> bytes | list[bytes]:
     answer = _anthropic_answer(body, tokens)
     reason = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}[answer.finish]
     prompt = _count([body["messages"], body.get("system")])
@@ -428,7 +432,8 @@ def _anthropic_messages(body: Mapping[str, Any], raw: bytes, tokens: int, *, cou
             "input": orjson.loads(answer.tool[1]),
         }
     if not body.get("stream"):
-        message |= {"content": [block], "stop_reason": reason}
+        thought = [{"type": "thinking", "thinking": THOUGHT, "signature": "c2ln"}] if think else []
+        message |= {"content": [*thought, block], "stop_reason": reason}
         return orjson.dumps(message | ({"usage": usage | {"output_tokens": answer.tokens}} if count else {}))
 
     def event(kind: str, **rest: Any) -> bytes:
@@ -437,20 +442,25 @@ def _anthropic_messages(body: Mapping[str, Any], raw: bytes, tokens: int, *, cou
     begun = usage | {"output_tokens": 1} if count else {"input_tokens": 0, "output_tokens": 0}
     emptied: dict[str, Any] = {"text": ""} if answer.tool is None else {"input": {}}
     opened = block | emptied
-    events = [
-        event("message_start", message=message | {"usage": begun}),
-        event("content_block_start", index=0, content_block=opened),
-        event("ping"),
-    ]
+    at = int(think)
+    events = [event("message_start", message=message | {"usage": begun})]
+    if think:
+        events += [
+            event("content_block_start", index=0, content_block={"type": "thinking", "thinking": "", "signature": ""}),
+            event("content_block_delta", index=0, delta={"type": "thinking_delta", "thinking": THOUGHT}),
+            event("content_block_delta", index=0, delta={"type": "signature_delta", "signature": "c2ln"}),
+            event("content_block_stop", index=0),
+        ]
+    events += [event("content_block_start", index=at, content_block=opened), event("ping")]
     if answer.tool is None:
         deltas = [{"type": "text_delta", "text": piece} for piece in answer.pieces]
     else:
         text = answer.tool[1]
         deltas = [{"type": "input_json_delta", "partial_json": text[i : i + 5]} for i in range(0, len(text), 5)]
-    events += [event("content_block_delta", index=0, delta=delta) for delta in deltas]
+    events += [event("content_block_delta", index=at, delta=delta) for delta in deltas]
     return [
         *events,
-        event("content_block_stop", index=0),
+        event("content_block_stop", index=at),
         event(
             "message_delta",
             delta={"stop_reason": reason, "stop_sequence": None},
@@ -491,7 +501,7 @@ def _gemini_answer(body: Mapping[str, Any], tokens: int) -> _Answer:
 
 
 def _gemini_generate(
-    model: str, body: Mapping[str, Any], raw: bytes, tokens: int, *, stream: bool, count: bool
+    model: str, body: Mapping[str, Any], raw: bytes, tokens: int, *, stream: bool, count: bool, think: bool
 ) -> bytes | list[bytes]:
     answer = _gemini_answer(body, tokens)
     config = body.get("generationConfig") or {}
@@ -506,22 +516,23 @@ def _gemini_generate(
         counts = {"promptTokenCount": prompt, "candidatesTokenCount": completion * n}
         return {"usageMetadata": counts | {"totalTokenCount": prompt + completion * n}}
 
-    def candidates(part: dict[str, Any], finish: str | None) -> dict[str, Any]:
+    def candidates(parts: list[dict[str, Any]], finish: str | None) -> dict[str, Any]:
         end: dict[str, Any] = {} if finish is None else {"finishReason": finish}
-        return {"candidates": [{"content": {"parts": [part], "role": "model"}, "index": i} | end for i in range(n)]}
+        return {"candidates": [{"content": {"parts": parts, "role": "model"}, "index": i} | end for i in range(n)]}
 
     if answer.tool is not None:
         part: dict[str, Any] = {"functionCall": {"name": answer.tool[0], "args": orjson.loads(answer.tool[1])}}
     else:
         part = {"text": answer.text}
+    thought: list[dict[str, Any]] = [{"text": THOUGHT, "thought": True}] if think else []
     if not stream:
-        return orjson.dumps(candidates(part, reason) | usage(answer.tokens) | head)
-    parts = [part] if answer.tool is not None else [{"text": piece} for piece in answer.pieces]
+        return orjson.dumps(candidates([*thought, part], reason) | usage(answer.tokens) | head)
+    parts = thought + ([part] if answer.tool is not None else [{"text": piece} for piece in answer.pieces])
     # Google ends its lines with CR LF, and counts in every event.
     return [
         b"data: "
         + orjson.dumps(
-            candidates(p, reason if i == len(parts) - 1 else None)
+            candidates([p], reason if i == len(parts) - 1 else None)
             | usage(answer.tokens if i == len(parts) - 1 else i + 1)
             | head
         )
@@ -656,7 +667,9 @@ class Upstream:
             # Load runs send one body over and over: what it is answered is made once.
             make = _make_once if len(raw) <= _CACHED_BODY_BYTES else _make
             sse = b"alt=sse" in scope.get("query_string", b"")
-            made = make(path, raw, sse, self._tokens, behaviour.mode != "no_usage")
+            made = make(
+                path, raw, sse, self._tokens, behaviour.mode if behaviour.mode in ("no_usage", "thoughts") else ""
+            )
         except (KeyError, TypeError, ValueError, IndexError):
             await _json(send, 400, _error_of(wire, 400, raw.decode("utf-8", "replace")))
             return
@@ -692,7 +705,7 @@ class Upstream:
         if behaviour.mode == "split":
             await _send_split(b"".join(events), behaviour.piece_bytes, send)
             return
-        if behaviour.mode in ("ok", "hold", "no_usage"):
+        if behaviour.mode in ("ok", "hold", "no_usage", "thoughts"):
             for event in events:
                 await send({"type": "http.response.body", "body": event, "more_body": True})
             await send({"type": "http.response.body", "body": b""})
@@ -747,8 +760,9 @@ class Upstream:
             self._seen.waiting -= 1
 
 
-def _make(path: str, raw: bytes, sse: bool, tokens: int, count: bool) -> bytes | list[bytes] | None:
+def _make(path: str, raw: bytes, sse: bool, tokens: int, mode: str) -> bytes | list[bytes] | None:
     body = orjson.loads(raw)
+    count, think = mode != "no_usage", mode == "thoughts"
     match path:
         case "/v1/chat/completions":
             return _openai_chat(body, raw, tokens, count=count)
@@ -757,13 +771,13 @@ def _make(path: str, raw: bytes, sse: bool, tokens: int, count: bool) -> bytes |
         case "/v1/embeddings":
             return _openai_embeddings(body, raw, tokens, count=count)
         case "/v1/messages":
-            return _anthropic_messages(body, raw, tokens, count=count)
+            return _anthropic_messages(body, raw, tokens, count=count, think=think)
         case _ if path.startswith(("/v1beta/models/", "/v1/models/", "/v1alpha/models/")):
             model, _, verb = path.rpartition("/")[2].partition(":")
             if verb == "generateContent":
-                return _gemini_generate(model, body, raw, tokens, stream=False, count=count)
+                return _gemini_generate(model, body, raw, tokens, stream=False, count=count, think=think)
             if verb == "streamGenerateContent" and sse:
-                return _gemini_generate(model, body, raw, tokens, stream=True, count=count)
+                return _gemini_generate(model, body, raw, tokens, stream=True, count=count, think=think)
             return None
         case _:
             return None
