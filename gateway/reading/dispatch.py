@@ -64,16 +64,15 @@ def read_file(name: str, data: bytes, *, limits: Limits | None = None) -> Readin
     if not data.strip(b"\x00\r\n\t \xef\xbb\xbf"):
         raise EmptyFile("中身を入れて保存してから、もう一度添付してください。")
     extension = PurePath(name).suffix.lower()
-    kind = kind_of(extension, data, limits)
-    expected = _NAMES.get(extension)
-    if expected is not kind and extension:
-        raise WrongExtension(
-            f"名前の終わりは「{extension}」ですが、中身は{kind.words}です。"
-            f"元のアプリで開いて、名前を「.{kind.value}」にして保存し直してください。",
-            extension=extension,
-            kind=kind.value,
-        )
     try:
+        kind = kind_of(extension, data, limits)
+        if extension and _NAMES.get(extension) is not kind:
+            raise WrongExtension(
+                f"名前の終わりは「{extension}」ですが、中身は{kind.words}です。"
+                f"元のアプリで開いて、名前を「.{kind.value}」にして保存し直してください。",
+                extension=extension,
+                kind=kind.value,
+            )
         return _read(kind, data, limits)
     except MemoryError as error:
         raise FileTooLarge("広げると大きすぎます。分けて添付してください。") from error
