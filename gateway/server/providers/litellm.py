@@ -780,15 +780,18 @@ class _Worker:
         self._reading = asyncio.ensure_future(self._read())
 
     async def _read(self) -> None:
-        while (message := await read_frame(self._stdout)) is not None:
-            if message["kind"] == "ready":
-                self.ready.set()
-            elif queue := self._calls.get(message["id"]):
-                queue.put_nowait(message)
-        self.gone = True
-        self.ready.set()
-        for queue in self._calls.values():
-            queue.put_nowait(None)
+        try:
+            while (message := await read_frame(self._stdout)) is not None:
+                if message["kind"] == "ready":
+                    self.ready.set()
+                elif queue := self._calls.get(message["id"]):
+                    queue.put_nowait(message)
+        finally:
+            # However it ends, nobody waits for a worker that no longer speaks.
+            self.gone = True
+            self.ready.set()
+            for queue in self._calls.values():
+                queue.put_nowait(None)
 
     def begin(self, order: Mapping[str, object]) -> tuple[int, asyncio.Queue[dict[str, Any] | None]]:
         number = next(self._numbers)

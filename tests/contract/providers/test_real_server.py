@@ -3,6 +3,7 @@
 It continues text rather than answering, so what is asked of it is the wire, not sense.
 """
 
+import asyncio
 import importlib.util
 import json
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import orjson
 import pytest
+import pytest_asyncio
 from openai.types import Completion
 
 from gateway.server.providers.base import Operation, Provider, UpstreamProblem
@@ -61,8 +63,10 @@ def llama_url() -> Iterator[str]:
         process.stdout.close()
 
 
-@pytest.fixture(params=["openai_wire", "litellm_router"])
-def real(request: pytest.FixtureRequest, llama_url: str, providers: dict[str, Provider]) -> Way:
+@pytest_asyncio.fixture(loop_scope="session", params=["openai_wire", "litellm_router"])
+async def real(request: pytest.FixtureRequest, llama_url: str, providers: dict[str, Provider]) -> Way:
+    # The loop stands still between tests and llama.cpp hangs up after 5 s: let the loop see that first.
+    await asyncio.sleep(0.05)
     name = request.param
     model = "openai/local" if name == "litellm_router" else "local"
     return Way(name, providers[name], deployment(name, model, llama_url))
@@ -140,6 +144,7 @@ async def test_closing_a_stream_frees_the_server(real: Way) -> None:
 
 
 async def test_models_are_listed(llama_url: str, providers: dict[str, Provider]) -> None:
+    await asyncio.sleep(0.05)
     wire = deployment("openai_wire", "local", llama_url)
     names = await providers["openai_wire"].list_models(wire)
     assert names
@@ -147,6 +152,7 @@ async def test_models_are_listed(llama_url: str, providers: dict[str, Provider])
 
 async def test_bytes_are_relayed_untouched(llama_url: str, providers: dict[str, Provider]) -> None:
     """What llama.cpp says beyond OpenAI's fields reaches the caller: the bytes are its own."""
+    await asyncio.sleep(0.05)
     way = Way("openai_wire", providers["openai_wire"], deployment("openai_wire", "local", llama_url))
     got = await answer(way, way.request(max_tokens=2))
     assert "timings" in orjson.loads(b"".join(got.events))
