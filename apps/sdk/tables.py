@@ -37,6 +37,7 @@ _WORDS: Final[dict[str, Operation]] = {
     "総額": "sum",
     "件数": "count",
     "人数": "count",
+    "回答者数": "count",
     "回答数": "count",
     "行数": "count",
     "何件": "count",
@@ -57,7 +58,7 @@ _WORD: Final = r"[々〆ヶ一-鿿ァ-ヴーa-z0-9]"
 # Nouns for the material as a whole; what else stands before 「の」 may be a condition.
 _NEUTRAL: Final = re.compile(
     r"(?:添付|資料|表|一覧|名簿|台帳|ファイル|シート|データ|エクセル|excel|csv|xlsx|アンケート|調査|回答|結果|全体|全部|全員|全行"
-    r"|全|総|各|今回|次|上記|下記|列|行|欄|項目|値|数|数値|数字|計算|集計|件|人|名|計|それぞれ|内容|中|申込|申請|届出|提出|対象|縦|横)+"
+    r"|全|総|各|今回|次|上記|下記|列|行|欄|項目|値|数|数値|数字|計算|集計|件|人|名|計|それぞれ|内容|中|申込|申請|届出|提出|対象|参加|利用|登録|者|点|点数|額|縦|横)+"
 )
 _UNSUPPORTED: Final = re.compile(
     r"以外|除|以上|以下|未満|超|より|割合|比率|構成比|パーセント|差|中央値|増減|重複|種類|ではな|でな|いない|上位|下位|順"
@@ -72,6 +73,11 @@ _SUMMARY: Final = re.compile(r"総数|平均|average")
 _TOTAL_ENDS: Final = ("合計", "小計", "総計", "累計")
 # Numbers that name a thing: adding them up says nothing.
 _IDENTIFIER: Final = re.compile(r"(?:.*(?:番号|コード|年度|no\.?|id)|no\.?\d*|#|年|月|日|連番|通番|年齢層)")
+# A word in a place where only a column can stand.
+_COLUMN_PLACES: Final = re.compile(
+    r"([々〆ヶ一-鿿ァ-ヴーa-z0-9]{2,}?)(?:ごと|毎|別|単位|の内訳|の(?=合計|平均|総額|総計|最大|最小|最高|最低))"
+    r"|各([々〆ヶ一-鿿ァ-ヴーa-z0-9]{2,}?)(?=の|ごと|で|に)"
+)
 # A longer text is a letter with a table, not a question about one.
 _MAX_QUESTION: Final = 400
 _MAX_VALUE: Final = 40
@@ -205,6 +211,7 @@ def _understand(asked: str, table: Table, rows: Sequence[TableRow]) -> _Understo
     understood = _Understood()
     aliases = _aliases(table)
     values = _values(rows, left, {alias for alias, _ in aliases})
+    aliases += _shortened(left, table, {*values, *(alias for alias, _ in aliases)})
     # The longest word first, a column's name before a cell: 世帯数 before 世帯, 北地区 before 地区.
     for text, column in sorted(
         [*aliases, *((v, None) for v in values)], key=lambda w: (-len(w[0]), w[1] is None, asked.find(w[0]))
@@ -235,7 +242,7 @@ def _understand(asked: str, table: Table, rows: Sequence[TableRow]) -> _Understo
             understood.conditions.items(), key=lambda c: min(asked.find(folded(v)) for v in c[1])
         )
     }
-    left = _take_operations(grouped, dict(aliases), rows, understood)
+    left = _take_operations(grouped, table, rows, understood)
     if not understood.operations or _is_left_over(left, table):
         return None
     understood.named = [c for c in understood.named if c not in understood.groups and c not in understood.conditions]
@@ -247,13 +254,30 @@ def _aliases(table: Table) -> list[tuple[str, int]]:
     names: dict[str, set[int]] = {}
     full = {folded(name) for name in table.columns}
     for i, name in enumerate(table.columns):
-        bare = re.sub(r"[(（\[［【].*?[)）\]］】]", "", name).strip()
+        bare = _bare(name)
         options = {folded(name), folded(bare), folded(bare.split()[-1]) if bare else ""}
         options |= {re.sub(r"(?:名称|名)$", "", option) for option in options if len(option) > 2}
         for option in options:
             if option and (option == folded(name) or option not in full):
                 names.setdefault(option, set()).add(i)
     return [(alias, next(iter(columns))) for alias, columns in names.items() if len(columns) == 1]
+
+
+def _bare(name: str) -> str:
+    """会費 of 「会費（円）」."""
+    return re.sub(r"[(（\[［【].*?[)）\]］】]", "", name).strip()
+
+
+def _shortened(asked: str, table: Table, known: set[str]) -> list[tuple[str, int]]:
+    """地区 for お住まいの地区 or 地区名: a word where a column must stand, with which exactly one name begins or ends."""
+    found: dict[str, int] = {}
+    for match in _COLUMN_PLACES.finditer(asked):
+        word = match[1] or match[2]
+        names = [folded(_bare(name)) for name in table.columns]
+        fitting = [i for i, name in enumerate(names) if name.startswith(word) or name.endswith(word)]
+        if len(fitting) == 1 and word not in known:
+            found[word] = fitting[0]
+    return list(found.items())
 
 
 def _values(rows: Sequence[TableRow], asked: str, names: set[str]) -> dict[str, dict[int, str]]:
@@ -313,8 +337,8 @@ def _take_groups(left: str, found: Sequence[tuple[int, int, int]], table: Table,
     return left
 
 
-def _take_operations(left: str, aliases: dict[str, int], rows: Sequence[TableRow], understood: _Understood) -> str:
-    """A word like 件数 that is also the name of a column of numbers means that column."""
+def _take_operations(left: str, table: Table, rows: Sequence[TableRow], understood: _Understood) -> str:
+    """A word like 件数 that is also the name of a column of numbers (or ends it: 申請件数) means that column."""
     found: list[tuple[int, str]] = []
     for word in sorted((*_WORDS, *_EITHER), key=len, reverse=True):
         while (at := left.find(word)) >= 0:
@@ -323,8 +347,13 @@ def _take_operations(left: str, aliases: dict[str, int], rows: Sequence[TableRow
     has_own_column = any(_is_numeric(rows, c) for c in understood.named)
     operations: list[Operation] = []
     for _, word in sorted(found):
-        column = aliases.get(word)
-        if column is not None and not has_own_column and _is_numeric(rows, column) and word not in ("平均", "内訳"):
+        own = _columns_called(word, table, rows) if not has_own_column else []
+        if len(own) > 1:
+            # 人数 beside 男の人数 and 女の人数 may be either.
+            understood.operations = []
+            return left
+        column = own[0] if own else None
+        if column is not None and column not in understood.groups:
             understood.named.append(column)
             if _WORDS.get(word) in ("count", "sum", None):
                 operations.append("sum")
@@ -341,6 +370,16 @@ def _take_operations(left: str, aliases: dict[str, int], rows: Sequence[TableRow
         operations = others if others and "合計" not in {w for _, w in found} else operations
     understood.operations = list(dict.fromkeys(operations))
     return left
+
+
+def _columns_called(word: str, table: Table, rows: Sequence[TableRow]) -> list[int]:
+    if word in ("平均", "内訳", "集計"):
+        return []
+    names = [folded(_bare(name)) for name in table.columns]
+    exact = [i for i, name in enumerate(names) if name == word and _is_numeric(rows, i)]
+    if exact or _WORDS.get(word) != "count":
+        return exact
+    return [i for i, name in enumerate(names) if name.endswith(word) and _is_numeric(rows, i)]
 
 
 def _is_left_over(left: str, table: Table) -> bool:
@@ -505,9 +544,9 @@ class _Results:
         return [row for row, figure in figures if figure.value == best]
 
     def _label_column(self, named: Sequence[int]) -> int | None:
-        """The column of words that was asked for, or the first: it says whose row it is."""
-        columns = [*named, *range(len(self.table.columns))]
-        return next((i for i in columns if not _is_numeric(self.rows, i)), None)
+        """The column of words that was asked for, or the first that tells the rows apart: whose row it is."""
+        words = [i for i in (*named, *range(len(self.table.columns))) if not _is_numeric(self.rows, i)]
+        return next((i for i in words if i in named or len({r.cells[i] for r in self.rows}) == len(self.rows)), None)
 
 
 # ── How it is told ───────────────────────────────────────────────────────────────────────────────────────────────

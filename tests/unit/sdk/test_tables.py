@@ -230,3 +230,31 @@ def test_more_groups_than_fit_are_said() -> None:
 def test_each_table_that_fits_is_answered() -> None:
     tables = [table(), table("品目,数\n紙,1\n筆,2\n")]
     assert [c.title for c in answer_computation("地区ごとの件数", tables)] == ["地区ごとの件数"]
+
+
+def test_a_shortened_name_is_found_where_only_a_column_can_stand() -> None:
+    text = "氏名,お住まいの地区,寄附金額（円）\n甲,北,100\n乙,南,200\n丙,北,300\n"
+    assert one("地区ごとの寄附の合計", text) == Computation(
+        title="お住まいの地区ごとの寄附金額（円）の合計",
+        markdown="| お住まいの地区 | 寄附金額（円）の合計 |\n| --- | ---: |\n| 北 | 400 |\n| 南 | 200 |\n| 合計 | 600 |",
+        formula="「お住まいの地区」ごとに、「寄附金額（円）」の数字を足しました",
+        rows_in_words="CSVの表の2〜4行目（3行）。",
+    )
+
+
+def test_a_shortened_name_of_two_columns_is_not_guessed() -> None:
+    text = "現在の地区,以前の地区\n北,南\n南,北\n"
+    assert answer_computation("地区ごとの件数", [table(text)]) == []
+
+
+def test_a_count_that_ends_a_columns_name_is_that_column() -> None:
+    assert value("人数は？", "教室,参加人数\n書道,12\n体操,30\n") == "42"
+    assert answer_computation("人数は？", [table("教室,男の人数,女の人数\n書道,12\n体操,30,1\n")]) == []
+
+
+@pytest.mark.parametrize(
+    "question",
+    ["回答者の人数を教えて", "回答数は何件ですか", "添付のアンケートの回答者数は？", "全体の件数をお願いします"],
+)
+def test_words_for_the_whole_table_are_no_condition(question: str) -> None:
+    assert value(question) == "5"
