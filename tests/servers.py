@@ -23,7 +23,7 @@ from tenants.schema import LOGINS, bootstrap_postgres, migrate
 
 def not_available(reason: str) -> NoReturn:
     """Skips, or fails where everything must be real."""
-    if os.environ.get("KUMIAI_REQUIRE_REAL") == "1":
+    if os.environ.get("KUMIAI_REQUIRE_REAL") == "1":  # noqa: TID251 - a switch of the test run itself
         pytest.fail(f"a real server is required here: {reason}")
     pytest.skip(reason)
 

@@ -77,7 +77,9 @@ class Gateway:
             configuration=self.configuration,
             admission=Admission(self.ledger, self.configuration),
             providers=self.providers,
-            recorder=Recorder(configure_tracing(endpoint=settings.otlp_endpoint, service="gateway"), bool(settings.otlp_endpoint)),
+            recorder=Recorder(
+                configure_tracing(endpoint=settings.otlp_endpoint, service="gateway"), bool(settings.otlp_endpoint)
+            ),
             deadlines=Deadlines(
                 gateway_settings.connect_timeout_s,
                 gateway_settings.first_byte_timeout_s,

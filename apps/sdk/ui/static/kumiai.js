@@ -257,6 +257,7 @@
           finished = true;
           live.article.replaceWith(fragment(event.data.html));
           follow();
+          await refreshAround();
         }
       }
       if (!finished) throw { problem: offline };
@@ -274,6 +275,17 @@
     }
   };
 
+  const refreshAround = async () => {
+    // A first answer brings the conversation into the history and its tools into the head of the page.
+    const response = await fetch(location.pathname, { headers: { "kumiai-request": "fetch" } }).catch(() => null);
+    if (!response?.ok) return;
+    const page = new DOMParser().parseFromString(await response.text(), "text/html");
+    for (const selector of ["#history", ".p-chat__head", ".p-compose__left"]) {
+      const fresh = page.querySelector(selector);
+      if (fresh) $(selector)?.replaceWith(document.adoptNode(fresh));
+    }
+  };
+
   const showStopped = async (conversation, article) => {
     // The server keeps what came so far; it may need a moment to notice that we left.
     for (let i = 0; i < 15 && conversation; i += 1) {
@@ -281,6 +293,7 @@
       const response = await fetch(`/apps/chat/c/${conversation}/last`, { headers: { "kumiai-request": "fetch" } }).catch(() => null);
       if (response?.status === 200) {
         article.replaceWith(fragment(await response.text()));
+        await refreshAround();
         return;
       }
     }
@@ -352,11 +365,11 @@
     form.addEventListener("change", update);
     update();
   });
-  document.querySelectorAll('input[name="data_class"]').forEach((radio) =>
-    radio.addEventListener("change", async () => {
+  document.querySelectorAll('select[name="data_class"]').forEach((select) =>
+    select.addEventListener("change", async () => {
       const models = $(".p-models");
       const chosen = $('input[name="model"]:checked')?.value;
-      const response = await fetch(`/apps/chat/models?data_class=${radio.value}`, { headers: { "kumiai-request": "fetch" } }).catch(() => null);
+      const response = await fetch(`/apps/chat/models?data_class=${select.value}`, { headers: { "kumiai-request": "fetch" } }).catch(() => null);
       if (!models || !response?.ok) return;
       models.replaceWith(fragment(await response.text()));
       const same = document.querySelector(`input[name="model"][value="${chosen}"]:not(:disabled)`);

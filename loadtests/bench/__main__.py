@@ -1,0 +1,412 @@
+"""The gateway beside its peers, in one run on one machine: each server on one core, the load on the other.
+
+wrk drives unstreamed chat completions closed-loop at 1 and 64 connections (throughput and latency of a saturated
+core); first-token overhead is measured with streamed calls over one connection. Every peer talks to the same fake
+upstream. Kumiai authenticates an API key and reserves and settles money durably for every call; the others do not.
+Figures are ratios within one run: the machine is shared and its absolute times mean little.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+
+from kumiai.local.postgres import Postgres, free_port
+
+CACHE = Path(os.environ.get("KUMIAI_BENCH_CACHE", Path.home() / ".cache/kumiai/bench"))  # noqa: TID251 - a tool's own edge
+BODY = {"model": "standard", "messages": [{"role": "user", "content": "こんにちは。今日の予定を三つ教えてください。"}]}
+SERVER_CORE, LOAD_CORE = "0", "1"
+
+
+@dataclass
+class Peer:
+    """A server under test. `headers` authenticate; `model` is what it calls the upstream's model."""
+
+    name: str
+    url: str
+    model: str = "standard"
+    headers: dict[str, str] = field(default_factory=dict)
+    pids: list[int] = field(default_factory=list)
+    note: str = ""
+
+
+@dataclass
+class Figures:
+    name: str
+    requests_per_s_64: float
+    p50_ms_1: float
+    p99_ms_1: float
+    p50_ms_64: float
+    p99_ms_64: float
+    first_token_ms: float
+    memory_mb: float
+    errors: int
+    note: str
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=int, default=10)
+    parser.add_argument("--only", default="", help="comma-separated names")
+    parser.add_argument("--output", type=Path, default=None)
+    options = parser.parse_args()
+    if shutil.which("wrk") is None:
+        sys.exit("wrk is missing (Debian: apt-get install wrk)")
+    wanted = set(filter(None, options.only.split(",")))
+    starters: list[Callable[[str, Path], contextlib.AbstractContextManager[Peer | None]]] = [
+        direct, nginx, kumiai_postgres, kumiai_sqlite, portkey, litellm_proxy, tensorzero,
+    ]  # fmt: skip
+    folder = Path(tempfile.mkdtemp(prefix="kumiai-bench-"))
+    results: list[Figures] = []
+    sync_ms = fdatasync_ms(folder)
+    print(f"fdatasync p50 {sync_ms:.2f} ms")
+    try:
+        with upstream(folder) as upstream_url:
+            for start in starters:
+                if wanted and start.__name__ not in wanted and start.__name__ != "direct":
+                    continue
+                with start(upstream_url, folder) as peer:
+                    if peer is None:
+                        continue
+                    results.append(measure(peer, options.seconds))
+                    print(line(results[-1], results[0]), flush=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    report = render(results, sync_ms, options.seconds)
+    print(report)
+    if options.output:
+        options.output.write_text(report)
+
+
+def measure(peer: Peer, seconds: int) -> Figures:
+    warm_up(peer)
+    one = wrk(peer, connections=1, seconds=seconds)
+    many = wrk(peer, connections=64, seconds=seconds)
+    first = first_token_ms(peer)
+    memory = sum(_tree_rss(pid) for pid in peer.pids) / 1e6
+    return Figures(peer.name, many[0], one[1], one[2], many[1], many[2], first, memory, one[3] + many[3], peer.note)
+
+
+def warm_up(peer: Peer) -> None:
+    body = json.dumps(BODY | {"model": peer.model}).encode()
+    for _ in range(20):
+        request = urllib.request.Request(peer.url, body, {"content-type": "application/json", **peer.headers})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            assert b"choices" in answer.read()
+
+
+def wrk(peer: Peer, *, connections: int, seconds: int) -> tuple[float, float, float, int]:
+    """(requests/s, p50 ms, p99 ms, failed) of a closed loop."""
+    script = Path(tempfile.mkstemp(suffix=".lua")[1])
+    headers = "".join(f'wrk.headers["{k}"] = "{v}"\n' for k, v in peer.headers.items())
+    body = json.dumps(BODY | {"model": peer.model})
+    script.write_text(
+        f'wrk.method = "POST"\nwrk.body = [==[{body}]==]\nwrk.headers["content-type"] = "application/json"\n{headers}'
+    )
+    done = subprocess.run(
+        ["taskset", "-c", LOAD_CORE, "wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "30s",
+         "-s", str(script), peer.url],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    script.unlink()
+    out = done.stdout
+    failed = re.search(r"Non-2xx or 3xx responses: (\d+)", out)
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", out)
+    assert rate, out
+    return float(rate.group(1)), _percentile(out, "50%"), _percentile(out, "99%"), int(failed.group(1)) if failed else 0
+
+
+def _percentile(text: str, name: str) -> float:
+    found = re.search(rf"{name}\s+([\d.]+)(us|ms|s)", text)
+    assert found, text
+    return float(found.group(1)) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[found.group(2)]
+
+
+def first_token_ms(peer: Peer, *, calls: int = 60) -> float:
+    """p50 from sending a streamed request to its first event with content, over one connection."""
+    times = []
+    body = BODY | {"model": peer.model, "stream": True}
+    with httpx.Client(timeout=30) as client:
+        for _ in range(calls):
+            began = time.perf_counter()
+            with client.stream("POST", peer.url, json=body, headers=peer.headers) as answer:
+                for event in answer.iter_lines():
+                    if event.startswith("data:") and '"content"' in event:
+                        times.append((time.perf_counter() - began) * 1000)
+                        break
+                for _rest in answer.iter_raw():
+                    pass
+    return statistics.median(times)
+
+
+def fdatasync_ms(folder: Path) -> float:
+    times = []
+    with (folder / "sync").open("wb") as file:
+        for _ in range(200):
+            file.write(b"x" * 4096)
+            file.flush()
+            began = time.perf_counter()
+            os.fdatasync(file.fileno())
+            times.append((time.perf_counter() - began) * 1000)
+    return statistics.median(times)
+
+
+def _tree_rss(pid: int) -> int:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        return sum(p.memory_info().rss for p in [process, *process.children(recursive=True)])
+    return 0
+
+
+def line(figures: Figures, direct_figures: Figures) -> str:
+    return (
+        f"{figures.name:<18} {figures.requests_per_s_64:>9.0f} req/s@64  p50@1 {figures.p50_ms_1:7.2f} ms "
+        f"(+{figures.p50_ms_1 - direct_figures.p50_ms_1:6.2f})  p99@1 {figures.p99_ms_1:7.2f}  "
+        f"p50@64 {figures.p50_ms_64:8.2f}  p99@64 {figures.p99_ms_64:8.2f}  "
+        f"first token {figures.first_token_ms:6.2f}  {figures.memory_mb:6.0f} MB  failed {figures.errors}"
+    )
+
+
+def render(results: list[Figures], sync_ms: float, seconds: int) -> str:
+    base = next(r for r in results if r.name == "direct")
+    proxy = next((r for r in results if r.name == "litellm_proxy"), None)
+    lines = [
+        f"One run, {seconds} s per figure, server on one core, load on the other; fdatasync p50 {sync_ms:.2f} ms.",
+        "",
+        "| server | req/s at 64 | × LiteLLM proxy | p50 at 1, ms | overhead at 1, ms | p99 at 1 | p50 at 64 | p99 at 64 "
+        "| first token over direct, ms | memory, MB | failed | note |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        ratio = f"{r.requests_per_s_64 / proxy.requests_per_s_64:.1f}" if proxy else "–"
+        lines.append(
+            f"| {r.name} | {r.requests_per_s_64:.0f} | {ratio} | {r.p50_ms_1:.2f} | {r.p50_ms_1 - base.p50_ms_1:.2f} "
+            f"| {r.p99_ms_1:.2f} | {r.p50_ms_64:.2f} | {r.p99_ms_64:.2f} "
+            f"| {r.first_token_ms - base.first_token_ms:.2f} | {r.memory_mb:.0f} | {r.errors} | {r.note} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+# ── servers ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def _process(
+    words: list[str], folder: Path, name: str, *, core: str = SERVER_CORE, env: dict[str, str] | None = None
+) -> Iterator[int]:
+    with (folder / f"{name}.log").open("wb") as log:
+        process = subprocess.Popen(
+            ["taskset", "-c", core, *words],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, **(env or {})},  # noqa: TID251 - a tool's own edge
+            start_new_session=True,
+        )
+    try:
+        yield process.pid
+    finally:
+        for child in psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []:
+            child.terminate()
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait(url: str, *, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+        except urllib.error.HTTPError:
+            return
+        except (urllib.error.URLError, OSError):
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return
+
+
+@contextmanager
+def upstream(folder: Path) -> Iterator[str]:
+    port = free_port()
+    with _process(
+        [sys.executable, "-m", "loadtests.upstream", "--port", str(port)], folder, "upstream", core=LOAD_CORE
+    ):
+        _wait(f"http://127.0.0.1:{port}/v1/models")
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def direct(upstream_url: str, _folder: Path) -> Iterator[Peer]:
+    yield Peer("direct", f"{upstream_url}/v1/chat/completions", note="the fake upstream itself")
+
+
+@contextmanager
+def nginx(upstream_url: str, folder: Path) -> Iterator[Peer | None]:
+    if shutil.which("nginx") is None:
+        yield None
+        return
+    port = free_port()
+    config = folder / "nginx.conf"
+    config.write_text(
+        f"daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/nginx.err;\n"
+        "events { worker_connections 1024; }\n"
+        "http { access_log off; keepalive_requests 1000000;\n"
+        f"upstream up {{ server {upstream_url.removeprefix('http://')}; keepalive 128; keepalive_requests 1000000; }}\n"
+        f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://up; proxy_http_version 1.1; "
+        'proxy_set_header Connection ""; proxy_buffering off; } } }\n'
+    )
+    with _process(["nginx", "-c", str(config), "-p", str(folder)], folder, "nginx") as pid:
+        _wait(f"http://127.0.0.1:{port}/v1/models")
+        yield Peer("nginx", f"http://127.0.0.1:{port}/v1/chat/completions", pids=[pid], note="proxy_pass, keep-alive")
+
+
+@contextmanager
+def litellm_proxy(upstream_url: str, folder: Path) -> Iterator[Peer | None]:
+    program = CACHE / "litellm/bin/litellm"
+    if not program.exists():
+        yield None
+        return
+    port = free_port()
+    config = folder / "litellm.yaml"
+    config.write_text(
+        "model_list:\n  - model_name: standard\n    litellm_params:\n      model: openai/standard\n"
+        f"      api_base: {upstream_url}/v1\n      api_key: none\n"
+    )
+    env = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "NO_DOCS": "True"}
+    words = [str(program), "--config", str(config), "--port", str(port), "--host", "127.0.0.1", "--num_workers", "1"]
+    with _process(words, folder, "litellm", env=env) as pid:
+        _wait(f"http://127.0.0.1:{port}/health/liveliness", seconds=120)
+        yield Peer(
+            "litellm_proxy",
+            f"http://127.0.0.1:{port}/v1/chat/completions",
+            pids=[pid],
+            note="no keys, no budget, no DB",
+        )
+
+
+@contextmanager
+def portkey(upstream_url: str, folder: Path) -> Iterator[Peer | None]:
+    server = CACHE / "portkey/node_modules/@portkey-ai/gateway/build/start-server.js"
+    if not server.exists():
+        yield None
+        return
+    port = free_port()
+    with _process(["node", str(server), f"--port={port}", "--headless"], folder, "portkey") as pid:
+        _wait(f"http://127.0.0.1:{port}/")
+        yield Peer(
+            "portkey",
+            f"http://127.0.0.1:{port}/v1/chat/completions",
+            headers={
+                "x-portkey-provider": "openai",
+                "x-portkey-custom-host": f"{upstream_url}/v1",
+                "authorization": "Bearer none",
+            },
+            pids=[pid],
+            note="no keys, no budget",
+        )
+
+
+@contextmanager
+def tensorzero(upstream_url: str, folder: Path) -> Iterator[Peer | None]:
+    found = shutil.which("gateway", path=str(CACHE / "tensorzero/bin"))
+    if found is None:
+        print("tensorzero         not measured: its gateway program was not found in the package index")
+        yield None
+        return
+    port = free_port()
+    config = folder / "tensorzero.toml"
+    config.write_text(
+        f'[gateway]\nbind_address = "127.0.0.1:{port}"\nobservability.enabled = false\n'
+        '[models.standard]\nrouting = ["up"]\n[models.standard.providers.up]\ntype = "openai"\nmodel_name = "standard"\n'
+        f'api_base = "{upstream_url}/v1/"\napi_key_location = "none"\n'
+    )
+    with _process([found, "--config-file", str(config)], folder, "tensorzero") as pid:
+        _wait(f"http://127.0.0.1:{port}/health")
+        yield Peer(
+            "tensorzero",
+            f"http://127.0.0.1:{port}/openai/v1/chat/completions",
+            model="tensorzero::model_name::standard",
+            pids=[pid],
+            note="no keys, no budget",
+        )
+
+
+@contextmanager
+def kumiai_sqlite(upstream_url: str, folder: Path) -> Iterator[Peer]:
+    with _kumiai(upstream_url, folder / "kumiai-sqlite", {}, "kumiai_sqlite") as peer:
+        peer.note = "API key, durable budget on SQLite (synchronous=FULL)"
+        yield peer
+
+
+@contextmanager
+def kumiai_postgres(upstream_url: str, folder: Path) -> Iterator[Peer]:
+    from tenants.schema import LOGINS, bootstrap_postgres
+
+    server = Postgres(folder / "pg", fsync=True)
+    server.start()
+    try:
+        urls = bootstrap_postgres(server.access, "kumiai", dict.fromkeys(LOGINS, "bench"))
+        env = {
+            "KUMIAI_DATABASE_URL": urls.app,
+            "KUMIAI_PLATFORM_DATABASE_URL": urls.platform,
+            "KUMIAI_LEDGER_DATABASE_URL": urls.ledger,
+            "KUMIAI_CONTENT_DATABASE_URL": urls.content,
+            "KUMIAI_OWNER_DATABASE_URL": urls.owner,
+        }
+        with _kumiai(upstream_url, folder / "kumiai-pg", env, "kumiai_postgres") as peer:
+            peer.note = "API key, durable budget on PostgreSQL (fsync on)"
+            yield peer
+    finally:
+        server.stop()
+
+
+@contextmanager
+def _kumiai(upstream_url: str, home: Path, env: dict[str, str], name: str) -> Iterator[Peer]:
+    from loadtests.bench.town import prepare_town
+
+    home.mkdir()
+    port = free_port()
+    env = env | {
+        "KUMIAI_HOME": str(home),
+        "KUMIAI_PUBLIC_URL": f"http://127.0.0.1:{port}",
+        "KUMIAI_OPENAI_COMPATIBLE_BASE_URL": f"{upstream_url}/v1",
+        "KUMIAI_LOG_LEVEL": "WARNING",
+    }
+    key, model = asyncio.run(prepare_town(env))
+    words = [sys.executable, "-m", "kumiai", "gateway", "--port", str(port)]
+    with _process(words, home, name, env=env) as pid:
+        _wait(f"http://127.0.0.1:{port}/health/ready")
+        yield Peer(
+            name,
+            f"http://127.0.0.1:{port}/v1/chat/completions",
+            model=model,
+            headers={"authorization": f"Bearer {key}"},
+            pids=[pid],
+        )
+
+
+if __name__ == "__main__":
+    main()
