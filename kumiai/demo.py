@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import uvicorn
 
@@ -99,20 +99,37 @@ class DemoHome:
         return int(self.pid_file.read_text())
 
 
-def run_demo(settings: Settings, *, port: int, environment: Mapping[str, str]) -> int:
+class Servers(Protocol):
+    """What a demo may stand on instead of the embedded defaults."""
+
+    def start(self, settings: Settings, base_url: str) -> Settings:
+        """The settings with the servers' addresses. Raises `DemoError`."""
+
+    def stop(self) -> None: ...
+
+
+def run_demo(settings: Settings, *, port: int, environment: Mapping[str, str], servers: Servers | None = None) -> int:
     """Runs until Ctrl-C. Returns the exit code; prints plain errors.
 
     environment: what the children start from (provider keys included).
     """
     home = DemoHome(settings.home.absolute())
+    # Until all runs, both ways of being told to stop unwind what was started so far.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         home.prepare()
         if not home.try_lock():
             return _print_running(home)
-        return _start(home, settings, port, environment)
+        return _start(home, settings, port, environment, servers)
     except DemoError as error:
         print(f"kumiai demo: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        say("\n起動をやめました。")
+        return 130
+    finally:
+        if servers is not None:
+            servers.stop()
 
 
 def _print_running(home: DemoHome) -> int:
@@ -126,7 +143,9 @@ def _print_running(home: DemoHome) -> int:
     return 0
 
 
-def _start(home: DemoHome, settings: Settings, port: int, environment: Mapping[str, str]) -> int:
+def _start(
+    home: DemoHome, settings: Settings, port: int, environment: Mapping[str, str], servers: Servers | None
+) -> int:
     home.facts_file.unlink(missing_ok=True)
     home.pid_file.write_text(str(os.getpid()))
     try:
@@ -137,6 +156,9 @@ def _start(home: DemoHome, settings: Settings, port: int, environment: Mapping[s
         ) from error
     base_url = f"http://127.0.0.1:{front.getsockname()[1]}"
     say("Kumiai を用意しています。")
+    if servers is not None:
+        with _step("サーバー"):
+            settings = servers.start(settings, base_url)
     with _step("データベース"):
         seeded = _seed(home, settings, base_url, environment)
     gateway, portal = listen("127.0.0.1", 0), listen("127.0.0.1", 0)
@@ -144,6 +166,7 @@ def _start(home: DemoHome, settings: Settings, port: int, environment: Mapping[s
     child_env = (
         dict(environment)
         | dict(seeded.environment)
+        | (_addresses(settings) if servers is not None else {})
         | {
             "KUMIAI_ENV": "demo",
             "KUMIAI_HOME": str(home.path),
@@ -178,6 +201,24 @@ def _start(home: DemoHome, settings: Settings, port: int, environment: Mapping[s
     finally:
         _stop_parts(parts)
         home.pid_file.unlink(missing_ok=True)
+
+
+def _addresses(settings: Settings) -> dict[str, str]:
+    """What the processes are told of the servers; the owner's login stays here, nobody changes the schema later."""
+    told = {
+        "DATABASE_URL": settings.database_url,
+        "PLATFORM_DATABASE_URL": settings.platform_database_url.get_secret_value(),
+        "LEDGER_DATABASE_URL": settings.ledger_database_url.get_secret_value(),
+        "CONTENT_DATABASE_URL": settings.content_database_url.get_secret_value(),
+        "VALKEY_URL": settings.valkey_url.get_secret_value(),
+        "ISSUER_KIND": settings.issuer_kind,
+        "ISSUER": settings.issuer,
+        "KEYCLOAK_URL": settings.keycloak_url,
+        "KEYCLOAK_ADMIN_USER": settings.keycloak_admin_user,
+        "KEYCLOAK_ADMIN_PASSWORD": settings.keycloak_admin_password.get_secret_value(),
+        "PORTAL_CLIENT_SECRET": settings.portal_client_secret.get_secret_value(),
+    }
+    return {f"KUMIAI_{name}": value for name, value in told.items()}
 
 
 @contextmanager

@@ -1,0 +1,126 @@
+"""`kumiai demo-cluster`: the demo on the servers of a cluster, PostgreSQL behind PgBouncer, Valkey and Keycloak.
+
+All of them are started here on loopback, without containers; what is deployed differs only in who starts them.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from kumiai.demo import DemoError, run_demo, say
+from kumiai.local.keycloak import Keycloak
+from kumiai.local.pgbouncer import PgBouncer
+from kumiai.local.postgres import Postgres, ServerNotFound
+from kumiai.local.valkey import Valkey
+from tenants.identity.keycloak import RealmSpec, reconcile_realm
+from tenants.keyfiles import ensure_key
+from tenants.schema import LOGINS, bootstrap_postgres
+from tenants.settings import Settings
+
+DATABASE = "kumiai"
+
+
+class LocalCluster:
+    """The servers behind one demo; started in order, ended in reverse."""
+
+    def __init__(self, home: Path, environment: Mapping[str, str]) -> None:
+        self._home = home
+        self._environment = environment
+        self._started: list[Postgres | PgBouncer | Valkey | Keycloak] = []
+
+    def start(self, settings: Settings, base_url: str) -> Settings:
+        """The settings with the servers' addresses. Raises `DemoError` naming what is missing."""
+        try:
+            return self._start(settings, base_url)
+        except ServerNotFound as missing:
+            raise DemoError(str(missing)) from missing
+
+    def stop(self) -> None:
+        for server in reversed(self._started):
+            server.stop()
+        self._started.clear()
+
+    def _start(self, settings: Settings, base_url: str) -> Settings:
+        folder = _servers_folder(self._home)
+        postgres = Postgres(folder / "postgres")
+        self._started.append(postgres)
+        postgres.start()
+        bouncer = PgBouncer(
+            folder / "pgbouncer", bootstrap_postgres(postgres.access, DATABASE, _passwords(self._home / "keys"))
+        )
+        self._started.append(bouncer)
+        bouncer.start()
+        valkey = Valkey(folder / "valkey")
+        self._started.append(valkey)
+        valkey.start()
+        keycloak = Keycloak(folder / "keycloak", environment=self._environment)
+        self._started.append(keycloak)
+        keycloak.start()
+        client_secret = ensure_key(self._home / "keys" / "portal-client").hex()
+        reconcile_realm(
+            RealmSpec(
+                url=keycloak.url,
+                realm=settings.keycloak_realm,
+                admin_user=keycloak.admin_user,
+                admin_password=keycloak.admin_password,
+                public_url=base_url,
+                portal_client_id=settings.portal_client_id,
+                portal_client_secret=client_secret,
+                gateway_audience=settings.gateway_audience,
+                product_name=settings.product_name,
+            )
+        )
+        urls = bouncer.urls
+        return settings.model_copy(
+            update={
+                "database_url": urls.app,
+                "platform_database_url": SecretStr(urls.platform),
+                "ledger_database_url": SecretStr(urls.ledger),
+                "content_database_url": SecretStr(urls.content),
+                "owner_database_url": SecretStr(urls.owner),
+                "valkey_url": SecretStr(valkey.url),
+                "issuer_kind": "keycloak",
+                "issuer": f"{keycloak.url}/realms/{settings.keycloak_realm}",
+                "keycloak_url": keycloak.url,
+                "keycloak_admin_user": keycloak.admin_user,
+                "keycloak_admin_password": SecretStr(keycloak.admin_password),
+                "portal_client_secret": SecretStr(client_secret),
+            }
+        )
+
+
+def run_cluster(settings: Settings, *, port: int, environment: Mapping[str, str]) -> int:
+    """Like `run_demo`, in a folder of its own beside the plain demo's. Returns the exit code."""
+    home = settings.home.absolute().with_name(settings.home.absolute().name + "-cluster")
+    settings = settings.model_copy(update={"home": home})
+    say("PostgreSQL、PgBouncer、Valkey、Keycloak の上で動かします（初回は1〜2分かかります）。")
+    return run_demo(settings, port=port, environment=environment, servers=LocalCluster(home, environment))
+
+
+def _servers_folder(home: Path) -> Path:
+    """Where the servers keep their data: the home, but a root's servers run as nobody, who cannot enter it."""
+    if os.geteuid() != 0:
+        return home / "servers"
+    mark = hashlib.sha256(str(home).encode()).hexdigest()[:12]
+    folder = Path(tempfile.gettempdir()) / f"kumiai-servers-{mark}"
+    folder.mkdir(mode=0o711, exist_ok=True)
+    if folder.stat().st_uid != 0 or folder.is_symlink():
+        raise DemoError(f"{folder} belongs to somebody else; remove it")
+    return folder
+
+
+def _passwords(keys: Path) -> dict[str, str]:
+    """One password per database login, made once and kept with the other keys."""
+    keys.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file = keys / "database.json"
+    if not file.exists():
+        file.touch(mode=0o600)
+        file.write_text(json.dumps({login: secrets.token_hex(16) for login in LOGINS}))
+    passwords: dict[str, str] = json.loads(file.read_text())
+    return passwords
