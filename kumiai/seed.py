@@ -83,7 +83,7 @@ async def seed_demo(settings: Settings, environment: Mapping[str, str]) -> Seede
     extra, model_note = await _real_model(ProviderSettings())
     kept = settings.home / "demo-people.json"
     known: dict[str, Any] = json.loads(kept.read_text()) if kept.exists() else {"people": {}, "api_keys": {}}
-    db = Database(settings.urls)
+    db = Database(settings.urls, push_url=settings.valkey_url.get_secret_value())
     directory = open_directory(settings)
     try:
         if known.get("issuer") not in (None, settings.resolved_issuer):

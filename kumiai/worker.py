@@ -32,7 +32,7 @@ class Worker:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._db = Database(settings.urls)
+        self._db = Database(settings.urls, push_url=settings.valkey_url.get_secret_value())
         vault = Vault(self._db, FileRootKey.from_file(settings.key_path("root"), create=settings.env != "production"))
         self._documents = Documents(self._db, vault)
         self._blobs = Blobs(self._db, vault, FolderStore(settings.blobs))

@@ -83,7 +83,7 @@ def _run(work: Callable[[Settings, Database], Awaitable[T]]) -> T:
     settings = _settings()
 
     async def main() -> T:
-        db = Database(settings.urls)
+        db = Database(settings.urls, push_url=settings.valkey_url.get_secret_value())
         try:
             return await work(settings, db)
         finally:

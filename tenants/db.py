@@ -25,8 +25,11 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from tenants.context import TenantContext, TenantId
 from tenants.models import TENANT_TABLES, Tenant
+from tenants.push import Push
 
 SQLITE_BUSY_TIMEOUT_MS = 15_000
+# Set on a session whose commit the other processes should hear of.
+CONFIGURATION_MOVED = "configuration_moved"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +80,9 @@ class TenantMismatch(RuntimeError):
 class Database:
     """The engines of one process. `close()` before the event loop ends."""
 
-    def __init__(self, urls: DatabaseUrls, *, pool_size: int = 5) -> None:
+    def __init__(self, urls: DatabaseUrls, *, push_url: str = "", pool_size: int = 5) -> None:
         self.urls = urls.filled()
+        self.push = Push(push_url)
         self.is_sqlite = self.urls.is_sqlite
         self._pool_size = pool_size
         self._engines: dict[str, AsyncEngine] = {}
@@ -153,6 +157,9 @@ class Database:
             if not self.is_sqlite and tenant_id is not None:
                 await session.exec(text("select set_config('app.tenant_id', :t, true)").bindparams(t=str(tenant_id)))  # type: ignore[call-overload]  # as above
             yield session
+            moved = CONFIGURATION_MOVED in session.sync_session.info
+        if moved:
+            await self.push.publish()
 
     async def ping(self) -> None:
         """Raises when the database does not answer."""
@@ -160,6 +167,7 @@ class Database:
             await connection.execute(text("select 1"))
 
     async def close(self) -> None:
+        await self.push.close()
         for engine in self._engines.values():
             await engine.dispose()
         self._engines.clear()

@@ -12,6 +12,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from observability.problems import Conflict
 from tenants.context import DataClass, TenantId, Zone
+from tenants.db import CONFIGURATION_MOVED
 from tenants.models import ConfigGeneration, TenantPolicy
 
 # 自治体機密性 × zone as municipalities practise it: personal data stays in the house or in the country.
@@ -92,3 +93,4 @@ async def bump_configuration(session: AsyncSession) -> None:
     if result.rowcount == 0:
         session.add(ConfigGeneration(id=1, generation=1))
         await session.flush()
+    session.sync_session.info[CONFIGURATION_MOVED] = True

@@ -16,9 +16,14 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from kumiai.local.pgbouncer import PgBouncer
 from kumiai.local.postgres import Postgres, ServerNotFound
+from kumiai.local.valkey import Valkey
 from tenants.db import DatabaseUrls
 from tenants.schema import LOGINS, bootstrap_postgres, migrate
+
+# What a test of both databases is parametrised with → the fixture that gives its `DatabaseUrls`.
+DATABASES = {"sqlite": "migrated_sqlite", "postgresql": "migrated_postgres", "pgbouncer": "pooled_postgres"}
 
 
 def not_available(reason: str) -> NoReturn:
@@ -85,3 +90,35 @@ def migrated_sqlite(sqlite_template: DatabaseUrls, tmp_path: Path) -> DatabaseUr
     shutil.copy(sqlite_template.sqlite_path, urls.sqlite_path)
     shutil.copy(sqlite_template.sqlite_content_path, urls.sqlite_content_path)
     return urls
+
+
+@pytest.fixture
+def pooled_postgres(migrated_postgres: DatabaseUrls) -> Iterator[DatabaseUrls]:
+    """The same through PgBouncer in transaction mode, as in a cluster."""
+    folder = Path(tempfile.mkdtemp(prefix="kumiai-pgbouncer-"))
+    pooler = PgBouncer(folder, migrated_postgres)
+    try:
+        pooler.start()
+    except ServerNotFound as missing:
+        not_available(str(missing))
+    try:
+        yield pooler.urls
+    finally:
+        pooler.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def valkey_server() -> Iterator[Valkey]:
+    """A Valkey of this test process alone, from the wheel."""
+    folder = Path(tempfile.mkdtemp(prefix="kumiai-valkey-"))
+    server = Valkey(folder)
+    try:
+        server.start()
+    except ServerNotFound as missing:
+        not_available(str(missing))
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)

@@ -34,7 +34,7 @@ class Services:
         read = read_key if production else ensure_key
         self.settings = settings
         self.apps = apps
-        self.db = Database(settings.urls)
+        self.db = Database(settings.urls, push_url=settings.valkey_url.get_secret_value())
         self.vault = Vault(self.db, FileRootKey.from_file(settings.key_path("root"), create=not production))
         self.documents = Documents(self.db, self.vault)
         self.blobs = Blobs(self.db, self.vault, FolderStore(settings.blobs))

@@ -3,7 +3,6 @@
 The last good snapshot stays in force while the database is away: running towns go on under the rules they had.
 """
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -71,7 +70,7 @@ class ConfigurationSource:
     async def poll(self) -> None:
         """Runs until cancelled; a failing poll keeps the last good snapshot."""
         while True:
-            await asyncio.sleep(POLL_S)
+            await self._db.push.wait(POLL_S)
             try:
                 async with self._db.platform_session("gateway configuration", read_only=True) as session:
                     generation = (await session.exec(select(ConfigGeneration.generation))).first() or 0

@@ -46,7 +46,7 @@ class Gateway:
         self, settings: Settings, gateway_settings: GatewaySettings, deployments: tuple[Deployment, ...]
     ) -> None:
         read = read_key if settings.env == "production" else ensure_key
-        self.db = Database(settings.urls)
+        self.db = Database(settings.urls, push_url=settings.valkey_url.get_secret_value())
         self.access = AccessList(self.db)
         self.configuration = ConfigurationSource(self.db, deployments)
         self.ledger = LedgerWriter(

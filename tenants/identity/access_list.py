@@ -3,7 +3,6 @@
 The issuer's own revocation is seen only when a token expires (≤ 5 minutes); this one within two polls.
 """
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -98,7 +97,7 @@ class AccessList:
     async def poll(self) -> None:
         """Runs until cancelled. A failing poll keeps the last list: nobody is let in by it who was not before."""
         while True:
-            await asyncio.sleep(POLL_S)
+            await self._db.push.wait(POLL_S)
             try:
                 async with self._db.platform_session("access list", read_only=True) as session:
                     generation = (await session.exec(select(ConfigGeneration.generation))).first() or 0

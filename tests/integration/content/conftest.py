@@ -13,6 +13,7 @@ from tenants.db import Database, DatabaseUrls
 from tenants.documents import AppDocuments, Documents, Viewer
 from tenants.models import Tenant
 from tenants.vault import FileRootKey, Vault
+from tests.servers import DATABASES
 
 
 @dataclass
@@ -51,10 +52,9 @@ class Content:
         return self.blobs.of(town or self.town, app=app, viewer=Viewer(person))
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", "postgresql", "pgbouncer"])
 def urls(request: pytest.FixtureRequest) -> DatabaseUrls:
-    name = "migrated_sqlite" if request.param == "sqlite" else "migrated_postgres"
-    found: DatabaseUrls = request.getfixturevalue(name)
+    found: DatabaseUrls = request.getfixturevalue(DATABASES[request.param])
     return found
 
 

@@ -13,6 +13,7 @@ from tenants.models import Account, Budget, Tenant
 from tenants.quota.ledger import LedgerWriter
 from tenants.quota.terms import FrozenPrice, Hold
 from tenants.quota.windows import window_start
+from tests.servers import DATABASES
 
 # One yen per token out, nothing for tokens in: sums that can be checked in the head.
 PRICE = FrozenPrice("p1", "", 1_000_000, 0, 1_000_000_000_000)
@@ -47,9 +48,9 @@ class Town:
         return Hold(**(values | changes))  # type: ignore[arg-type]
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", "postgresql", "pgbouncer"])
 def urls(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DatabaseUrls]:
-    yield request.getfixturevalue("migrated_sqlite" if request.param == "sqlite" else "migrated_postgres")
+    yield request.getfixturevalue(DATABASES[request.param])
 
 
 @pytest.fixture
