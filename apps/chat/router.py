@@ -5,11 +5,13 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote, urlencode
 from uuid import UUID
 
+import anyio.to_thread
 from fastapi import APIRouter, File, Form, Request, UploadFile
 from starlette.responses import PlainTextResponse, RedirectResponse, Response, StreamingResponse
 
@@ -309,7 +311,8 @@ async def export(
     blocks = [_block(m) for m in shown]
     today = wareki(local(ctx.now).date())
     footer = f"AIの下書きを職員が確認して書き出しました（{today}、{ctx.actor.section_name or ctx.actor.tenant_name}）"
-    return _download(conversation_docx(found.title, blocks, footer=footer), f"{found.title}.docx", _DOCX)
+    document = await anyio.to_thread.run_sync(partial(conversation_docx, found.title, blocks, footer=footer))
+    return _download(document, f"{found.title}.docx", _DOCX)
 
 
 @routes.get("/c/{conversation_id}/tables.xlsx")
@@ -319,7 +322,7 @@ async def export_tables(ctx: Context, conversation_id: UUID, answer: str = "") -
     texts = [m.text for m in chosen] + [c.markdown for m in found.messages for c in m.computed if not answer]
     if not any(markdown_tables(t) for t in texts):
         raise NotFound("この回答に表はありません。")
-    return _download(tables_xlsx(texts), f"{found.title}.xlsx", _XLSX)
+    return _download(await anyio.to_thread.run_sync(tables_xlsx, texts), f"{found.title}.xlsx", _XLSX)
 
 
 @routes.get("/c/{conversation_id}/text/{message_id}")

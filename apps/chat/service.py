@@ -212,10 +212,9 @@ class Chat:
             if conversation_id is not None
             else await self._create(text, model, data_class)
         )
-        computed = [c for c in (_computed(text, t, f) for f in attached for t in f.tables) if c is not None]
         earlier = [f for m in conversation.messages for f in m.files]
-        if not attached:
-            computed = [c for c in (_computed(text, t, f) for f in earlier for t in f.tables) if c is not None]
+        # A table of a hundred thousand rows takes seconds; other people's pages go on meanwhile.
+        computed = await anyio.to_thread.run_sync(_computed, text, attached or earlier)
         hint = hint_for(text, has_attachments=bool(attached or earlier))
         body = {
             "role": "user",
@@ -460,21 +459,30 @@ def _question(question: Message, files: Sequence[AttachedFile]) -> str:
     for file in files:
         text = file.text[:room]
         room -= len(text)
+        if not file.text.strip():
+            parts.append(f"《資料 {file.name}: 文字を読み取れませんでした。内容は分かりません。》")
+            continue
         if not text:
+            parts.append(f"《資料 {file.name}: 長さの上限を超えたため、送っていません。》")
             continue
         cut = "（長いため、ここまで）" if len(text) < len(file.text) else ""
         parts.append(f"《資料 {marker} 開始 {file.name}》\n{text}{cut}\n《資料 {marker} 終わり》")
     return "\n\n".join(parts)
 
 
-def _computed(question: str, table: Table, file: AttachedFile) -> Computed | None:
-    found = answer_computation(question, [table])
-    if not found:
-        return None
-    first = found[0]
-    return Computed(
-        title=f"{file.name} {first.title}", markdown=first.markdown, how=first.formula, rows=first.rows_in_words
-    )
+def _computed(question: str, files: Sequence[AttachedFile]) -> list[Computed]:
+    """What the question asks to count or sum, for each table that answers it."""
+    found = ((file, answer_computation(question, [table])) for file in files for table in file.tables)
+    return [
+        Computed(
+            title=f"{file.name} {answers[0].title}",
+            markdown=answers[0].markdown,
+            how=answers[0].formula,
+            rows=answers[0].rows_in_words,
+        )
+        for file, answers in found
+        if answers
+    ]
 
 
 def _conversation(document: Any, messages: tuple[Message, ...] = ()) -> Conversation:

@@ -1,5 +1,6 @@
 """町の管理: people, sections, apps, models, keys, usage by section. Content is read in the desk, not here."""
 
+import asyncio
 import csv
 import io
 from datetime import UTC, datetime, timedelta
@@ -166,7 +167,13 @@ async def slips(
         )
         for number, n, s, w in zip(login, display_name, section, password, strict=True)
     ]
-    pdf = initial_password_slips(made, product_name=office.settings.product_name, made_on=local(office.now).date())
+    # A hundred slips take seconds to typeset; other people's pages go on meanwhile.
+    pdf = await asyncio.to_thread(
+        initial_password_slips,
+        made,
+        product_name=office.settings.product_name,
+        made_on=local(office.now).date(),
+    )
     return Response(
         pdf, media_type="application/pdf", headers={"content-disposition": "attachment; filename=initial-passwords.pdf"}
     )
