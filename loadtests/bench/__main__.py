@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import re
 import shutil
@@ -75,6 +76,8 @@ def main() -> None:
         direct, nginx, kumiai_postgres, kumiai_sqlite, portkey, litellm_proxy, tensorzero,
     ]  # fmt: skip
     folder = Path(tempfile.mkdtemp(prefix="kumiai-bench-"))
+    # PostgreSQL runs as nobody when we are root, and must be able to reach its folder inside.
+    folder.chmod(0o711)
     results: list[Figures] = []
     sync_ms = fdatasync_ms(folder)
     print(f"fdatasync p50 {sync_ms:.2f} ms")
@@ -148,13 +151,23 @@ def first_token_ms(peer: Peer, *, calls: int = 60) -> float:
         for _ in range(calls):
             began = time.perf_counter()
             with client.stream("POST", peer.url, json=body, headers=peer.headers) as answer:
+                if answer.status_code != 200:
+                    return math.nan
+                first = None
+                # To the end, so that the connection is used again.
                 for event in answer.iter_lines():
-                    if event.startswith("data:") and '"content"' in event:
-                        times.append((time.perf_counter() - began) * 1000)
-                        break
-                for _rest in answer.iter_raw():
-                    pass
+                    if first is None and event.startswith("data:") and _has_content(event):
+                        first = (time.perf_counter() - began) * 1000
+            assert first is not None, f"{peer.name} streamed no content"
+            times.append(first)
     return statistics.median(times)
+
+
+def _has_content(event: str) -> bool:
+    """True for an event with text in its first choice; the opening event carries an empty one."""
+    data = event.removeprefix("data:").strip()
+    choices = json.loads(data).get("choices") if data.startswith("{") else None
+    return bool(choices and choices[0].get("delta", {}).get("content"))
 
 
 def fdatasync_ms(folder: Path) -> float:
@@ -295,7 +308,12 @@ def litellm_proxy(upstream_url: str, folder: Path) -> Iterator[Peer | None]:
         "model_list:\n  - model_name: standard\n    litellm_params:\n      model: openai/standard\n"
         f"      api_base: {upstream_url}/v1\n      api_key: none\n"
     )
-    env = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "NO_DOCS": "True"}
+    env = {
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "LITELLM_LOG": "ERROR",
+        "NO_DOCS": "True",
+        "LITELLM_MASTER_KEY": "sk-bench",
+    }
     words = [str(program), "--config", str(config), "--port", str(port), "--host", "127.0.0.1", "--num_workers", "1"]
     with _process(words, folder, "litellm", env=env) as pid:
         _wait(f"http://127.0.0.1:{port}/health/liveliness", seconds=120)
@@ -303,7 +321,8 @@ def litellm_proxy(upstream_url: str, folder: Path) -> Iterator[Peer | None]:
             "litellm_proxy",
             f"http://127.0.0.1:{port}/v1/chat/completions",
             pids=[pid],
-            note="no keys, no budget, no DB",
+            headers={"authorization": "Bearer sk-bench"},
+            note="master key only, no budget, no DB",
         )
 
 
@@ -393,6 +412,7 @@ def _kumiai(upstream_url: str, home: Path, env: dict[str, str], name: str) -> It
         "KUMIAI_HOME": str(home),
         "KUMIAI_PUBLIC_URL": f"http://127.0.0.1:{port}",
         "KUMIAI_OPENAI_COMPATIBLE_BASE_URL": f"{upstream_url}/v1",
+        "KUMIAI_OPENAI_COMPATIBLE_MODEL": "standard",
         "KUMIAI_LOG_LEVEL": "WARNING",
     }
     key, model = asyncio.run(prepare_town(env))

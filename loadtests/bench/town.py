@@ -1,0 +1,67 @@
+"""A town for a bench: an account, a budget that lasts, a price that is not zero, and an API key."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from tenants.audit import By
+from tenants.db import Database
+from tenants.identity.api_keys import Peppers, create_key
+from tenants.identity.directories import open_directory
+from tenants.keyfiles import ensure_key
+from tenants.lgcode import check_digit
+from tenants.models import Price
+from tenants.policy import Policy
+from tenants.quota.pricing import register_price
+from tenants.registry import NewTenant, create_tenant
+from tenants.schema import migrate
+from tenants.settings import Settings
+
+MODEL = "standard"
+MONTH_YEN = 1_000_000_000
+# What a call costs decides nothing here, but a price of zero would spare the ledger its arithmetic.
+PRICE_U_PER_MTOK = 1_000_000
+
+
+async def prepare_town(env: Mapping[str, str]) -> tuple[str, str]:
+    """Migrates the database that `env` names and makes the town. Returns its API key and the model to ask for."""
+    settings = Settings(
+        home=Path(env["KUMIAI_HOME"]),
+        public_url=env["KUMIAI_PUBLIC_URL"],
+        database_url=env.get("KUMIAI_DATABASE_URL", ""),
+        platform_database_url=SecretStr(env.get("KUMIAI_PLATFORM_DATABASE_URL", "")),
+        ledger_database_url=SecretStr(env.get("KUMIAI_LEDGER_DATABASE_URL", "")),
+        content_database_url=SecretStr(env.get("KUMIAI_CONTENT_DATABASE_URL", "")),
+        owner_database_url=SecretStr(env.get("KUMIAI_OWNER_DATABASE_URL", "")),
+    )
+    migrate(settings.urls)
+    db = Database(settings.urls)
+    try:
+        made = await create_tenant(
+            db,
+            open_directory(settings),
+            NewTenant(
+                "見本町", f"04691{check_digit('04691')}", "1001", "情報担当", ("総務課",), MONTH_YEN, policy=Policy()
+            ),
+            by=By("command", "bench"),
+        )
+        peppers = Peppers({1: ensure_key(settings.key_path("pepper"))})
+        async with db.platform_session("bench") as session:
+            await register_price(
+                session,
+                Price(
+                    version=f"{MODEL}@bench",
+                    deployment=f"compatible/{MODEL}",
+                    currency="JPY",
+                    input_u_per_mtok=PRICE_U_PER_MTOK,
+                    output_u_per_mtok=PRICE_U_PER_MTOK,
+                    valid_from=datetime.now(UTC),
+                    source="bench",
+                ),
+            )
+            key = await create_key(session, made.tenant_id, peppers, env=settings.env, label="bench")
+    finally:
+        await db.close()
+    return key.text, MODEL
