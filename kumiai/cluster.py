@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import SecretStr
-from tenants.identity.keycloak import RealmSpec, reconcile_realm
 
 from kumiai.demo import DemoError, run_demo, say
 from kumiai.local.keycloak import Keycloak
 from kumiai.local.pgbouncer import PgBouncer
 from kumiai.local.postgres import Postgres, ServerNotFound
 from kumiai.local.valkey import Valkey
+from tenants.identity.keycloak import RealmSpec, reconcile_realm
 from tenants.keyfiles import ensure_key
 from tenants.schema import LOGINS, bootstrap_postgres
 from tenants.settings import Settings
@@ -59,7 +59,7 @@ class LocalCluster:
         valkey = Valkey(folder / "valkey")
         self._started.append(valkey)
         valkey.start()
-        keycloak = Keycloak(folder / "keycloak", environment=self._environment)
+        keycloak = Keycloak(folder / "keycloak", postgres.access, environment=self._environment)
         self._started.append(keycloak)
         keycloak.start()
         client_secret = ensure_key(self._home / "keys" / "portal-client").hex()

@@ -21,6 +21,7 @@ from tenants.context import Role, TenantContext, TenantId
 from tenants.db import Database
 from tenants.identity.api_keys import SCOPES, Peppers, create_key, list_keys, revoke_key, rotate_key
 from tenants.identity.directories import open_directory, portal_secret
+from tenants.identity.one_writer import one_writer
 from tenants.keyfiles import ensure_key, read_key
 from tenants.models import FxRate, Price, Tenant
 from tenants.people import code_of, list_people, list_sections
@@ -608,7 +609,7 @@ def audit_verify(town: Town) -> None:
 
 def keycloak_up() -> None:
     """Bring Keycloak's realm, clients, scopes, mappers and organizations in line with our database."""
-    from tenants.identity.keycloak import RealmSpec, reconcile_organizations, reconcile_realm
+    from tenants.identity.keycloak import OrganizationSpec, RealmSpec, reconcile_organizations, reconcile_realm
 
     async def work(settings: Settings, db: Database) -> None:
         spec = RealmSpec(
@@ -626,9 +627,15 @@ def keycloak_up() -> None:
         async with db.platform_session("command", read_only=True) as session:
             rows = (await session.exec(select(Tenant).where(col(Tenant.status) != "erased"))).all()
             codes = {t.id: await code_of(session, TenantId(t.id)) for t in rows}
-        wanted = [(t.alias, f"{t.name} ({codes[t.id]})", codes[t.id], t.status == "active") for t in rows]
-        more = await asyncio.to_thread(reconcile_organizations, spec, wanted)
-        print(f"{changes.writes + more.writes} writes")
+        wanted = [
+            OrganizationSpec(t.alias, f"{t.name} ({codes[t.id]})", codes[t.id], enabled=t.status == "active")
+            for t in rows
+        ]
+        lock = one_writer(settings.urls)
+        more = await asyncio.to_thread(lambda: reconcile_organizations(spec, wanted, one_writer=lock))
+        for line in (*changes.lines, *more.lines):
+            print(f"  {line}")
+        print(f"Keycloakへの書き込み {changes.writes + more.writes}件")
 
     _run(work)
 

@@ -3,6 +3,7 @@
 from tenants.identity.dev_issuer.directory import DevDirectory
 from tenants.identity.dev_issuer.store import Store
 from tenants.identity.directory import IdentityDirectory
+from tenants.identity.one_writer import one_writer
 from tenants.keyfiles import ensure_key
 from tenants.settings import Settings
 
@@ -17,13 +18,14 @@ def open_directory(settings: Settings) -> IdentityDirectory:
         return DevDirectory(open_dev_store(settings), settings.resolved_issuer)
     from tenants.identity.keycloak import KeycloakDirectory
 
-    directory: IdentityDirectory = KeycloakDirectory(
+    return KeycloakDirectory(
         settings.keycloak_url,
         settings.keycloak_realm,
         settings.keycloak_admin_user,
         settings.keycloak_admin_password.get_secret_value(),
+        issuer=settings.resolved_issuer,
+        one_writer=one_writer(settings.urls),
     )
-    return directory
 
 
 def portal_secret(settings: Settings) -> str:

@@ -1,0 +1,271 @@
+"""What the realm, its clients and its organizations must look like at Keycloak, and how two such things differ.
+
+Plain data and pure functions; `tenants.identity.keycloak` brings a server in line with them. Only what is named here
+is compared: whatever else Keycloak or its administrator keeps is left alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+Json = dict[str, Any]
+
+ORGANIZATION_MAPPER: Final = "oidc-organization-membership-mapper"
+CODE_ATTRIBUTE: Final = "jp.lgcode"
+ACCESS_S: Final = 300
+SESSION_IDLE_S: Final = 1_800
+SESSION_MAX_S: Final = 36_000
+EVENTS_KEPT_S: Final = 90 * 86_400
+# The dev issuer asks for the same.
+MIN_PASSWORD: Final = 10
+
+_BOTH: Final = ["admin", "user"]
+_ADMIN: Final = ["admin"]
+
+
+@dataclass(frozen=True, slots=True)
+class RealmSpec:
+    """Where the realm is, who may set it up, and what it must know of us. `public_url` is the portal's, without path."""
+
+    url: str
+    realm: str
+    admin_user: str
+    admin_password: str = field(repr=False)
+    public_url: str
+    portal_client_id: str
+    portal_client_secret: str = field(repr=False)
+    gateway_audience: str
+    product_name: str
+
+
+def realm_settings(spec: RealmSpec) -> Json:
+    """Top-level keys of the realm; Keycloak merges them."""
+    return {
+        "realm": spec.realm,
+        "enabled": True,
+        "displayName": spec.product_name,
+        "organizationsEnabled": True,
+        "internationalizationEnabled": True,
+        "supportedLocales": ["ja", "en"],
+        "defaultLocale": "ja",
+        # Accounts are made by the town's administrator, have no e-mail and are named by us.
+        "registrationAllowed": False,
+        "resetPasswordAllowed": False,
+        "verifyEmail": False,
+        "loginWithEmailAllowed": False,
+        "duplicateEmailsAllowed": False,
+        "editUsernameAllowed": False,
+        "rememberMe": False,
+        "passwordPolicy": f"length({MIN_PASSWORD}) and notUsername(undefined) and passwordHistory(3)",
+        "bruteForceProtected": True,
+        "permanentLockout": False,
+        "failureFactor": 5,
+        "waitIncrementSeconds": 60,
+        "maxFailureWaitSeconds": 900,
+        "revokeRefreshToken": True,
+        "refreshTokenMaxReuse": 0,
+        "accessTokenLifespan": ACCESS_S,
+        "ssoSessionIdleTimeout": SESSION_IDLE_S,
+        "ssoSessionMaxLifespan": SESSION_MAX_S,
+    }
+
+
+def events_settings() -> Json:
+    return {
+        "eventsEnabled": True,
+        "eventsExpiration": EVENTS_KEPT_S,
+        "eventsListeners": ["jboss-logging"],
+        "adminEventsEnabled": True,
+        "adminEventsDetailsEnabled": True,
+    }
+
+
+def signing_key(realm_id: str) -> Json:
+    return {
+        "name": "es256",
+        "providerId": "ecdsa-generated",
+        "providerType": "org.keycloak.keys.KeyProvider",
+        "parentId": realm_id,
+        "config": {
+            "priority": ["300"],
+            "enabled": ["true"],
+            "active": ["true"],
+            "ecdsaEllipticCurveKey": ["P-256"],
+        },
+    }
+
+
+def signs_es256(component: Mapping[str, Any]) -> bool:
+    """Whether a key provider signs ES256 now; a successor with another name counts, so that keys can be rotated."""
+    config = component.get("config", {})
+    return (
+        component.get("providerId") == "ecdsa-generated"
+        and config.get("ecdsaEllipticCurveKey", ["P-256"]) == ["P-256"]
+        and config.get("enabled", ["true"]) == ["true"]
+        and config.get("active", ["true"]) == ["true"]
+    )
+
+
+def profile_with_optional_names(found: Json) -> Json:
+    """The user profile with nothing demanded from a clerk, and e-mail and names in the administrator's hand only.
+
+    An e-mail that its owner may change must never say which town somebody belongs to.
+    """
+    attributes = []
+    for attribute in found.get("attributes", ()):
+        changed = dict(attribute)
+        if changed.get("name") in ("email", "firstName", "lastName"):
+            changed.pop("required", None)
+            changed["permissions"] = {"view": _BOTH, "edit": _ADMIN}
+        attributes.append(changed)
+    return {**found, "attributes": attributes}
+
+
+def organization_mapper() -> Json:
+    """The token carries the organization's id: `{"t132063": {"id": "…"}}`."""
+    return {
+        "name": "organization",
+        "protocol": "openid-connect",
+        "protocolMapper": ORGANIZATION_MAPPER,
+        "config": {
+            "claim.name": "organization",
+            "jsonType.label": "JSON",
+            "multivalued": "true",
+            "addOrganizationId": "true",
+            "addOrganizationAttributes": "false",
+            "access.token.claim": "true",
+            "id.token.claim": "true",
+            "introspection.token.claim": "true",
+        },
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSpec:
+    """A client, its scopes and its mappers. `settings` are compared key by key, the rest as whole sets."""
+
+    settings: Json
+    default_scopes: frozenset[str]
+    optional_scopes: frozenset[str]
+    mappers: tuple[Json, ...]
+
+
+def portal_client(spec: RealmSpec) -> ClientSpec:
+    return ClientSpec(
+        settings={
+            "clientId": spec.portal_client_id,
+            "enabled": True,
+            "protocol": "openid-connect",
+            "publicClient": False,
+            "secret": spec.portal_client_secret,
+            "standardFlowEnabled": True,
+            "directAccessGrantsEnabled": False,
+            "implicitFlowEnabled": False,
+            "serviceAccountsEnabled": False,
+            "fullScopeAllowed": False,
+            "frontchannelLogout": False,
+            "consentRequired": False,
+            "redirectUris": [f"{spec.public_url}/auth/callback"],
+            "webOrigins": [],
+            "attributes": {
+                "pkce.code.challenge.method": "S256",
+                "post.logout.redirect.uris": f"{spec.public_url}/?why=signed_out",
+                "backchannel.logout.url": f"{spec.public_url}/auth/backchannel-logout",
+                "backchannel.logout.session.required": "true",
+                "access.token.lifespan": str(ACCESS_S),
+                "access.token.header.type.rfc9068": "true",
+                "access.token.signed.response.alg": "ES256",
+                "id.token.signed.response.alg": "ES256",
+                "client.session.idle.timeout": str(SESSION_IDLE_S),
+                "client.session.max.lifespan": str(SESSION_MAX_S),
+            },
+        },
+        # Names, e-mail and roles stay out of every token: ours are in our database.
+        default_scopes=frozenset({"basic"}),
+        optional_scopes=frozenset({"organization"}),
+        mappers=(
+            {
+                "name": "aud-gateway",
+                "protocol": "openid-connect",
+                "protocolMapper": "oidc-audience-mapper",
+                "config": {
+                    "included.client.audience": spec.gateway_audience,
+                    "access.token.claim": "true",
+                    "id.token.claim": "false",
+                },
+            },
+        ),
+    )
+
+
+def gateway_client(spec: RealmSpec) -> ClientSpec:
+    """An audience and nothing else: no flow of it is on."""
+    return ClientSpec(
+        settings={
+            "clientId": spec.gateway_audience,
+            "enabled": True,
+            "protocol": "openid-connect",
+            "publicClient": False,
+            "standardFlowEnabled": False,
+            "directAccessGrantsEnabled": False,
+            "implicitFlowEnabled": False,
+            "serviceAccountsEnabled": False,
+            "fullScopeAllowed": False,
+            "redirectUris": [],
+            "webOrigins": [],
+        },
+        default_scopes=frozenset(),
+        optional_scopes=frozenset(),
+        mappers=(),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class OrganizationSpec:
+    """A town at the issuer. `alias` never changes; `enabled` None leaves it as it is found."""
+
+    alias: str
+    name: str
+    code: str
+    enabled: bool | None = None
+
+    def created(self) -> Json:
+        return {
+            "alias": self.alias,
+            "name": self.name,
+            "enabled": self.enabled is not False,
+            "attributes": {CODE_ATTRIBUTE: [self.code]},
+        }
+
+    def changed(self, found: Json) -> Json | None:
+        """The full object to put, or None when it is as wanted.
+
+        A PUT without `enabled` re-enables a suspended town and one without `domains` takes them away: all of it is sent.
+        """
+        attributes = found.get("attributes") or {}
+        wanted = {
+            **found,
+            "name": self.name,
+            "enabled": found.get("enabled", True) if self.enabled is None else self.enabled,
+            "domains": found.get("domains") or [],
+            "attributes": {**attributes, CODE_ATTRIBUTE: [self.code]},
+        }
+        as_found = {**found, "domains": found.get("domains") or [], "attributes": attributes}
+        return None if wanted == as_found else wanted
+
+
+def differing(wanted: Json, found: Mapping[str, Any]) -> Json:
+    """The wanted keys whose value is another one; inside `attributes` and `config` likewise; lists as sets."""
+    changed: Json = {}
+    for key, value in wanted.items():
+        now = found.get(key)
+        if key in ("attributes", "config"):
+            inner = differing(value, now or {})
+            if inner:
+                changed[key] = inner
+        elif isinstance(value, list) and isinstance(now, list):
+            if sorted(value) != sorted(now):
+                changed[key] = value
+        elif value != now and not (value == [] and now is None):
+            changed[key] = value
+    return changed
