@@ -149,8 +149,12 @@ class PostgresBook:
         # PgBouncer in transaction mode knows no prepared statements.
         self._connection = psycopg.connect(url, connect_timeout=5, prepare_threshold=None, autocommit=True)
         self._cursor = self._connection.cursor()
+        self._pipeline: psycopg.Pipeline | None = None
 
     def begin(self) -> datetime:
+        # Statements travel together up to the next result that is read: three round trips a batch instead of eight.
+        self._pipeline = self._connection.pipeline()
+        self._pipeline.__enter__()
         self._cursor.execute("begin")
         row = self._cursor.execute("select clock_timestamp()").fetchone()
         assert row is not None
@@ -159,12 +163,20 @@ class PostgresBook:
 
     def commit(self) -> None:
         self._cursor.execute("commit")
+        self._leave_pipeline(None)
 
     def rollback(self) -> None:
+        # An error has ended the pipeline's statements; what it says was raised where a result was read.
+        self._leave_pipeline(psycopg.Rollback())
         self._cursor.execute("rollback")
 
     def close(self) -> None:
         self._connection.close()
+
+    def _leave_pipeline(self, error: BaseException | None) -> None:
+        pipeline, self._pipeline = self._pipeline, None
+        if pipeline is not None:
+            pipeline.__exit__(type(error) if error else None, error, None)
 
     def find_accounts(self, keys: Sequence[AccountKey]) -> dict[AccountKey, UUID]:
         rows = self._cursor.execute(

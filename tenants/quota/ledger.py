@@ -41,6 +41,13 @@ T = TypeVar("T")
 MAX_BATCH: Final = 256
 LEASE: Final = timedelta(seconds=120)
 RECONNECT_S: Final = 1.0
+# A hold that queued longer is refused before anything is sent. See docs/adr/0008-ledger-batches.md for both figures.
+MAX_QUEUE_WAIT_S: Final = 0.25
+# How long settles that nobody waits for may wait for a hold to share a commit with; well below the 50 ms in which a
+# settle must be durable. Without it a caller's next hold waits behind the commit of the last settle.
+LINGER_S: Final = 0.02
+# An app or model without a budget of its own is looked for again after this long, as often as gateways poll rules.
+ABSENT_S: Final = 0.5
 # Opened accounts are remembered so that a call costs no lookup; a month has few enough.
 MAX_REMEMBERED_ACCOUNTS: Final = 200_000
 
@@ -88,7 +95,7 @@ class LedgerWriter:
         *,
         owner_epoch: str,
         spool_dir: Path,
-        max_queue_wait_s: float = 0.05,
+        max_queue_wait_s: float = MAX_QUEUE_WAIT_S,
         open_connection: Callable[[DatabaseUrls], LedgerBook] = open_book,
     ) -> None:
         """owner_epoch: a name no other process has had, so that the sweeper can tell the dead from the slow."""
@@ -103,6 +110,7 @@ class LedgerWriter:
         self._waiting: list[_Close] = []
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._next_heartbeat = 0.0
+        self._absent_until = 0.0
 
     def start(self) -> None:
         """Starts the thread; settles spooled by earlier processes of this folder are replayed first."""
@@ -170,24 +178,35 @@ class LedgerWriter:
         while not stopping:
             batch = _Batch(closes=self._waiting)
             self._waiting = []
-            try:
-                timeout = RECONNECT_S if batch.closes else LEASE.total_seconds() / 4
-                item = self._queue.get(timeout=0 if batch.closes and self._book else timeout)
-                while True:
-                    if item is None:
-                        stopping = True
-                        break
-                    (batch.reserves if isinstance(item, _Reserve) else batch.closes).append(item)  # type: ignore[arg-type]  # the list fits the item
-                    if len(batch.reserves) + len(batch.closes) >= MAX_BATCH:
-                        break
-                    item = self._queue.get_nowait()
-            except queue.Empty:
-                pass
+            stopping = self._collect(batch)
             self._write(batch)
         for close in self._waiting:
             self._spool_close(close)
         if self._book is not None:
             self._book.close()
+
+    def _collect(self, batch: _Batch) -> bool:
+        """Fills a batch with what has queued; True when the writer is to end after it."""
+        retried = bool(batch.closes)
+        timeout = RECONNECT_S if retried else LEASE.total_seconds() / 4
+        if retried and self._book:
+            timeout = 0
+        linger_until = 0.0
+        while len(batch.reserves) + len(batch.closes) < MAX_BATCH:
+            try:
+                item = self._queue.get(timeout=timeout) if timeout > 0 else self._queue.get_nowait()
+            except queue.Empty:
+                break
+            if item is None:
+                return True
+            (batch.reserves if isinstance(item, _Reserve) else batch.closes).append(item)  # type: ignore[arg-type]  # the list fits the item
+            if batch.reserves:
+                timeout = 0
+            else:
+                now = time.monotonic()
+                linger_until = linger_until or now + LINGER_S
+                timeout = linger_until - now
+        return False
 
     def _write(self, batch: _Batch) -> None:
         """One transaction; on trouble, what it means for each item is decided here."""
@@ -280,6 +299,9 @@ class LedgerWriter:
         """Account ids per reserve, town first; None for a town without a budget. Opens what the month lacks."""
         if len(self._accounts) > MAX_REMEMBERED_ACCOUNTS:
             self._accounts.clear()
+        if time.monotonic() >= self._absent_until:
+            self._accounts = {k: i for k, i in self._accounts.items() if i is not None}
+            self._absent_until = time.monotonic() + ABSENT_S
         keys_of = [_keys(r.hold, month) for r in reserves]
         unknown = [k for keys in keys_of for k in keys if k not in self._accounts]
         if unknown:
@@ -292,12 +314,10 @@ class LedgerWriter:
             ids = [self._accounts[k] for k in keys]
             if ids[0] is None:
                 # The town may get its budget any moment: ask again next time.
-                del self._accounts[keys[0]]
+                self._accounts.pop(keys[0], None)
                 result.append(None)
             else:
                 result.append([i for i in ids if i is not None])
-        for key in [k for k in unknown if self._accounts.get(k, k) is None]:
-            del self._accounts[key]
         return result
 
     def _post(

@@ -1,0 +1,77 @@
+"""Which items share a commit, and how long what was not there is remembered as absent."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tenants.db import DatabaseUrls
+from tenants.models import Budget
+from tenants.quota.book import LedgerBook, open_book
+from tenants.quota.ledger import ABSENT_S, LedgerWriter
+from tenants.quota.terms import QuotaExceeded, Settlement
+from tenants.quota.windows import window_start
+
+YEN = 1_000_000
+
+
+class Counted:
+    """Opens the real book and counts its commits."""
+
+    commits = 0
+
+    def __call__(self, urls: DatabaseUrls) -> LedgerBook:
+        book = open_book(urls)
+        commit = book.commit
+
+        def counting() -> None:
+            commit()
+            self.commits += 1
+
+        book.commit = counting  # type: ignore[method-assign]
+        return book
+
+
+@pytest.fixture
+async def counted(urls: DatabaseUrls, tmp_path: Path) -> AsyncIterator[tuple[LedgerWriter, Counted]]:
+    opened = Counted()
+    writer = LedgerWriter(
+        urls, owner_epoch="test", spool_dir=tmp_path / "spool", max_queue_wait_s=10, open_connection=opened
+    )
+    writer.start()
+    yield writer, opened
+    await writer.close()
+
+
+async def test_a_settle_shares_the_commit_of_the_next_hold(town, counted: tuple[LedgerWriter, Counted]) -> None:
+    writer, opened = counted
+    await town.set_budget(100 * YEN)
+    first = await writer.reserve(town.hold(10 * YEN))
+    assert opened.commits == 1
+    settled = asyncio.wrap_future(writer.settle(first, Settlement(3 * YEN)))
+    await writer.reserve(town.hold(10 * YEN))
+    await settled
+    assert opened.commits == 2
+    account = await town.town_account()
+    assert (account.held_uyen, account.posted_uyen) == (10 * YEN, 3 * YEN)
+
+
+async def test_a_settle_commits_without_another_call(town, counted: tuple[LedgerWriter, Counted]) -> None:
+    writer, _ = counted
+    await town.set_budget(100 * YEN)
+    first = await writer.reserve(town.hold(10 * YEN))
+    await asyncio.wrap_future(writer.settle(first, Settlement(3 * YEN)))
+    assert (await town.town_account()).posted_uyen == 3 * YEN
+
+
+async def test_an_app_that_gets_its_own_budget_is_held_to_it_soon(town, ledger: LedgerWriter) -> None:
+    await town.set_budget(100 * YEN)
+    reservation = await ledger.reserve(town.hold(10 * YEN))
+    async with town.db.platform_session("test") as session:
+        month = window_start("month", reservation.created_at)
+        session.add(Budget(tenant_id=town.id, node="app", node_id="chat", limit_uyen=5 * YEN, valid_from=month))
+    await asyncio.sleep(ABSENT_S)
+    with pytest.raises(QuotaExceeded) as refusal:
+        await ledger.reserve(town.hold(10 * YEN))
+    assert refusal.value.extensions["node"] == "app"
