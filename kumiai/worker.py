@@ -19,19 +19,23 @@ from tenants.documents import Documents
 from tenants.keyfiles import KeyFileError
 from tenants.models import PortalSession, Revocation, Tenant, Throttle
 from tenants.quota.ledger import sweep
+from tenants.quota.windows import window_start
 from tenants.settings import Settings
 from tenants.vault import FileRootKey, Vault
 
 log = structlog.get_logger("worker")
 
 KEEP_ENDED_SESSIONS: Final = timedelta(days=7)
+# A worker that is away for weeks leaves no gap.
+MONTHS_AHEAD: Final = 3
 
 
 class Worker:
     """The recurring duties of one worker process; two of them do no harm to each other."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._settings = settings
+        self._clock = clock
         self._db = Database(settings.urls, push_url=settings.valkey_url.get_secret_value())
         vault = Vault(self._db, FileRootKey.from_file(settings.key_path("root"), create=settings.env != "production"))
         self._documents = Documents(self._db, vault)
@@ -58,7 +62,7 @@ class Worker:
 
     async def forget(self) -> int:
         """Sessions and revocations that can no longer matter."""
-        now = datetime.now(UTC)
+        now = self._clock()
         async with self._db.platform_session("retention") as session:
             ended = await session.exec(
                 delete(PortalSession).where(col(PortalSession.expires_at) < now - KEEP_ENDED_SESSIONS)
@@ -68,12 +72,15 @@ class Worker:
         return int(ended.rowcount)
 
     async def partitions(self) -> int:
-        """The months to come, so that no row ever lacks its partition."""
+        """This month and the next, so that no row ever lacks its partition. Returns how many were made."""
         if self._db.is_sqlite:
             return 0
+        first = window_start("month", self._clock())
         async with self._db.platform_session("partitions") as session:
-            await session.execute(text("select ensure_month_partitions(current_date, 3)"))
-        return 0
+            made = await session.exec(
+                text("select ensure_month_partitions(:first, :months)").bindparams(first=first, months=MONTHS_AHEAD)
+            )  # type: ignore[call-overload]  # SQLModel types exec() for select() only
+            return int(made.scalar_one())
 
 
 async def work(settings: Settings, stop: asyncio.Event) -> None:

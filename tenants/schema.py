@@ -59,7 +59,8 @@ def bootstrap_postgres(server: PostgresServer, database: str, passwords: dict[st
     )
 
 
-def _config(url: str) -> Config:
+def alembic_config(url: str) -> Config:
+    """Alembic on our history, for the database at `url`."""
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.set_main_option("sqlalchemy.url", url.replace("%", "%%"))
@@ -68,7 +69,7 @@ def _config(url: str) -> Config:
 
 def migrate(urls: DatabaseUrls) -> None:
     """Brings the schema to the newest revision, as the owner."""
-    command.upgrade(_config(urls.owner or urls.app), "head")
+    command.upgrade(alembic_config(urls.owner or urls.app), "head")
 
 
 def pending_migrations(urls: DatabaseUrls) -> bool:
@@ -77,4 +78,4 @@ def pending_migrations(urls: DatabaseUrls) -> bool:
     engine = create_engine(url, poolclass=NullPool)
     with engine.connect() as connection:
         current = MigrationContext.configure(connection).get_current_revision()
-    return current != ScriptDirectory.from_config(_config(url)).get_current_head()
+    return current != ScriptDirectory.from_config(alembic_config(url)).get_current_head()
