@@ -6,7 +6,7 @@ calls and close calls. PostgreSQL takes a batch in one statement each; SQLite ru
 
 import sqlite3
 from collections.abc import Iterable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Protocol
@@ -149,12 +149,11 @@ class PostgresBook:
         # PgBouncer in transaction mode knows no prepared statements.
         self._connection = psycopg.connect(url, connect_timeout=5, prepare_threshold=None, autocommit=True)
         self._cursor = self._connection.cursor()
-        self._pipeline: psycopg.Pipeline | None = None
+        self._pipeline = ExitStack()
 
     def begin(self) -> datetime:
         # Statements travel together up to the next result that is read: three round trips a batch instead of eight.
-        self._pipeline = self._connection.pipeline()
-        self._pipeline.__enter__()
+        self._pipeline.enter_context(self._connection.pipeline())
         self._cursor.execute("begin")
         row = self._cursor.execute("select clock_timestamp()").fetchone()
         assert row is not None
@@ -163,20 +162,17 @@ class PostgresBook:
 
     def commit(self) -> None:
         self._cursor.execute("commit")
-        self._leave_pipeline(None)
+        self._pipeline.close()
 
     def rollback(self) -> None:
         # An error has ended the pipeline's statements; what it says was raised where a result was read.
-        self._leave_pipeline(psycopg.Rollback())
+        self._pipeline.__exit__(psycopg.Rollback, psycopg.Rollback(), None)
         self._cursor.execute("rollback")
 
     def close(self) -> None:
+        with suppress(psycopg.Error):
+            self._pipeline.__exit__(psycopg.Rollback, psycopg.Rollback(), None)
         self._connection.close()
-
-    def _leave_pipeline(self, error: BaseException | None) -> None:
-        pipeline, self._pipeline = self._pipeline, None
-        if pipeline is not None:
-            pipeline.__exit__(type(error) if error else None, error, None)
 
     def find_accounts(self, keys: Sequence[AccountKey]) -> dict[AccountKey, UUID]:
         rows = self._cursor.execute(

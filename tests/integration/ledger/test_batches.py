@@ -4,8 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import psycopg
 import pytest
 
+from kumiai.local.postgres import Postgres
 from tenants.db import DatabaseUrls
 from tenants.models import Budget
 from tenants.quota.book import LedgerBook, open_book
@@ -75,3 +77,21 @@ async def test_an_app_that_gets_its_own_budget_is_held_to_it_soon(town, ledger: 
     with pytest.raises(QuotaExceeded) as refusal:
         await ledger.reserve(town.hold(10 * YEN))
     assert refusal.value.extensions["node"] == "app"
+
+
+@pytest.mark.parametrize("urls", ["postgresql", "pgbouncer"], indirect=True)
+async def test_a_cut_connection_loses_no_settle_and_is_opened_again(
+    postgres_server: Postgres, town, ledger: LedgerWriter
+) -> None:
+    await town.set_budget(100 * YEN)
+    first = await ledger.reserve(town.hold(10 * YEN))
+    with psycopg.connect(postgres_server.superuser_url, autocommit=True) as connection:
+        cut = connection.execute(
+            "select count(pg_terminate_backend(pid)) from pg_stat_activity where usename = 'kumiai_ledger'"
+        ).fetchone()
+    assert cut is not None
+    assert cut[0] >= 1
+    await asyncio.wrap_future(ledger.settle(first, Settlement(3 * YEN)))
+    await ledger.reserve(town.hold(10 * YEN))
+    account = await town.town_account()
+    assert (account.held_uyen, account.posted_uyen) == (10 * YEN, 3 * YEN)
