@@ -13,15 +13,17 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from kumiai.demo import DemoError, run_demo, say
+from kumiai.demo import DemoError, environment_of, run_demo, say
 from kumiai.local.keycloak import Keycloak
 from kumiai.local.pgbouncer import PgBouncer
 from kumiai.local.postgres import Postgres, ServerNotFound
 from kumiai.local.valkey import Valkey
-from tenants.identity.keycloak import RealmSpec, reconcile_realm
+from kumiai.seed import PRODUCT_NAME
+from tenants.identity.directories import realm_spec
+from tenants.identity.keycloak import reconcile_realm
 from tenants.keyfiles import ensure_key
 from tenants.schema import LOGINS, bootstrap_postgres
-from tenants.settings import Settings
+from tenants.settings import ENV_FILE, Settings
 
 DATABASE = "kumiai"
 
@@ -62,23 +64,12 @@ class LocalCluster:
         keycloak = Keycloak(folder / "keycloak", postgres.access, environment=self._environment)
         self._started.append(keycloak)
         keycloak.start()
-        client_secret = ensure_key(self._home / "keys" / "portal-client").hex()
-        reconcile_realm(
-            RealmSpec(
-                url=keycloak.url,
-                realm=settings.keycloak_realm,
-                admin_user=keycloak.admin_user,
-                admin_password=keycloak.admin_password,
-                public_url=base_url,
-                portal_client_id=settings.portal_client_id,
-                portal_client_secret=client_secret,
-                gateway_audience=settings.gateway_audience,
-                product_name=settings.product_name,
-            )
-        )
+        keys = self._home / "keys"
         urls = bouncer.urls
-        return settings.model_copy(
+        settings = settings.model_copy(
             update={
+                "public_url": base_url,
+                "product_name": PRODUCT_NAME,
                 "database_url": urls.app,
                 "platform_database_url": SecretStr(urls.platform),
                 "ledger_database_url": SecretStr(urls.ledger),
@@ -90,9 +81,26 @@ class LocalCluster:
                 "keycloak_url": keycloak.url,
                 "keycloak_admin_user": keycloak.admin_user,
                 "keycloak_admin_password": SecretStr(keycloak.admin_password),
-                "portal_client_secret": SecretStr(client_secret),
+                "keycloak_client_secret": SecretStr(ensure_key(keys / "directory-client").hex()),
+                "portal_client_secret": SecretStr(ensure_key(keys / "portal-client").hex()),
             }
         )
+        reconcile_realm(realm_spec(settings))
+        _write_environment(self._home / ENV_FILE, settings)
+        return settings
+
+
+def _write_environment(file: Path, settings: Settings) -> None:
+    """For `kumiai` commands beside the running demo (`KUMIAI_HOME=…`); the schema's owner is not among them."""
+    told = environment_of(settings) | {
+        "KUMIAI_KEYCLOAK_ADMIN_USER": settings.keycloak_admin_user,
+        "KUMIAI_KEYCLOAK_ADMIN_PASSWORD": settings.keycloak_admin_password.get_secret_value(),
+        "KUMIAI_PUBLIC_URL": settings.public_url,
+        "KUMIAI_GATEWAY_URL": settings.public_url,
+        "KUMIAI_PRODUCT_NAME": settings.product_name,
+    }
+    file.touch(mode=0o600)
+    file.write_text("".join(f"{name}='{value}'\n" for name, value in told.items()))
 
 
 def run_cluster(settings: Settings, *, port: int, environment: Mapping[str, str]) -> int:

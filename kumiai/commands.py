@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tenants.settings import Settings
+from tenants.settings import Settings, load_settings
 
 Port = Annotated[int, typer.Option(help="Port on 127.0.0.1.")]
 Descriptor = Annotated[int, typer.Option(help="An inherited listening socket, instead of host and port.")]
@@ -92,5 +92,5 @@ def doctor(home: Annotated[Path | None, typer.Option(help="Another home folder."
     """Check settings, database, keys, issuer and gateway, and say what to do about what is wrong."""
     from kumiai.doctor import examine
 
-    settings = Settings() if home is None else Settings(home=home)
+    settings = load_settings() if home is None else Settings(home=home)
     raise typer.Exit(examine(settings))

@@ -166,7 +166,7 @@ def _start(
     child_env = (
         dict(environment)
         | dict(seeded.environment)
-        | (_addresses(settings) if servers is not None else {})
+        | (environment_of(settings) if servers is not None else {})
         | {
             "KUMIAI_ENV": "demo",
             "KUMIAI_HOME": str(home.path),
@@ -203,8 +203,8 @@ def _start(
         home.pid_file.unlink(missing_ok=True)
 
 
-def _addresses(settings: Settings) -> dict[str, str]:
-    """What the processes are told of the servers; the owner's login stays here, nobody changes the schema later."""
+def environment_of(settings: Settings) -> dict[str, str]:
+    """What the processes are told of the servers; the database's owner and Keycloak's administrator stay here."""
     told = {
         "DATABASE_URL": settings.database_url,
         "PLATFORM_DATABASE_URL": settings.platform_database_url.get_secret_value(),
@@ -214,8 +214,8 @@ def _addresses(settings: Settings) -> dict[str, str]:
         "ISSUER_KIND": settings.issuer_kind,
         "ISSUER": settings.issuer,
         "KEYCLOAK_URL": settings.keycloak_url,
-        "KEYCLOAK_ADMIN_USER": settings.keycloak_admin_user,
-        "KEYCLOAK_ADMIN_PASSWORD": settings.keycloak_admin_password.get_secret_value(),
+        "KEYCLOAK_CLIENT_ID": settings.keycloak_client_id,
+        "KEYCLOAK_CLIENT_SECRET": settings.keycloak_client_secret.get_secret_value(),
         "PORTAL_CLIENT_SECRET": settings.portal_client_secret.get_secret_value(),
     }
     return {f"KUMIAI_{name}": value for name, value in told.items()}

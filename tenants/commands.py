@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 
 import typer
-from sqlmodel import col, select
 
 from observability.problems import InvalidInput
 from tenants import audit
@@ -20,8 +19,7 @@ from tenants.audit import By
 from tenants.context import Role, TenantContext, TenantId
 from tenants.db import Database
 from tenants.identity.api_keys import SCOPES, Peppers, create_key, list_keys, revoke_key, rotate_key
-from tenants.identity.directories import open_directory, portal_secret
-from tenants.identity.one_writer import one_writer
+from tenants.identity.directories import open_directory, realm_spec
 from tenants.keyfiles import ensure_key, read_key
 from tenants.models import FxRate, Price, Tenant
 from tenants.people import code_of, list_people, list_sections
@@ -39,7 +37,7 @@ from tenants.registry import (
     suspend_tenant,
 )
 from tenants.schema import migrate as migrate_schema
-from tenants.settings import Settings
+from tenants.settings import Settings, load_settings
 from tenants.usage import usage_rows
 
 T = TypeVar("T")
@@ -68,7 +66,7 @@ def register(app: typer.Typer) -> None:
 
 def _settings() -> Settings:
     """As set; beside a running demo, with the address it answers on."""
-    settings = Settings()
+    settings = load_settings()
     facts = settings.home / "demo.json"
     if settings.env == "demo" and facts.exists():
         settings = settings.model_copy(update={"public_url": json.loads(facts.read_text())["base_url"]})
@@ -608,34 +606,18 @@ def audit_verify(town: Town) -> None:
 
 
 def keycloak_up() -> None:
-    """Bring Keycloak's realm, clients, scopes, mappers and organizations in line with our database."""
-    from tenants.identity.keycloak import OrganizationSpec, RealmSpec, reconcile_organizations, reconcile_realm
+    """Bring Keycloak's realm, clients, organizations and accounts in line with our database, and link what is new."""
+    from tenants.identity.linking import bring_in_line
 
     async def work(settings: Settings, db: Database) -> None:
-        spec = RealmSpec(
-            url=settings.keycloak_url,
-            realm=settings.keycloak_realm,
-            admin_user=settings.keycloak_admin_user,
-            admin_password=settings.keycloak_admin_password.get_secret_value(),
-            public_url=settings.public_url,
-            portal_client_id=settings.portal_client_id,
-            portal_client_secret=portal_secret(settings),
-            gateway_audience=settings.gateway_audience,
-            product_name=settings.product_name,
-        )
-        changes = await asyncio.to_thread(reconcile_realm, spec)
-        async with db.platform_session("command", read_only=True) as session:
-            rows = (await session.exec(select(Tenant).where(col(Tenant.status) != "erased"))).all()
-            codes = {t.id: await code_of(session, TenantId(t.id)) for t in rows}
-        wanted = [
-            OrganizationSpec(t.alias, f"{t.name} ({codes[t.id]})", codes[t.id], enabled=t.status == "active")
-            for t in rows
-        ]
-        lock = one_writer(settings.urls)
-        more = await asyncio.to_thread(lambda: reconcile_organizations(spec, wanted, one_writer=lock))
-        for line in (*changes.lines, *more.lines):
+        done = await bring_in_line(db, realm_spec(settings), settings, by=_by())
+        for line in done.lines:
             print(f"  {line}")
-        print(f"Keycloakへの書き込み {changes.writes + more.writes}件")
+        print(f"Keycloakへの書き込み {done.writes}件、つなぎ直した団体 {done.towns}・職員 {done.people}")
+        if done.without_password:
+            print(
+                f"パスワードのないアカウント {done.without_password}件。町の管理者が初期パスワードを発行してください。"
+            )
 
     _run(work)
 

@@ -257,13 +257,20 @@ def _make_account(
     return sub
 
 
-async def _person(session: AsyncSession, tenant_id: TenantId, person_id: PersonId) -> tuple[Person, list[str]]:
+async def _person(
+    session: AsyncSession, tenant_id: TenantId, person_id: PersonId, issuer: str = ""
+) -> tuple[Person, list[str]]:
+    """The person, and their accounts at this issuer; at others they may have had some before."""
     person = (
         await session.exec(select(Person).where(col(Person.tenant_id) == tenant_id, col(Person.id) == person_id))
     ).first()
     if person is None:
         raise NotFound
-    subs = await session.exec(select(PersonIdentity.sub).where(col(PersonIdentity.person_id) == person_id))
+    subs = await session.exec(
+        select(PersonIdentity.sub).where(
+            col(PersonIdentity.person_id) == person_id, col(PersonIdentity.issuer) == issuer
+        )
+    )
     return person, list(subs.all())
 
 
@@ -272,7 +279,7 @@ async def suspend_person(
 ) -> None:
     """Ours first, then the issuer: within two polls no process serves this person, whatever tokens still live."""
     async with db.platform_session("people") as session:
-        person, subs = await _person(session, tenant_id, person_id)
+        person, subs = await _person(session, tenant_id, person_id, directory.issuer)
         if person.id == (UUID(by.id) if by.kind == "person" else None):
             raise Conflict("自分自身は止められません。ほかの管理者に依頼してください。")
         person.status, person.revoked_before = "suspended", datetime.now(UTC)
@@ -294,7 +301,7 @@ async def resume_person(
 ) -> None:
     """The issuer first; tokens from before the suspension stay refused."""
     async with db.platform_session("people", read_only=True) as session:
-        _, subs = await _person(session, tenant_id, person_id)
+        _, subs = await _person(session, tenant_id, person_id, directory.issuer)
     for sub in subs:
         await in_thread(directory.set_user_enabled, sub, enabled=True)
     async with db.platform_session("people") as session:
@@ -309,7 +316,7 @@ async def reset_password(
 ) -> PlainPassword:
     """A new initial password, to be changed at the next sign-in; running sessions end."""
     async with db.platform_session("people") as session:
-        person, subs = await _person(session, tenant_id, person_id)
+        person, subs = await _person(session, tenant_id, person_id, directory.issuer)
         await _end_sessions(session, person_id)
         await revoke(session, "person", str(person_id), tenant_id=tenant_id)
         await audit.record(session, tenant_id, by, "person.reset_password", about=("person", person_id))

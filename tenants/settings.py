@@ -8,6 +8,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tenants.db import DatabaseUrls
 
+ENV_FILE = "kumiai.env"
+
 
 class Settings(BaseSettings):
     """One frozen instance per process. A secret has no default: `kumiai demo` makes and keeps its own in its home."""
@@ -42,6 +44,10 @@ class Settings(BaseSettings):
     gateway_audience: str = "gateway"
     keycloak_url: str = ""
     keycloak_realm: str = "kumiai"
+    # What the processes sign in with at Keycloak's administration: made by `kumiai keycloak up`, for towns and accounts.
+    keycloak_client_id: str = "kumiai-directory"
+    keycloak_client_secret: SecretStr = SecretStr("")
+    # The server's administrator: for `kumiai keycloak up` alone.
     keycloak_admin_user: str = ""
     keycloak_admin_password: SecretStr = SecretStr("")
 
@@ -94,3 +100,9 @@ class Settings(BaseSettings):
     def resolved_issuer(self) -> str:
         """The exact `iss` we accept; pinned, never taken from a token or a Host header."""
         return self.issuer or f"{self.public_url}/dev-issuer"
+
+
+def load_settings() -> Settings:
+    """For commands: from the environment, else from `kumiai.env` in the home folder, which a demo on servers writes."""
+    settings = Settings()
+    return Settings(_env_file=settings.home / ENV_FILE)

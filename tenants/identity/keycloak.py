@@ -9,8 +9,8 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
-from typing import Any, Final, Literal, TypeVar
+from itertools import chain, groupby
+from typing import Any, ClassVar, Final, Literal, TypeVar
 
 from keycloak import KeycloakOpenIDConnection
 from keycloak.exceptions import KeycloakConnectionError, KeycloakError
@@ -19,13 +19,16 @@ from observability.problems import Conflict, NotFound, Unavailable
 from tenants.identity.one_writer import OneWriter, alone
 from tenants.identity.realm import (
     CODE_ATTRIBUTE,
+    AccountSpec,
     ClientSpec,
     Json,
     OrganizationSpec,
     RealmSpec,
     differing,
+    directory_client,
     events_settings,
     gateway_client,
+    login_texts,
     organization_mapper,
     portal_client,
     profile_with_optional_names,
@@ -39,6 +42,7 @@ __all__ = [
     "KeycloakDirectory",
     "OrganizationSpec",
     "RealmSpec",
+    "reconcile_accounts",
     "reconcile_organizations",
     "reconcile_realm",
 ]
@@ -76,30 +80,54 @@ class _Unsure(Exception):
 
 @dataclass(slots=True)
 class Changes:
-    """What was written, one line per write."""
+    """What was written, in words and as a number, and the ids at Keycloak of what was asked for."""
 
     lines: list[str] = field(default_factory=list)
+    writes: int = 0
     organization_ids: dict[str, str] = field(default_factory=dict)
+    subs: dict[tuple[str, str], str] = field(default_factory=dict)
+    without_password: int = 0
 
-    @property
-    def writes(self) -> int:
-        return len(self.lines)
+    def tell(self, words: str, *, writes: int = 1) -> None:
+        self.writes += writes
+        if words:
+            self.lines.append(words)
+
+
+@dataclass(frozen=True, slots=True)
+class Administrator:
+    """Of the whole server; sets up the realm, and is not needed afterwards."""
+
+    user: str
+    password: str = field(repr=False)
+    settings: ClassVar[str] = "KUMIAI_KEYCLOAK_ADMIN_USER と KUMIAI_KEYCLOAK_ADMIN_PASSWORD"
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryClient:
+    """Of our realm's towns and accounts only; the client that `keycloak up` makes."""
+
+    client_id: str
+    secret: str = field(repr=False)
+    settings: ClassVar[str] = "KUMIAI_KEYCLOAK_CLIENT_ID と KUMIAI_KEYCLOAK_CLIENT_SECRET"
+
+
+Credentials = Administrator | DirectoryClient
 
 
 class _Admin:
     """One administrator's calls below /admin/realms/<realm>. Not shared between threads."""
 
-    def __init__(self, url: str, realm: str, user: str, password: str) -> None:
+    def __init__(self, url: str, realm: str, who: Credentials) -> None:
         self._url = url
         self._base = f"admin/realms/{realm}"
+        self._settings = who.settings
+        if isinstance(who, Administrator):
+            access = {"username": who.user, "password": who.password, "user_realm_name": "master"}
+        else:
+            access = {"client_id": who.client_id, "client_secret_key": who.secret}
         self._connection = KeycloakOpenIDConnection(
-            server_url=url.rstrip("/") + "/",
-            username=user,
-            password=password,
-            realm_name=realm,
-            user_realm_name="master",
-            timeout=TIMEOUT_S,
-            max_retries=0,
+            server_url=url.rstrip("/") + "/", realm_name=realm, timeout=TIMEOUT_S, max_retries=0, **access
         )
 
     def get(self, path: str, **query: str | int) -> Any:
@@ -163,7 +191,7 @@ class _Admin:
             if verb == "get":
                 response = connection.raw_get(url, **(query or {}))
             elif verb == "delete":
-                response = connection.raw_delete(url)
+                response = connection.raw_delete(url, data=None if body is None else json.dumps(body))
             else:
                 send = connection.raw_post if verb == "post" else connection.raw_put
                 response = send(url, data="" if body is None else json.dumps(body))
@@ -173,14 +201,14 @@ class _Admin:
             ) from error
         except KeycloakError as error:
             if error.response_code in (400, 401, 403):
-                raise KeycloakRefused(
-                    "KUMIAI_KEYCLOAK_ADMIN_USER と KUMIAI_KEYCLOAK_ADMIN_PASSWORD を確かめてください。"
-                ) from error
+                raise KeycloakRefused(f"{self._settings} を確かめてください。") from error
             raise KeycloakUnavailable(
                 f"{self._url} は Keycloak のようには応えません（{error.response_code}）。KUMIAI_KEYCLOAK_URL を確かめてください。"
             ) from error
         if response.status_code in (401, 403):
-            raise KeycloakRefused(f"この管理者には権限がありません（{verb.upper()} {path}）。")
+            raise KeycloakRefused(
+                f"権限が足りません（{verb.upper()} {path}）。{self._settings} が正しければ、kumiai keycloak up で直せます。"
+            )
         return response
 
 
@@ -199,23 +227,29 @@ class _Reconciler:
         self.admin = admin
         self.changes = Changes()
 
-    def bring(self, read: Callable[[], T], decide: Callable[[T], Step | None]) -> T:
-        """Returns what was read last. Raises `KeycloakFailed` when it will not become as wanted."""
+    def settle(self, attempt: Callable[[], T]) -> T:
+        """Tries what reads before it writes until no write is unsure. Raises `KeycloakFailed`."""
         unsure: _Unsure | None = None
         for _ in range(_TRIES):
-            found = read()
-            step = decide(found)
-            if step is None:
-                return found
-            words, write = step
             try:
-                write()
+                return attempt()
             except _Unsure as error:
                 unsure = error
-                continue
-            self.changes.lines.append(words)
-            return found
         raise KeycloakFailed(str(unsure)) from unsure
+
+    def bring(self, read: Callable[[], T], decide: Callable[[T], Step | None]) -> T:
+        """One object: returns what was found, before it was changed if it was."""
+
+        def attempt() -> T:
+            found = read()
+            step = decide(found)
+            if step is not None:
+                words, write = step
+                write()
+                self.changes.tell(words)
+            return found
+
+        return self.settle(attempt)
 
     # ── realm ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -268,6 +302,19 @@ class _Reconciler:
 
         self.bring(lambda: self.admin.get("/users/profile"), decide)
 
+    def texts(self) -> None:
+        wanted = login_texts()
+
+        def decide(found: dict[str, str]) -> Step | None:
+            changed = {key: text for key, text in wanted.items() if found.get(key) != text}
+            if not changed:
+                return None
+            return f"サインイン画面の文言{len(changed)}件を直しました", lambda: self.admin.write(
+                "post", "/localization/ja", changed
+            )
+
+        self.bring(lambda: self.admin.get("/localization/ja") or {}, decide)
+
     # ── clients ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def no_password_grant(self) -> None:
@@ -300,7 +347,7 @@ class _Reconciler:
             raise KeycloakFailed("client scope organization")
         path = f"/client-scopes/{found['id']}/protocol-mappers/models"
         # Two mappers on one claim would make it an array.
-        self.mappers(path, (organization_mapper(),), "スコープ organization", by="protocolMapper")
+        self.settle(lambda: self.mappers(path, (organization_mapper(),), "スコープ organization", by="protocolMapper"))
 
     def client(self, wanted: ClientSpec) -> None:
         client_id = wanted.settings["clientId"]
@@ -329,11 +376,31 @@ class _Reconciler:
         found = read()
         if found is None:
             raise KeycloakFailed(f"client {client_id}")
-        for kind, names in (("default", wanted.default_scopes), ("optional", wanted.optional_scopes)):
-            self.scopes(f"/clients/{found['id']}/{kind}-client-scopes", names, client_id)
-        self.mappers(f"/clients/{found['id']}/protocol-mappers/models", wanted.mappers, f"クライアント {client_id}")
+        path, where = f"/clients/{found['id']}", f"クライアント {client_id}"
+        self.settle(lambda: self.scopes(f"{path}/default-client-scopes", wanted.default_scopes, where))
+        self.settle(lambda: self.scopes(f"{path}/optional-client-scopes", wanted.optional_scopes, where))
+        self.settle(lambda: self.mappers(f"{path}/protocol-mappers/models", wanted.mappers, where))
+        if wanted.service_roles:
+            account = self.admin.get(f"{path}/service-account-user")
+            management = self.admin.get("/clients", clientId="realm-management")[0]["id"]
+            # Held by the account, and allowed into its token.
+            for held in (f"/users/{account['id']}/role-mappings", f"{path}/scope-mappings"):
+                self.settle(lambda held=held: self.roles(held, management, wanted.service_roles, where))  # type: ignore[misc]
 
-    def scopes(self, path: str, wanted: frozenset[str], client_id: str) -> None:
+    def roles(self, path: str, management: str, wanted: frozenset[str], where: str) -> None:
+        """Exactly these roles of the realm's own administration."""
+        path = f"{path}/clients/{management}"
+        found = {r["name"]: r for r in self.admin.get(path) or []}
+        surplus = [role for name, role in sorted(found.items()) if name not in wanted]
+        missing = [self.admin.get(f"/clients/{management}/roles/{name}") for name in sorted(wanted - found.keys())]
+        if surplus:
+            self.admin.write("delete", path, surplus)
+            self.changes.tell(f"{where} の権限 {'、'.join(r['name'] for r in surplus)} を外しました")
+        if missing:
+            self.admin.write("post", path, missing)
+            self.changes.tell(f"{where} に権限 {'、'.join(r['name'] for r in missing)} を加えました")
+
+    def scopes(self, path: str, wanted: frozenset[str], where: str) -> None:
         """Exactly these scopes; those that Keycloak gives every new client are taken away."""
         found = {s["name"]: s["id"] for s in self.admin.get(path) or []}
         known = {s["name"]: s["id"] for s in self.admin.get("/client-scopes") or []} if wanted - found.keys() else {}
@@ -343,7 +410,7 @@ class _Reconciler:
                 raise KeycloakFailed(f"client scope {name}")
             self.admin.write(verb, f"{path}/{known[name] if verb == 'put' else found[name]}")
             words = "加えました" if verb == "put" else "外しました"
-            self.changes.lines.append(f"クライアント {client_id} のスコープ {name} を{words}")
+            self.changes.tell(f"{where} のスコープ {name} を{words}")
 
     def mappers(self, path: str, wanted: tuple[Json, ...], where: str, *, by: str = "name") -> None:
         """Exactly these mappers: one too many puts into tokens what nobody decided to put there."""
@@ -353,16 +420,16 @@ class _Reconciler:
                 found[mapper[by]] = mapper
             else:
                 self.admin.write("delete", f"{path}/{mapper['id']}")
-                self.changes.lines.append(f"{where} のマッパー {mapper['name']} を消しました")
+                self.changes.tell(f"{where} のマッパー {mapper['name']} を消しました")
         for mapper in wanted:
             now = found.get(mapper[by])
             if now is None:
                 self.admin.write("post", path, mapper)
-                self.changes.lines.append(f"{where} にマッパー {mapper['name']} を加えました")
+                self.changes.tell(f"{where} にマッパー {mapper['name']} を加えました")
             elif differing({"config": mapper["config"]}, now):
                 body = {**now, "config": {**now["config"], **mapper["config"]}}
                 self.admin.write("put", f"{path}/{now['id']}", body)
-                self.changes.lines.append(f"{where} のマッパー {mapper['name']} を直しました")
+                self.changes.tell(f"{where} のマッパー {mapper['name']} を直しました")
 
     # ── organizations ────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -388,6 +455,77 @@ class _Reconciler:
             raise KeycloakFailed(f"organization {wanted.alias}")
         return str(found["id"])
 
+    # ── accounts ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def account(self, organization_id: str, username: str, password: str | None) -> str:
+        """The account's `sub`, a member of the organization; an existing account keeps its password."""
+
+        def create(found: str | None) -> Step | None:
+            if found is not None:
+                return None
+            body: Json = {"username": username, "enabled": True}
+            if password is not None:
+                body["credentials"] = [{"type": "password", "value": password, "temporary": True}]
+            return "", lambda: self.admin.write("post", "/users", body)
+
+        def find() -> str | None:
+            rows = self.admin.get("/users", username=username, exact="true") or []
+            return str(rows[0]["id"]) if rows else None
+
+        sub = self.bring(find, create) or find()
+        if sub is None:
+            raise KeycloakFailed(f"user {username}")
+
+        def join(found: set[str]) -> Step | None:
+            if organization_id in found:
+                return None
+            # A bare id, not an object.
+            return "", lambda: self.admin.write("post", f"/organizations/{organization_id}/members", sub)
+
+        self.bring(lambda: {o["id"] for o in self.admin.get(f"/organizations/members/{sub}/organizations") or []}, join)
+        return sub
+
+    def enable(self, sub: str, *, enabled: bool) -> None:
+        def decide(found: Json | None) -> Step | None:
+            if found is None:
+                raise NotFound
+            if found["enabled"] is enabled:
+                return None
+            return "", lambda: self.admin.write("put", f"/users/{sub}", {"enabled": enabled})
+
+        self.bring(lambda: self.admin.get(f"/users/{sub}"), decide)
+
+    def sign_out(self, sub: str) -> None:
+        self.settle(lambda: self.admin.write("post", f"/users/{sub}/logout"))
+
+    def accounts(self, alias: str, wanted: Sequence[AccountSpec]) -> None:
+        organization = find_organization(self.admin, alias)
+        if organization is None:
+            return
+        found = {m["username"]: m for m in self.admin.pages(f"/organizations/{organization['id']}/members")}
+        made = opened = closed = 0
+        for person in wanted:
+            now = found.get(f"{alias}.{person.login}")
+            if now is None and not person.enabled:
+                continue
+            if now is None:
+                sub = self.account(organization["id"], f"{alias}.{person.login}", None)
+                made += 1
+                self.changes.without_password += 1
+            else:
+                sub = now["id"]
+            if now is not None and now["enabled"] is not person.enabled:
+                self.enable(sub, enabled=person.enabled)
+                if person.enabled:
+                    opened += 1
+                else:
+                    closed += 1
+                    self.sign_out(sub)
+            self.changes.subs[alias, person.login] = sub
+        for count, done in ((made, "作りました"), (opened, "開きました"), (closed, "閉じました")):
+            if count:
+                self.changes.tell(f"組織 {alias} のアカウント{count}件を{done}", writes=0)
+
     def _create(self, wanted: OrganizationSpec, body: Json) -> None:
         try:
             self.admin.write("post", "/organizations", body)
@@ -410,15 +548,27 @@ def find_organization(admin: _Admin, alias: str) -> Json | None:
 
 def reconcile_realm(spec: RealmSpec) -> Changes:
     """Realm, key, profile, events, scope and clients as they must be. Raises `Unavailable` in several kinds."""
-    work = _Reconciler(_Admin(spec.url, spec.realm, spec.admin_user, spec.admin_password))
+    work = _Reconciler(_Admin(spec.url, spec.realm, Administrator(spec.admin_user, spec.admin_password)))
     work.realm(spec)
     work.key()
     work.profile()
     work.events()
     work.no_password_grant()
     work.organization_scope()
-    work.client(gateway_client(spec))
-    work.client(portal_client(spec))
+    work.texts()
+    for client in (gateway_client(spec), portal_client(spec), directory_client(spec)):
+        work.client(client)
+    return work.changes
+
+
+def reconcile_accounts(spec: RealmSpec, wanted: Sequence[AccountSpec]) -> Changes:
+    """Accounts as our database says: missing ones are made without a password, nobody's membership is taken away.
+
+    Left open because Keycloak was away when somebody was suspended, or lost with a realm: both are put right here.
+    """
+    work = _Reconciler(_Admin(spec.url, spec.realm, Administrator(spec.admin_user, spec.admin_password)))
+    for alias, group in groupby(sorted(wanted, key=lambda a: a.alias), key=lambda a: a.alias):
+        work.accounts(alias, list(group))
     return work.changes
 
 
@@ -429,7 +579,7 @@ def reconcile_organizations(
 
     All are listed once; only what differs is read again, under its lock, and written.
     """
-    work = _Reconciler(_Admin(spec.url, spec.realm, spec.admin_user, spec.admin_password))
+    work = _Reconciler(_Admin(spec.url, spec.realm, Administrator(spec.admin_user, spec.admin_password)))
     found = {o["alias"]: o for o in work.admin.pages("/organizations", briefRepresentation="false")}
     for town in wanted:
         now = found.get(town.alias)
@@ -447,10 +597,10 @@ class KeycloakDirectory:
     """
 
     def __init__(
-        self, url: str, realm: str, user: str, password: str, *, issuer: str, one_writer: OneWriter = alone
+        self, url: str, realm: str, client: DirectoryClient, *, issuer: str, one_writer: OneWriter = alone
     ) -> None:
         self.issuer = issuer
-        self._access = (url, realm, user, password)
+        self._access = (url, realm, client)
         self._one_writer = one_writer
         self._own = threading.local()
 
@@ -466,48 +616,22 @@ class KeycloakDirectory:
         return _Reconciler(self._admin).organization(OrganizationSpec(alias, name, code), self._one_writer)
 
     def ensure_user(self, *, alias: str, login: str, display_name: str, initial_password: str | None) -> str:
-        work = _Reconciler(self._admin)
         organization = self._organization(alias)
-        username = f"{alias}.{login}"
-        body: Json = {"username": username, "enabled": True}
-        if initial_password is not None:
-            body["credentials"] = [{"type": "password", "value": initial_password, "temporary": True}]
-        sub = self._find_user(username)
-        if sub is None:
-            work.bring(
-                lambda: self._find_user(username),
-                lambda found: None if found else ("", lambda: self._admin.write("post", "/users", body)),
-            )
-            sub = self._find_user(username)
-        if sub is None:
-            raise KeycloakFailed(f"user {username}")
-        member_of = f"/organizations/members/{sub}/organizations"
-        join = f"/organizations/{organization['id']}/members"
-        work.bring(
-            lambda: {o["id"] for o in self._admin.get(member_of) or []},
-            lambda found: None if organization["id"] in found else ("", lambda: self._admin.write("post", join, sub)),
-        )
-        return sub
+        return _Reconciler(self._admin).account(organization["id"], f"{alias}.{login}", initial_password)
 
     def reset_password(self, sub: str, password: str, *, temporary: bool = True) -> None:
+        work, admin = _Reconciler(self._admin), self._admin
         body = {"type": "password", "value": password, "temporary": temporary}
-        self._retry(lambda: self._admin.write("put", f"/users/{sub}/reset-password", body))
+        work.settle(lambda: admin.write("put", f"/users/{sub}/reset-password", body))
         # Who was locked out for guessing may use the new one at once; who knew the old one is signed out.
-        self._retry(lambda: self._admin.write("delete", f"/attack-detection/brute-force/users/{sub}"))
-        self.logout_user(sub)
+        work.settle(lambda: admin.write("delete", f"/attack-detection/brute-force/users/{sub}"))
+        work.sign_out(sub)
 
     def set_user_enabled(self, sub: str, *, enabled: bool) -> None:
-        def decide(found: Json | None) -> Step | None:
-            if found is None:
-                raise NotFound
-            if found["enabled"] is enabled:
-                return None
-            return "", lambda: self._admin.write("put", f"/users/{sub}", {"enabled": enabled})
-
-        _Reconciler(self._admin).bring(lambda: self._admin.get(f"/users/{sub}"), decide)
+        _Reconciler(self._admin).enable(sub, enabled=enabled)
 
     def logout_user(self, sub: str) -> None:
-        self._retry(lambda: self._admin.write("post", f"/users/{sub}/logout"))
+        _Reconciler(self._admin).sign_out(sub)
 
     def set_organization_enabled(self, alias: str, *, enabled: bool) -> None:
         """Keycloak ends no session by itself: every member is signed out, also when this was cut off before."""
@@ -526,28 +650,13 @@ class KeycloakDirectory:
             _Reconciler(self._admin).bring(lambda: self._admin.get(path), decide)
         if not enabled:
             for member in list(self._admin.pages(f"{path}/members")):
-                self.logout_user(member["id"])
+                _Reconciler(self._admin).sign_out(member["id"])
 
     def _organization(self, alias: str) -> Json:
         found = find_organization(self._admin, alias)
         if found is None:
             raise NotFound(f"Keycloakに組織 {alias} がありません。kumiai keycloak up で作れます。")
         return found
-
-    def _find_user(self, username: str) -> str | None:
-        rows = self._admin.get("/users", username=username, exact="true") or []
-        return str(rows[0]["id"]) if rows else None
-
-    def _retry(self, write: Callable[[], object]) -> None:
-        """For writes that may be done twice without harm."""
-        for attempt in range(_TRIES):
-            try:
-                write()
-            except _Unsure as error:
-                if attempt == _TRIES - 1:
-                    raise KeycloakFailed(str(error)) from error
-            else:
-                return
 
 
 def _names(changed: Json) -> list[str]:

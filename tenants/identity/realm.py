@@ -10,6 +10,9 @@ from typing import Any, Final
 
 Json = dict[str, Any]
 
+# What the portal and the commands need at Keycloak in daily work: towns, accounts, passwords, sessions. No more.
+DIRECTORY_ROLES: Final = frozenset({"manage-organizations", "manage-users"})
+LOGIN_THEME: Final = "kumiai"
 ORGANIZATION_MAPPER: Final = "oidc-organization-membership-mapper"
 CODE_ATTRIBUTE: Final = "jp.lgcode"
 ACCESS_S: Final = 300
@@ -34,6 +37,8 @@ class RealmSpec:
     public_url: str
     portal_client_id: str
     portal_client_secret: str = field(repr=False)
+    directory_client_id: str
+    directory_client_secret: str = field(repr=False)
     gateway_audience: str
     product_name: str
 
@@ -46,7 +51,7 @@ def realm_settings(spec: RealmSpec) -> Json:
         "displayName": spec.product_name,
         "organizationsEnabled": True,
         "internationalizationEnabled": True,
-        "supportedLocales": ["ja", "en"],
+        "supportedLocales": ["ja"],
         "defaultLocale": "ja",
         # Accounts are made by the town's administrator, have no e-mail and are named by us.
         "registrationAllowed": False,
@@ -67,6 +72,36 @@ def realm_settings(spec: RealmSpec) -> Json:
         "accessTokenLifespan": ACCESS_S,
         "ssoSessionIdleTimeout": SESSION_IDLE_S,
         "ssoSessionMaxLifespan": SESSION_MAX_S,
+    }
+
+
+def login_texts() -> dict[str, str]:
+    """Keycloak's own Japanese pages in the words of our slips and entry pages."""
+    return {
+        "loginAccountTitle": "サインイン",
+        "username": "ログイン名（町の番号.職員番号）",
+        "password": "パスワード",
+        "invalidUserMessage": "ログイン名かパスワードが違います。続けて間違えると、しばらく入れなくなります。",
+        # The same on purpose: who guesses must not learn that a name exists.
+        "accountTemporarilyDisabledMessage": "ログイン名かパスワードが違います。続けて間違えると、しばらく入れなくなります。",
+        "accountDisabledMessage": "このアカウントは止められています。町の管理者に連絡してください。",
+        "restartLoginTooltip": "ログイン名を入れ直す",
+        "updatePasswordTitle": "新しいパスワードを決めてください",
+        "updatePasswordMessage": "初期パスワードは最初の1回だけ使えます。これから使うパスワードを決めてください。",
+        "passwordNew": f"新しいパスワード（{MIN_PASSWORD}文字以上）",
+        "passwordConfirm": "新しいパスワード（もう一度）",
+        "notMatchPasswordMessage": "二つのパスワードが同じではありません。",
+        "invalidPasswordConfirmMessage": "二つのパスワードが同じではありません。",
+        "missingPasswordMessage": "パスワードを入れてください。",
+        "invalidPasswordMinLengthMessage": "パスワードは{0}文字以上にしてください。",
+        "invalidPasswordNotUsernameMessage": "ログイン名とは別のパスワードにしてください。",
+        "invalidPasswordHistoryMessage": "初期パスワードや、前に使ったものとは別のパスワードにしてください。",
+        "doSubmit": "決めて続ける",
+        "logoutOtherSessions": "ほかの端末をサインアウトする",
+        "expiredCodeMessage": "時間が過ぎました。もう一度サインインしてください。",
+        "logoutConfirmTitle": "サインアウト",
+        "logoutConfirmHeader": "サインアウトしますか。",
+        "doLogout": "サインアウト",
     }
 
 
@@ -146,8 +181,10 @@ class ClientSpec:
 
     settings: Json
     default_scopes: frozenset[str]
-    optional_scopes: frozenset[str]
-    mappers: tuple[Json, ...]
+    optional_scopes: frozenset[str] = frozenset()
+    mappers: tuple[Json, ...] = ()
+    # Of the realm's own `realm-management`, for the client's service account.
+    service_roles: frozenset[str] = frozenset()
 
 
 def portal_client(spec: RealmSpec) -> ClientSpec:
@@ -215,8 +252,30 @@ def gateway_client(spec: RealmSpec) -> ClientSpec:
             "webOrigins": [],
         },
         default_scopes=frozenset(),
-        optional_scopes=frozenset(),
-        mappers=(),
+    )
+
+
+def directory_client(spec: RealmSpec) -> ClientSpec:
+    """The account of our own processes: it signs in by itself and may do what `DIRECTORY_ROLES` say."""
+    return ClientSpec(
+        settings={
+            "clientId": spec.directory_client_id,
+            "enabled": True,
+            "protocol": "openid-connect",
+            "publicClient": False,
+            "secret": spec.directory_client_secret,
+            "standardFlowEnabled": False,
+            "directAccessGrantsEnabled": False,
+            "implicitFlowEnabled": False,
+            "serviceAccountsEnabled": True,
+            "fullScopeAllowed": False,
+            "redirectUris": [],
+            "webOrigins": [],
+            "attributes": {"access.token.lifespan": str(ACCESS_S)},
+        },
+        # `roles` puts what the account may do into its token, which is what the administration looks at.
+        default_scopes=frozenset({"basic", "roles"}),
+        service_roles=DIRECTORY_ROLES,
     )
 
 
@@ -252,6 +311,15 @@ class OrganizationSpec:
         }
         as_found = {**found, "domains": found.get("domains") or [], "attributes": attributes}
         return None if wanted == as_found else wanted
+
+
+@dataclass(frozen=True, slots=True)
+class AccountSpec:
+    """A person's account in one town: open, or closed if it exists at all."""
+
+    alias: str
+    login: str
+    enabled: bool
 
 
 def differing(wanted: Json, found: Mapping[str, Any]) -> Json:
