@@ -9,12 +9,16 @@ if [ ! -x "$cache/litellm/bin/litellm" ]; then
   "$uv" venv -q --python python3 "$cache/litellm"
   "$uv" pip install -q --python "$cache/litellm/bin/python" 'litellm[proxy]==1.106.2'
 fi
-if [ ! -x "$cache/tensorzero/bin/gateway" ] && [ ! -f "$cache/tensorzero/missing" ]; then
+if [ ! -x "$cache/tensorzero/bin/python" ]; then
   "$uv" venv -q --python python3 "$cache/tensorzero"
-  "$uv" pip install -q --python "$cache/tensorzero/bin/python" tensorzero-gateway || touch "$cache/tensorzero/missing"
+  "$uv" pip install -q --python "$cache/tensorzero/bin/python" 'tensorzero==2026.6.0'
 fi
 if [ ! -d "$cache/portkey/node_modules/@portkey-ai/gateway" ]; then
   mkdir -p "$cache/portkey"
-  npm install --silent --no-audit --no-fund --prefix "$cache/portkey" \
-    @portkey-ai/gateway hono@4.9.7 @hono/node-server@1.3.3
+  # With a newer adapter Portkey cannot stream: it appends to the headers of the upstream's own answer.
+  cat > "$cache/portkey/package.json" <<'JSON'
+{"private": true, "dependencies": {"@portkey-ai/gateway": "1.15.2", "hono": "4.9.7", "@hono/node-server": "1.3.3"},
+ "overrides": {"hono": "4.9.7", "@hono/node-server": "1.3.3"}}
+JSON
+  npm install --silent --no-audit --no-fund --legacy-peer-deps --prefix "$cache/portkey"
 fi
