@@ -41,8 +41,10 @@ T = TypeVar("T")
 MAX_BATCH: Final = 256
 LEASE: Final = timedelta(seconds=120)
 RECONNECT_S: Final = 1.0
-# A hold that queued longer is refused before anything is sent. See docs/adr/0008-ledger-batches.md for both figures.
+# A hold that queued longer, behind more than one batch, is refused before anything is sent; and whatever it stood
+# behind after the second figure. See docs/adr/0008-ledger-batches.md for all three.
 MAX_QUEUE_WAIT_S: Final = 0.25
+MAX_WAIT_S: Final = 2.0
 # How long settles that nobody waits for may wait for a hold to share a commit with; well below the 50 ms in which a
 # settle must be durable. Without it a caller's next hold waits behind the commit of the last settle.
 LINGER_S: Final = 0.02
@@ -111,6 +113,7 @@ class LedgerWriter:
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._next_heartbeat = 0.0
         self._absent_until = 0.0
+        self._batch_began = 0.0
 
     def start(self) -> None:
         """Starts the thread; settles spooled by earlier processes of this folder are replayed first."""
@@ -174,6 +177,11 @@ class LedgerWriter:
 
     def _run(self) -> None:
         self._waiting = self._read_spools()
+        try:
+            # So that the first callers do not wait for it.
+            self._connected()
+        except Exception as error:  # noqa: BLE001 - as in _write
+            log.warning("ledger_database_away", kind=type(error).__name__, settles=len(self._waiting))
         stopping = False
         while not stopping:
             batch = _Batch(closes=self._waiting)
@@ -210,14 +218,7 @@ class LedgerWriter:
 
     def _write(self, batch: _Batch) -> None:
         """One transaction; on trouble, what it means for each item is decided here."""
-        late = time.monotonic() - self._max_queue_wait_s
-        fresh = [r for r in batch.reserves if r.queued_at >= late]
-        for reserve in batch.reserves:
-            if reserve.queued_at < late:
-                reserve.answer.set_exception(
-                    LedgerUnavailable("混み合っています。少し待って、もう一度送ってください。", retry_after_s=1)
-                )
-        batch.reserves = fresh
+        batch.reserves = self._in_time(batch.reserves)
         began = time.perf_counter()
         try:
             book = self._connected()
@@ -247,6 +248,24 @@ class LedgerWriter:
         self._answer(batch)
         metrics.LEDGER_BATCH_ITEMS.observe(len(batch.reserves) + len(batch.closes))
         metrics.LEDGER_COMMIT_SECONDS.observe(time.perf_counter() - began)
+
+    def _in_time(self, reserves: list[_Reserve]) -> list[_Reserve]:
+        """Those that did not wait too long; the others are refused.
+
+        One slow commit makes everybody behind it wait, which is no overload: they all fit into the next batch. Only
+        who was already there when the last batch began, and found no place in it, stands in a queue that grows.
+        """
+        now = time.monotonic()
+        last_began, self._batch_began = self._batch_began, now
+        fresh = []
+        for reserve in reserves:
+            waited = now - reserve.queued_at
+            if waited > MAX_WAIT_S or (waited > self._max_queue_wait_s and reserve.queued_at < last_began):
+                busy = LedgerUnavailable("混み合っています。少し待って、もう一度送ってください。", retry_after_s=1)
+                _reject(reserve.answer, busy)
+            else:
+                fresh.append(reserve)
+        return fresh
 
     def _connected(self) -> LedgerBook:
         if self._book is None:
