@@ -8,6 +8,8 @@ by itself (remote URLs, `store`, hosted tools) is refused.
 import base64
 import binascii
 import json
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -20,6 +22,8 @@ MAX_MESSAGES = 2_000
 MAX_CHOICES = 8
 MAX_EMBEDDING_INPUTS = 2_048
 MAX_IMAGE_BYTES = 10 * 1024 * 1024
+MAX_SCHEMA_DEPTH = 64
+MAX_NAMED_IGNORED = 20
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 
 type_of_operation = Literal["chat/completions", "completions", "embeddings"]
@@ -41,7 +45,10 @@ class BodyTooLarge(Problem):
 
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
-    """A checked request. `body` holds only allow-listed fields; `images` counts what no text detector can read."""
+    """A checked request. `body` holds only allow-listed fields; `images` counts what no text detector can read.
+
+    `ignored` names what was left out, in characters that a header may carry.
+    """
 
     operation: type_of_operation
     model: str
@@ -152,6 +159,37 @@ def _object(value: object, param: str) -> dict[str, object]:
     return value
 
 
+def _schema(value: object, param: str) -> object:
+    """A JSON Schema that every wire can carry and nobody has to fetch a part of."""
+    pending = [(_object(value, param), 0)]
+    while pending:
+        item, depth = pending.pop()
+        if depth > MAX_SCHEMA_DEPTH:
+            _wrong(param, f"{MAX_SCHEMA_DEPTH}段までの深さ")
+        reference = item.get("$ref")
+        if isinstance(reference, str) and not reference.startswith("#"):
+            raise BadRequest("スキーマの中で、外部の$refは使えません。", param=param)
+        pending += [(child, depth + 1) for child in _children(item, param)]
+    return value
+
+
+def _children(item: dict[str, object], param: str) -> list[dict[str, object]]:
+    """The objects directly inside; lists are looked through, numbers checked."""
+    found: list[dict[str, object]] = []
+    pending: list[object] = list(item.values())
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            found.append(value)
+        elif isinstance(value, list):
+            pending += value
+        elif isinstance(value, float) and not math.isfinite(value):
+            _wrong(param, "有限の数だけを使ったスキーマ")
+        elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+            _wrong(param, "64ビットまでの整数を使ったスキーマ")
+    return found
+
+
 def _logit_bias(value: object, param: str) -> object:
     for key, bias in _object(value, param).items():
         if not key.isdigit() or isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
@@ -173,10 +211,18 @@ def _tools(value: object, param: str) -> object:
                 param=f"{at}.type",
             )
         function = _object(tool.get("function"), f"{at}.function")
-        _string(function.get("name"), f"{at}.function.name")
-        kept = {k: function[k] for k in ("name", "description", "parameters", "strict") if k in function}
-        tools.append({"type": "function", "function": kept})
+        tools.append({"type": "function", "function": _described(function, f"{at}.function", "parameters")})
     return tools
+
+
+def _described(value: dict[str, object], at: str, schema: str) -> dict[str, object]:
+    """What tools and response formats share: a name, a description, a schema under the given key, strictness."""
+    kept: dict[str, object] = {"name": _string(value.get("name"), f"{at}.name")}
+    checks: Mapping[str, Check] = {"description": _string, schema: _schema, "strict": _boolean}
+    for field, check in checks.items():
+        if value.get(field) is not None:
+            kept[field] = check(value[field], f"{at}.{field}")
+    return kept
 
 
 def _tool_choice(value: object, param: str) -> object:
@@ -195,9 +241,7 @@ def _response_format(value: object, param: str) -> object:
     if kind != "json_schema":
         _wrong(f"{param}.type", "text・json_object・json_schemaのどれか")
     schema = _object(value.get("json_schema"), f"{param}.json_schema")  # type: ignore[attr-defined]  # a dict by now
-    _string(schema.get("name"), f"{param}.json_schema.name")
-    kept = {k: schema[k] for k in ("name", "description", "schema", "strict") if k in schema}
-    return {"type": "json_schema", "json_schema": kept}
+    return {"type": "json_schema", "json_schema": _described(schema, f"{param}.json_schema", "schema")}
 
 
 _SAMPLING: Mapping[str, Check] = {
@@ -241,6 +285,9 @@ _EMBEDDINGS: Mapping[str, Check] = {
 # A caller's own name for its user may be a person's name or address: it stays here.
 _NEVER_SENT = frozenset({"user"})
 
+# Dropping these would answer without what was asked for; passing them on would make the upstream fetch by itself.
+_RUN_BY_UPSTREAM = ("web_search_options", "data_sources")
+
 
 def parse_request(operation: type_of_operation, raw: bytes) -> ModelRequest:
     """Checks a body for `operation`. Raises `BadRequest` or `BodyTooLarge`, naming the field."""
@@ -250,7 +297,10 @@ def parse_request(operation: type_of_operation, raw: bytes) -> ModelRequest:
     model = _string(given.get("model"), "model")
     if not model or len(model) > 128:
         _wrong("model", "モデル名")
-    stream = _boolean(given.get("stream", False), "stream") if operation != "embeddings" else False
+    for field in _RUN_BY_UPSTREAM:
+        if given.get(field) is not None:
+            raise BadRequest(f"AIのサービス側で検索させること（{field}）はできません。", param=field)
+    stream = given.get("stream") is not None and operation != "embeddings" and _boolean(given["stream"], "stream")
     include_usage = False
     options = given.get("stream_options")
     if options is not None:
@@ -258,22 +308,22 @@ def parse_request(operation: type_of_operation, raw: bytes) -> ModelRequest:
             _wrong("stream_options", "streamがtrueのときだけ")
         include_usage = _boolean(_object(options, "stream_options").get("include_usage", False), "stream_options")
 
+    ignored: set[str] = set()
     match operation:
         case "chat/completions":
-            checks, body, size, items, images = _CHAT, *_chat_input(given)
+            checks, body, size, items, images = _CHAT, *_chat_input(given, ignored)
         case "completions":
             checks, body, size, items, images = _COMPLETIONS, *_completion_input(given)
         case "embeddings":
             checks, body, size, items, images = _EMBEDDINGS, *_embedding_input(given)
 
-    known = {"model", "stream", "stream_options", "store", *body}
-    ignored = []
+    known = {"model", "stream", "stream_options", "store", *_RUN_BY_UPSTREAM, *body}
     for field, value in given.items():
         if field in known:
             continue
         check = checks.get(field)
         if check is None:
-            ignored.append(field[:64])
+            ignored.add(field)
         elif value is not None:
             checked = check(value, field)
             if field not in _NEVER_SENT:
@@ -290,7 +340,7 @@ def parse_request(operation: type_of_operation, raw: bytes) -> ModelRequest:
         body=body,
         stream=stream,
         include_usage=include_usage,
-        ignored=tuple(sorted(ignored)),
+        ignored=_named(ignored),
         choices=choices if isinstance(choices, int) else 1,
         max_output_tokens=min(limits) if limits else None,
         input_bytes=size,
@@ -299,12 +349,28 @@ def parse_request(operation: type_of_operation, raw: bytes) -> ModelRequest:
     )
 
 
+_UNFIT_FOR_A_HEADER = re.compile(r"[^A-Za-z0-9_.\[\]-]")
+
+
+def _named(ignored: set[str]) -> tuple[str, ...]:
+    """Names as a header may carry them: a caller chooses them freely, line ends included."""
+    names = [_UNFIT_FOR_A_HEADER.sub("?", name[:64]) for name in sorted(ignored)[:MAX_NAMED_IGNORED]]
+    return (*names, "...") if len(ignored) > MAX_NAMED_IGNORED else tuple(names)
+
+
+def _unknown(value: Mapping[str, object], known: frozenset[str], at: str) -> set[str]:
+    """Fields below the top that are dropped, by a path without numbers; what is null says nothing."""
+    return {f"{at}.{field}" for field in value.keys() - known if value[field] is not None}
+
+
 # Allow-listed fields, UTF-8 bytes of text, number of messages or texts, number of images.
 _Input = tuple[dict[str, object], int, int, int]
 _ROLES = ("system", "developer", "user", "assistant", "tool")
+_MESSAGE_FIELDS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id"})
+_PART_FIELDS = frozenset({"type", "text", "image_url"})
 
 
-def _chat_input(given: Mapping[str, object]) -> _Input:
+def _chat_input(given: Mapping[str, object], ignored: set[str]) -> _Input:
     messages = given.get("messages")
     if not isinstance(messages, list) or not 1 <= len(messages) <= MAX_MESSAGES:
         _wrong("messages", f"1〜{MAX_MESSAGES}件の配列")
@@ -322,7 +388,7 @@ def _chat_input(given: Mapping[str, object]) -> _Input:
             clean["content"] = content
             size += len(content.encode())
         elif isinstance(content, list):
-            parts, part_bytes, part_images = _content_parts(content, f"{at}.content")
+            parts, part_bytes, part_images = _content_parts(content, f"{at}.content", ignored)
             clean["content"] = parts
             size += part_bytes
             images += part_images
@@ -339,11 +405,13 @@ def _chat_input(given: Mapping[str, object]) -> _Input:
         if isinstance(message.get("name"), str):
             clean["name"] = message["name"][:64]
             size += len(message["name"][:64].encode())
+        if not message.keys() <= _MESSAGE_FIELDS:
+            ignored |= _unknown(message, _MESSAGE_FIELDS, "messages[]")
         kept.append(clean)
     return {"messages": kept}, size, len(kept), images
 
 
-def _content_parts(parts: list[object], at: str) -> tuple[list[dict[str, object]], int, int]:
+def _content_parts(parts: list[object], at: str, ignored: set[str]) -> tuple[list[dict[str, object]], int, int]:
     kept: list[dict[str, object]] = []
     size = 0
     images = 0
@@ -365,6 +433,7 @@ def _content_parts(parts: list[object], at: str) -> tuple[list[dict[str, object]
             images += 1
         else:
             _wrong(f"{here}.type", "textまたはimage_url")
+        ignored |= _unknown(part, _PART_FIELDS, "messages[].content[]")  # type: ignore[arg-type]  # a dict by now
     return kept, size, images
 
 

@@ -763,7 +763,8 @@ class Upstream:
 def _make(path: str, raw: bytes, sse: bool, tokens: int, mode: str) -> bytes | list[bytes] | None:
     body = orjson.loads(raw)
     count, think = mode != "no_usage", mode == "thoughts"
-    match path:
+    # Azure's v1 API is OpenAI's wire below a path of its own.
+    match path.removeprefix("/openai"):
         case "/v1/chat/completions":
             return _openai_chat(body, raw, tokens, count=count)
         case "/v1/completions":

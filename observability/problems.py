@@ -21,6 +21,8 @@ class Problem(Exception):
     type: ClassVar[str] = "urn:problem:kumiai:unexpected"
     status: ClassVar[HTTPStatus] = HTTPStatus.INTERNAL_SERVER_ERROR
     title: ClassVar[str] = "処理を続けられませんでした"
+    # Whether asking again in a moment can help; clients that retry by themselves are told when it cannot.
+    is_passing: ClassVar[bool] = True
 
     def __init__(self, detail: str = "", **extensions: str | int | float | bool | list[str] | None) -> None:
         super().__init__(detail or self.title)

@@ -8,12 +8,19 @@ from uuid import UUID
 import orjson
 
 from gateway.contracts import MAX_BODY_BYTES, BadRequest, BodyTooLarge
+from observability import metrics
 from observability.problems import Problem
 
 AsgiScope = MutableMapping[str, Any]
 AsgiMessage = MutableMapping[str, Any]
 AsgiReceive = Callable[[], Awaitable[AsgiMessage]]
 AsgiSend = Callable[[AsgiMessage], Awaitable[None]]
+
+
+class MethodNotAllowed(Problem):
+    type = "urn:problem:gateway:method-not-allowed"
+    status = HTTPStatus.METHOD_NOT_ALLOWED
+    title = "その呼び方はできません"
 
 
 class Disconnected(Exception):
@@ -52,6 +59,7 @@ _ERROR_TYPES = {
     HTTPStatus.BAD_REQUEST: "invalid_request_error",
     HTTPStatus.UNPROCESSABLE_ENTITY: "invalid_request_error",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "invalid_request_error",
+    HTTPStatus.METHOD_NOT_ALLOWED: "invalid_request_error",
     HTTPStatus.NOT_FOUND: "invalid_request_error",
     HTTPStatus.UNAUTHORIZED: "authentication_error",
     HTTPStatus.FORBIDDEN: "permission_error",
@@ -61,6 +69,7 @@ _ERROR_TYPES = {
 
 def problem_body(problem: Problem) -> bytes:
     """OpenAI's error shape: a Japanese message for people, a stable `code` and `param` for programs."""
+    metrics.PROBLEMS.labels(problem.type).inc()
     message = f"{problem.title}。{problem.detail}" if problem.detail else f"{problem.title}。"
     return orjson.dumps(
         {
@@ -79,16 +88,27 @@ def status_of(problem: Problem) -> int:
     return 400 if problem.status == HTTPStatus.UNPROCESSABLE_ENTITY else int(problem.status)
 
 
-async def send_problem(send: AsgiSend, problem: Problem, *, call_id: UUID | None = None) -> None:
-    """Answers with a problem as JSON."""
-    body = problem_body(problem)
-    headers = [(b"content-length", b"%d" % len(body)), (b"cache-control", b"no-store")]
-    if call_id is not None:
-        headers.append((b"kumiai-call-id", str(call_id).encode()))
+def problem_headers(problem: Problem) -> list[tuple[bytes, bytes]]:
+    """What goes with a problem's body: when to come back, whether to, and how to sign in."""
+    headers = [(b"cache-control", b"no-store")]
     if problem.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % problem.retry_after_s))
+    if not problem.is_passing:
+        # OpenAI's clients try 429 and 5xx twice more by themselves, unless told otherwise.
+        headers.append((b"x-should-retry", b"false"))
     if problem.status == HTTPStatus.UNAUTHORIZED:
         headers.append((b"www-authenticate", b"Bearer"))
+    return headers
+
+
+async def send_problem(send: AsgiSend, problem: Problem, *, call_id: UUID) -> None:
+    """Answers with a problem as JSON."""
+    body = problem_body(problem)
+    headers = [
+        (b"content-length", b"%d" % len(body)),
+        (b"kumiai-call-id", str(call_id).encode()),
+        *problem_headers(problem),
+    ]
     await send_start(send, status_of(problem), b"application/json", headers)
     await send({"type": "http.response.body", "body": body})
 

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from gateway.server.admission import Admission
 from gateway.server.authentication import Authenticator
 from gateway.server.configuration import ConfigurationSource
-from gateway.server.http import AsgiReceive, AsgiScope, AsgiSend
+from gateway.server.http import AsgiReceive, AsgiScope, AsgiSend, MethodNotAllowed
 from gateway.server.pipeline import Deadlines, Pipeline
 from gateway.server.providers.base import Deployment, Operation
 from gateway.server.providers.factory import compile_all, create_providers
@@ -168,5 +168,14 @@ def create_gateway(settings: Settings, *, gateway_settings: GatewaySettings | No
     @rest.exception_handler(404)
     async def _not_found(request: object, error: object) -> Response:
         return models.problem_response(NotFound("この住所にはAPIがありません。"))
+
+    @rest.exception_handler(405)
+    async def _not_allowed(request: object, error: object) -> Response:
+        return models.problem_response(MethodNotAllowed("APIの説明で、GETかPOSTかを確かめてください。"))
+
+    @rest.exception_handler(Exception)
+    async def _unexpected(request: object, error: Exception) -> Response:
+        # The server logs it: this only keeps the shape that clients can read.
+        return models.problem_response(Problem("数分たっても同じときは、共同利用の事務局に知らせてください。"))
 
     return GatewayApp(gateway, rest)

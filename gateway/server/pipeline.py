@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import anyio
+import anyio.to_thread
+import structlog
 
 from gateway.contracts import ModelRequest, parse_request
 from gateway.server import metering
@@ -34,15 +36,20 @@ from gateway.server.providers.base import (
 )
 from gateway.server.record import CallRecord, Recorder
 from gateway.server.routing import route, zone_guard
-from observability.problems import InvalidInput, Problem
+from observability.problems import InvalidInput, NotAllowed, Problem
 from tenants.context import DataClass, new_id
 from tenants.policy import Policy
-from tenants.quota.terms import Settlement
+from tenants.quota.terms import QuotaExceeded, Settlement, UnknownPrice
+
+log = structlog.get_logger("gateway")
 
 T = TypeVar("T")
 
 # Input nobody can read for us counts as personal data until a reader has looked at it.
 CLASS_OF_UNREADABLE: Final = DataClass.C3C
+
+# Beyond this, parsing takes milliseconds that every other stream would wait.
+PARSED_ASIDE_BYTES: Final = 256 * 1024
 
 _USAGE_MARKS: Final = (b'"choices":[]', b'"choices": []')
 
@@ -74,8 +81,14 @@ class Pipeline:
         try:
             caller = await self.authenticator.authenticate(scope)
             record.caller(caller)
-            request = parse_request(operation.value, await read_body(scope, receive))
+            body = await read_body(scope, receive)
+            if len(body) > PARSED_ASIDE_BYTES:
+                request = await anyio.to_thread.run_sync(parse_request, operation.value, body)
+            else:
+                request = parse_request(operation.value, body)
             policy = self.configuration.current.policy(caller.tenant_id)
+            if caller.app and not policy.allows_app(caller.app):
+                raise NotAllowed("このアプリは、町の管理者が止めています。")
             data_class = effective_class(caller, policy, request, scope)
             record.request(request, data_class)
             await self._serve(caller, policy, request, data_class, record, receive, send)
@@ -85,6 +98,14 @@ class Pipeline:
             record.failed(problem)
             if not record.headers_sent:
                 await send_problem(send, problem, call_id=record.call_id)
+        except Exception:
+            # A bug of ours. Whoever called still gets an answer that its client can read, and a number to ask about.
+            record.problem = "unexpected"
+            log.error("call_failed", call_id=str(record.call_id), exc_info=True)
+            if record.headers_sent:
+                raise
+            bug = Problem("数分たっても同じときは、共同利用の事務局に知らせてください。")
+            await send_problem(send, bug, call_id=record.call_id)
         finally:
             self.recorder.finish(record)
 
@@ -107,21 +128,26 @@ class Pipeline:
             data_class=data_class,
             needs=needed_capabilities(request),
         )
-        last: UpstreamProblem | None = None
+        failure: Problem | None = None
         for deployment in candidates:
             zone_guard(policy, deployment, data_class)
-            ticket = await self.admission.admit(caller, request, deployment, data_class, record)
             try:
+                ticket = await self.admission.admit(caller, request, deployment, data_class, record)
                 response = await self._dispatch(ticket, record, receive)
             except UpstreamProblem as problem:
-                last = problem
+                failure = problem
                 if not may_try_next(problem):
                     break
-                continue
-            await self._relay(ticket, response, record, receive, send)
-            return
-        assert last is not None
-        raise last
+            except UnknownPrice as problem:
+                failure = failure or problem
+            except QuotaExceeded as problem:
+                # That the next best is too dear is not why the call failed.
+                raise failure or problem from None
+            else:
+                await self._relay(ticket, response, record, receive, send)
+                return
+        assert failure is not None
+        raise failure
 
     async def _dispatch(self, ticket: Ticket, record: CallRecord, receive: AsgiReceive) -> UpstreamResponse:
         """Sends to one deployment and waits for its first bytes; a failure or a leaving client ends the ticket."""
@@ -149,6 +175,10 @@ class Pipeline:
             raise
         except (Disconnected, asyncio.CancelledError):
             self.admission.settle(ticket, Settlement(None, problem="client_disconnected"), record)
+            raise
+        except Exception:
+            # A bug of ours must not keep the town's money: what left may have been billed.
+            self.admission.settle(ticket, Settlement(None, problem="unexpected"), record)
             raise
 
     async def _relay(
@@ -227,12 +257,12 @@ def may_try_next(problem: UpstreamProblem) -> bool:
 def effective_class(caller: Caller, policy: Policy, request: ModelRequest, scope: AsgiScope) -> DataClass:
     """max(declared, app's floor, unreadable input); undeclared means the tenant's default. Never lowered."""
     declared = policy.default_class
-    for name, value in scope["headers"]:
-        if name == b"kumiai-data-class":
-            try:
-                declared = DataClass(value.decode("ascii"))
-            except ValueError:
-                raise BadDataClass("Kumiai-Data-Class は 1・2・3C・3B・3A のどれかにしてください。") from None
+    given = [value for name, value in scope["headers"] if name == b"kumiai-data-class"]
+    if given:
+        try:
+            [declared] = [DataClass(value.decode("ascii")) for value in given]
+        except ValueError:
+            raise BadDataClass("Kumiai-Data-Class は 1・2・3C・3B・3A のどれか1つにしてください。") from None
     if request.images:
         declared = declared.at_least(CLASS_OF_UNREADABLE)
     return declared.at_least(caller.class_floor)
@@ -279,13 +309,15 @@ def answer_headers(ticket: Ticket, record: CallRecord) -> list[tuple[bytes, byte
     headers = [
         (b"kumiai-call-id", str(record.call_id).encode()),
         (b"kumiai-zone", deployment.zone.value.encode()),
-        (b"kumiai-vendor-country", deployment.country.encode()),
+        (b"kumiai-data-class", record.data_class.encode()),
         (b"cache-control", b"no-store"),
     ]
+    if deployment.country:
+        headers.append((b"kumiai-vendor-country", deployment.country.encode()))
     if deployment.owner in ("town", "shared"):
         headers.append((b"kumiai-zone-owner", deployment.owner.encode()))
     if ticket.request.ignored:
-        headers.append((b"kumiai-ignored-parameters", ", ".join(ticket.request.ignored).encode("ascii", "replace")))
+        headers.append((b"kumiai-ignored-parameters", ", ".join(ticket.request.ignored).encode("ascii")))
     if ticket.capped_output_tokens is not None:
         headers.append((b"kumiai-output-capped", b"%d" % ticket.capped_output_tokens))
     return headers

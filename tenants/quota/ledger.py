@@ -7,6 +7,7 @@ the caller's own ids, never retried blind.
 
 import asyncio
 import json
+import math
 import os
 import queue
 import threading
@@ -32,7 +33,7 @@ from tenants.quota.terms import (
     Reservation,
     Settlement,
 )
-from tenants.quota.windows import window_start
+from tenants.quota.windows import window_bounds, window_start
 
 log = structlog.get_logger("ledger")
 
@@ -297,7 +298,7 @@ class LedgerWriter:
                 batch.refused.append((reserve, NoBudget("共同利用の事務局に、予算の設定を依頼してください。")))
                 continue
             try:
-                granted = _grant(reserve.hold, [states[a] for a in ids])
+                granted = _grant(reserve.hold, [states[a] for a in ids], now)
             except QuotaExceeded as refusal:
                 batch.refused.append((reserve, refusal))
                 continue
@@ -488,7 +489,7 @@ def _keys(hold: Hold, month: date) -> list[AccountKey]:
     return [AccountKey(hold.tenant_id, node, node_id, month) for node, node_id in nodes if node == "town" or node_id]
 
 
-def _grant(hold: Hold, accounts: Sequence[AccountState]) -> int:
+def _grant(hold: Hold, accounts: Sequence[AccountState], now: datetime) -> int:
     """The whole hold, or what the tightest account still has, down to the floor. Raises `QuotaExceeded`."""
     tightest = min(accounts, key=lambda a: a.available_uyen)
     if tightest.available_uyen >= hold.hold_uyen:
@@ -499,7 +500,14 @@ def _grant(hold: Hold, accounts: Sequence[AccountState]) -> int:
         f"{NODE_WORDS[tightest.node]}の今月の利用枠が足りません。来月1日に戻ります。"
         "急ぐときは、町の管理者に増枠を相談してください。",
         node=tightest.node,
+        retry_after_s=_seconds_left(now),
     )
+
+
+def _seconds_left(now: datetime) -> int:
+    """Until the month's window ends, rounded up."""
+    _, end = window_bounds("month", window_start("month", now))
+    return math.ceil((end - now).total_seconds())
 
 
 def _attempt_row(hold: Hold, reservation: Reservation) -> tuple[object, ...]:

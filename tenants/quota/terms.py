@@ -81,6 +81,7 @@ class QuotaExceeded(Problem):
     type = "urn:problem:gateway:quota-exceeded"
     status = HTTPStatus.TOO_MANY_REQUESTS
     title = "今月の利用上限に達しました"
+    is_passing = False
 
 
 class NoBudget(Problem):
@@ -93,6 +94,7 @@ class UnknownPrice(Problem):
     type = "urn:problem:gateway:unknown-price"
     status = HTTPStatus.SERVICE_UNAVAILABLE
     title = "料金が登録されていないモデルは使えません"
+    is_passing = False
 
 
 class LedgerUnavailable(Problem):

@@ -153,6 +153,7 @@ class UpstreamRefused(UpstreamProblem):
     type = "urn:problem:gateway:upstream-refused"
     status = HTTPStatus.BAD_GATEWAY
     title = "AIのサービスが要求を受け付けませんでした"
+    is_passing = False
 
 
 class UpstreamRateLimited(UpstreamProblem):

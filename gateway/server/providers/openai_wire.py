@@ -100,6 +100,8 @@ class _Json:
             answer: Any = orjson.loads(body)
         except orjson.JSONDecodeError as error:
             raise UpstreamBroken(_BROKEN, dispatched=True) from error
+        if not isinstance(answer, dict):
+            raise UpstreamBroken(_BROKEN, dispatched=True)
         items = answer.get("data" if request.operation is Operation.EMBEDDINGS else "choices")
         if not isinstance(items, list) or not items:
             raise UpstreamBroken(_BROKEN, dispatched=True)

@@ -7,7 +7,7 @@ from starlette.responses import JSONResponse, Response
 
 from gateway.server.authentication import Authenticator
 from gateway.server.configuration import ConfigurationSource
-from gateway.server.http import problem_body, status_of
+from gateway.server.http import problem_body, problem_headers, status_of
 from gateway.server.providers.base import Deployment
 from gateway.server.routing import UnknownModel
 from observability.problems import Problem
@@ -15,9 +15,7 @@ from observability.problems import Problem
 
 def problem_response(problem: Problem) -> Response:
     """OpenAI's error shape, also beside the hot routes."""
-    headers = {"cache-control": "no-store"}
-    if problem.retry_after_s is not None:
-        headers["retry-after"] = str(problem.retry_after_s)
+    headers = {name.decode(): value.decode() for name, value in problem_headers(problem)}
     return Response(
         problem_body(problem), status_code=status_of(problem), media_type="application/json", headers=headers
     )
