@@ -49,8 +49,10 @@ def create_front(targets: Mapping[str, str]) -> Starlette:
 
     async def relay(request: Request) -> Response:
         session: aiohttp.ClientSession = request.app.state.session
-        headers = [(k, v) for k, v in request.headers.items() if k not in HOP_BY_HOP]
+        # What a client says about its own address counts for nothing: the gateway counts key guesses by it.
+        headers = [(k, v) for k, v in request.headers.items() if k not in HOP_BY_HOP and k != "x-forwarded-for"]
         headers.append(("x-forwarded-proto", request.url.scheme))
+        headers.append(("x-forwarded-for", request.client.host if request.client else "127.0.0.1"))
         has_body = "content-length" in request.headers or "transfer-encoding" in request.headers
         target = targets[owner_of(request.url.path)]
         try:

@@ -22,10 +22,9 @@ from observability.problems import NotFound
 from tenants.audit import By
 from tenants.context import DataClass, Role, TenantId
 from tenants.db import Database
-from tenants.identity.api_keys import Peppers, create_key
+from tenants.identity.api_keys import create_key, load_peppers
 from tenants.identity.directories import open_directory
 from tenants.identity.directory import IdentityDirectory
-from tenants.keyfiles import ensure_key
 from tenants.lgcode import check_digit
 from tenants.models import FxRate, PersonIdentity, TenantIdentity
 from tenants.people import NewPerson, add_people, list_sections
@@ -168,7 +167,7 @@ async def _ensure_town(
                     session, created.tenant_id, yen=town.month_yen // 2, node="section", node_id=str(first)
                 )
     if not is_operator and town.code not in known["api_keys"]:
-        peppers = Peppers({1: ensure_key(settings.key_path("pepper"))})
+        peppers = load_peppers(settings)
         async with db.platform_session("demo") as session:
             plain = await create_key(session, TenantId(tenant_id), peppers, env=settings.env, label="デモの鍵")
         known["api_keys"][town.code] = plain.text

@@ -18,9 +18,16 @@ from tenants import audit
 from tenants.audit import By
 from tenants.context import Role, TenantContext, TenantId
 from tenants.db import Database
-from tenants.identity.api_keys import SCOPES, Peppers, create_key, list_keys, revoke_key, rotate_key
+from tenants.identity.api_keys import (
+    SCOPES,
+    add_pepper,
+    create_key,
+    list_keys,
+    load_peppers,
+    revoke_key,
+    rotate_key,
+)
 from tenants.identity.directories import open_directory, realm_spec
-from tenants.keyfiles import ensure_key, read_key
 from tenants.models import FxRate, Price, Tenant
 from tenants.people import code_of, list_people, list_sections
 from tenants.policy import bump_configuration
@@ -266,11 +273,6 @@ def tenant_erase(
 # ── key ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _peppers(settings: Settings) -> Peppers:
-    read = read_key if settings.env == "production" else ensure_key
-    return Peppers({1: read(settings.key_path("pepper"))})
-
-
 def key_create(
     town: Town,
     label: Annotated[str, typer.Option(help="What the key is for.")],
@@ -287,7 +289,7 @@ def key_create(
             plain = await create_key(
                 session,
                 tenant_id,
-                _peppers(settings),
+                load_peppers(settings),
                 env=settings.env,
                 label=label,
                 app=app,
@@ -337,7 +339,7 @@ def key_rotate(town: Town, key_id: str) -> None:
     async def work(settings: Settings, db: Database) -> None:
         _, tenant_id = await _find(db, town)
         async with db.platform_session("command") as session:
-            plain = await rotate_key(session, tenant_id, _peppers(settings), key_id, env=settings.env)
+            plain = await rotate_key(session, tenant_id, load_peppers(settings), key_id, env=settings.env)
             await audit.record(session, tenant_id, _by(), "key.rotate", about=("key", key_id))
         print(plain.text)
 
@@ -355,6 +357,12 @@ def key_revoke(town: Town, key_id: str) -> None:
         print(f"{key_id} を取り消しました。")
 
     _run(work)
+
+
+def key_pepper() -> None:
+    """Add a newer pepper to the key files; keys move to it as they are used, once every process is restarted."""
+    version = add_pepper(_settings())
+    print(f"pepper {version} を作りました。入口（gateway）、portal の順に起動し直すと使われます。")
 
 
 # ── money ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -637,7 +645,7 @@ _TENANT = {
     "export": tenant_export,
     "erase": tenant_erase,
 }
-_KEY = {"create": key_create, "list": key_list, "rotate": key_rotate, "revoke": key_revoke}
+_KEY = {"create": key_create, "list": key_list, "rotate": key_rotate, "revoke": key_revoke, "pepper": key_pepper}
 _BUDGET = {"set": budget_set, "show": budget_show}
 _PRICE = {"set": price_set, "fx": price_fx}
 _PEOPLE = {"list": people_list, "import": people_import}

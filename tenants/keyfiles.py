@@ -24,8 +24,9 @@ def read_key(path: Path, *, length: int = 32) -> bytes:
 def ensure_key(path: Path, *, length: int = 32) -> bytes:
     """Reads the key, making it first if there is none; two processes racing end with the same key."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    draft = path.with_name(path.name + ".new")
     try:
-        descriptor = os.open(path.with_suffix(".new"), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         return read_key(path, length=length)
     try:
@@ -34,7 +35,7 @@ def ensure_key(path: Path, *, length: int = 32) -> bytes:
                 file.write(base64.urlsafe_b64encode(secrets.token_bytes(length)).decode())
                 file.flush()
                 os.fsync(file.fileno())
-            path.with_suffix(".new").rename(path)
+            draft.rename(path)
     finally:
-        path.with_suffix(".new").unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
     return read_key(path, length=length)

@@ -30,9 +30,8 @@ from kumiai.processes import listen
 from tenants.audit import By
 from tenants.context import DataClass, TenantId
 from tenants.db import Database, DatabaseUrls
-from tenants.identity.api_keys import Peppers, create_key
+from tenants.identity.api_keys import create_key, load_peppers
 from tenants.identity.directories import open_directory
-from tenants.keyfiles import ensure_key
 from tenants.lgcode import check_digit
 from tenants.models import Call, FxRate, Price
 from tenants.policy import Policy, bump_configuration
@@ -168,7 +167,7 @@ class Region:
         return self.with_database(lambda db: self._key(db, town.id, **key))
 
     async def _key(self, db: Database, tenant_id: TenantId, **key: Any) -> str:
-        peppers = Peppers({1: ensure_key(self.settings.key_path("pepper"))})
+        peppers = load_peppers(self.settings)
         async with db.platform_session("test") as session:
             values = {"env": self.settings.env, "label": "窓口システム"} | key
             return (await create_key(session, tenant_id, peppers, **values)).text

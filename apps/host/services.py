@@ -15,7 +15,7 @@ from tenants.blobs import Blobs, FolderStore
 from tenants.db import Database
 from tenants.documents import Documents
 from tenants.identity.access_list import AccessList
-from tenants.identity.api_keys import Peppers
+from tenants.identity.api_keys import load_peppers
 from tenants.identity.directories import open_directory, portal_secret
 from tenants.identity.directory import IdentityDirectory
 from tenants.identity.issuers import Issuer
@@ -42,7 +42,7 @@ class Services:
         self.issuer = Issuer(settings.resolved_issuer)
         self.gateway = Gateway(settings.gateway_url)
         self.delegation_key = read(settings.key_path("delegation"))
-        self.peppers = Peppers({1: read(settings.key_path("pepper"))})
+        self.peppers = load_peppers(settings)
         self.seal = Seal(read(settings.key_path("session")))
         self.client = (settings.portal_client_id, portal_secret(settings))
         self.sessions = Sessions(

@@ -1,27 +1,30 @@
 """Who is calling: exactly one credential, an API key, a person's token or a delegation. The tenant comes from it."""
 
 import hashlib
+import math
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import UUID
 
+from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import col, select
 
 from gateway.server.http import AsgiScope
-from observability.problems import NotAllowed, NotSignedIn, TooManyRequests
+from observability.problems import NotAllowed, NotSignedIn, TooManyRequests, Unavailable
 from tenants.context import DataClass, PersonId, SectionId, TenantId
 from tenants.db import Database
 from tenants.identity import delegation
-from tenants.identity.access_list import AccessList
+from tenants.identity.access_list import AccessList, Revoked
 from tenants.identity.api_keys import Peppers, parse_key
 from tenants.identity.issuers import BadToken, Issuer
 from tenants.models import ApiKey, Person, PersonIdentity, TenantIdentity, Throttle
 
 MAX_CACHED: Final = 20_000
 KEY_CACHE_S: Final = 60.0
-# Guesses from one address before it has to wait; known good keys go on working from there.
+# Wrong secrets for one key, or keys that do not exist, from one address, before it has to wait. Other keys go on working
+# from there: behind an ingress or in one town hall many systems share an address.
 GUESSES: Final = 20
 GUESS_WINDOW: Final = timedelta(minutes=10)
 BLOCK: Final = timedelta(minutes=10)
@@ -30,8 +33,8 @@ _SCOPE_OF_PATH: Final = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "completions",
     "/v1/embeddings": "embeddings",
-    "/v1/models": "models",
 }
+_ASK_FOR_A_KEY: Final = "鍵を確かめてください。分からないときは、町の管理者に再発行を依頼してください。"
 
 
 class NoCredential(NotSignedIn):
@@ -92,66 +95,71 @@ class Authenticator:
         self._audience = audience
         self._clients = clients
         self._cache: dict[bytes, _Cached] = {}
-        self._blocked: dict[str, datetime] = {}
+        # By what is counted: an address and the key it was wrong about.
+        self._blocked: dict[tuple[str, str], datetime] = {}
 
     async def authenticate(self, scope: AsgiScope) -> Caller:
-        """Raises `NoCredential`, `BadKey`, `BadToken`, `TenantSuspended`, `Revoked`, `NotAllowed`, `TooManyRequests`."""
+        """Raises `NoCredential`, `BadKey`, `BadToken`, `TenantSuspended`, `Revoked`, `NotAllowed`, `TooManyRequests`.
+
+        Raises `Unavailable` for a credential that was not seen lately while the database is away.
+        """
         token = _bearer(scope)
         digest = hashlib.sha256(token.encode()).digest()
         cached = self._cache.get(digest)
         if cached is None or cached.good_until <= time.time():
-            cached = await self._verify(token, scope)
+            try:
+                cached = await self._verify(token, scope, was_good=cached is not None)
+            except (SQLAlchemyError, OSError) as error:
+                raise Unavailable("少し待って、もう一度送ってください。", retry_after_s=5) from error
             if len(self._cache) >= MAX_CACHED:
                 self._cache.clear()
             self._cache[digest] = cached
         caller = cached.caller
-        self._access.check(
-            caller.tenant_id,
-            issued_at=cached.issued_at,
-            person_id=caller.person_id,
-            sid=cached.sid,
-            sub=cached.sub,
-            key_id=cached.key_id,
-        )
-        needed = _SCOPE_OF_PATH.get(scope["path"], "")
-        if caller.scopes and needed and needed not in caller.scopes:
+        try:
+            self._access.check(
+                caller.tenant_id,
+                issued_at=cached.issued_at,
+                person_id=caller.person_id,
+                sid=cached.sid,
+                sub=cached.sub,
+                key_id=cached.key_id,
+            )
+        except Revoked:
+            if cached.key_id:
+                raise BadKey(_ASK_FOR_A_KEY) from None
+            raise
+        if caller.scopes and _scope_of(scope["path"]) not in caller.scopes:
             raise NotAllowed("このAPIキーでは、この処理を使えません。鍵の範囲を確かめてください。")
         return caller
 
-    async def _verify(self, token: str, scope: AsgiScope) -> _Cached:
+    async def _verify(self, token: str, scope: AsgiScope, *, was_good: bool) -> _Cached:
         parsed = parse_key(token)
-        address = str((scope.get("client") or ("?", 0))[0])
         if parsed is None and token.count(".") == 2:
             return await self._verify_token(token)
-        if self._blocked.get(address, datetime.min.replace(tzinfo=UTC)) > datetime.now(UTC):
-            raise TooManyRequests(
-                "正しくないAPIキーが続きました。しばらく待ってください。", retry_after_s=int(BLOCK.total_seconds())
-            )
-        found = await self._verify_key(*parsed) if parsed is not None else None
-        if found is None:
-            await self._guessed(address)
-            raise BadKey("鍵を確かめてください。分からないときは、町の管理者に再発行を依頼してください。")
-        return found
-
-    async def _verify_key(self, _env: str, key_id: str, secret: str) -> _Cached | None:
+        _, key_id, secret = parsed or ("", "", "")
         now = datetime.now(UTC)
-        async with self._db.platform_session("api key", read_only=True) as session:
-            row = (await session.exec(select(ApiKey).where(col(ApiKey.key_id) == key_id))).first()
+        row = await self._find_key(key_id) if parsed is not None else None
+        guess = (str((scope.get("client") or ("?", 0))[0]), "" if row is None else key_id)
+        blocked_until = self._blocked.get(guess, now)
+        if blocked_until > now and not was_good:
+            raise TooManyRequests(
+                "正しくないAPIキーが続きました。しばらく待ってください。",
+                retry_after_s=math.ceil((blocked_until - now).total_seconds()),
+            )
         if row is None:
             # As much work as for a key that exists.
             self._peppers.verify(secret, self._peppers.newest, "0" * 64)
-            return None
-        if not self._peppers.verify(secret, row.pepper_version, row.secret_hash):
-            return None
+        if row is None or not self._peppers.verify(secret, row.pepper_version, row.secret_hash):
+            await self._guessed(guess, now)
+            raise BadKey(_ASK_FOR_A_KEY)
         if row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= now):
-            return None
+            raise BadKey(_ASK_FOR_A_KEY)
+        await self._used(row, secret, now)
         until = time.time() + KEY_CACHE_S
         if row.expires_at is not None:
             until = min(until, row.expires_at.timestamp())
-        await self._used(row.id, row.last_used_at, now)
-        tenant_id = TenantId(row.tenant_id)
         caller = Caller(
-            tenant_id=tenant_id,
+            tenant_id=TenantId(row.tenant_id),
             person_id=None,
             section_id=SectionId(row.section_id) if row.section_id else None,
             api_key_id=row.id,
@@ -162,15 +170,27 @@ class Authenticator:
         )
         return _Cached(caller, until, None, key_id=key_id)
 
-    async def _used(self, id: UUID, last: datetime | None, now: datetime) -> None:
-        """Keeps the day of last use, so that forgotten keys can be found; at most one write an hour."""
-        if last is not None and now - last < timedelta(hours=1):
+    async def _find_key(self, key_id: str) -> ApiKey | None:
+        async with self._db.platform_session("api key", read_only=True) as session:
+            return (await session.exec(select(ApiKey).where(col(ApiKey.key_id) == key_id))).first()
+
+    async def _used(self, found: ApiKey, secret: str, now: datetime) -> None:
+        """Keeps when a key was last used, so that forgotten ones can be found; at most one write an hour.
+
+        A key that still hangs on an older pepper moves to the newest: only here its secret is in hand.
+        """
+        is_old = found.pepper_version < self._peppers.newest
+        if not is_old and found.last_used_at is not None and now - found.last_used_at < timedelta(hours=1):
             return
         async with self._db.platform_session("api key") as session:
-            row = await session.get(ApiKey, id)
-            if row is not None:
-                row.last_used_at = now
-                session.add(row)
+            row = await session.get(ApiKey, found.id)
+            if row is None:
+                return
+            row.last_used_at = now
+            if is_old:
+                row.pepper_version = self._peppers.newest
+                row.secret_hash = self._peppers.hash(secret, row.pepper_version)
+            session.add(row)
 
     async def _verify_token(self, token: str) -> _Cached:
         try:
@@ -222,10 +242,9 @@ class Authenticator:
         )
         return _Cached(caller, verified.expires_at.timestamp(), verified.issued_at, verified.sid, verified.sub)
 
-    async def _guessed(self, address: str) -> None:
-        """Counts a wrong key against its address, in the database, so that all gateways count together."""
-        now = datetime.now(UTC)
-        key_hash = self._peppers.hash(f"guess:{address}", self._peppers.newest)
+    async def _guessed(self, guess: tuple[str, str], now: datetime) -> None:
+        """Counts a wrong key, in the database, so that all gateways count together."""
+        key_hash = self._peppers.hash("guess:" + "|".join(guess), self._peppers.newest)
         async with self._db.platform_session("key guesses") as session:
             row = await session.get(Throttle, key_hash)
             if row is None or now - row.first_at > GUESS_WINDOW:
@@ -234,8 +253,15 @@ class Authenticator:
             row.failures += 1
             if row.failures >= GUESSES:
                 row.blocked_until = now + BLOCK
-                self._blocked[address] = row.blocked_until
+                if len(self._blocked) >= MAX_CACHED:
+                    self._blocked.clear()
+                self._blocked[guess] = row.blocked_until
             session.add(row)
+
+
+def _scope_of(path: str) -> str:
+    """The scope a key needs for a path; an unknown path needs one that nobody has."""
+    return "models" if path.startswith("/v1/models") else _SCOPE_OF_PATH.get(path, "")
 
 
 def _bearer(scope: AsgiScope) -> str:

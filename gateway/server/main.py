@@ -26,7 +26,7 @@ from observability.problems import NotFound, Problem
 from observability.tracing import configure_tracing
 from tenants.db import Database
 from tenants.identity.access_list import AccessList
-from tenants.identity.api_keys import Peppers
+from tenants.identity.api_keys import load_peppers
 from tenants.identity.issuers import Issuer
 from tenants.keyfiles import ensure_key, read_key
 from tenants.models import Price
@@ -57,7 +57,7 @@ class Gateway:
             self.db,
             self.access,
             self.issuer,
-            peppers=Peppers({1: read(settings.key_path("pepper"))}),
+            peppers=load_peppers(settings),
             delegation_key=read(settings.key_path("delegation")),
             audience=settings.gateway_audience,
             clients=frozenset({settings.portal_client_id}),

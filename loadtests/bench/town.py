@@ -8,9 +8,8 @@ from pydantic import SecretStr
 
 from tenants.audit import By
 from tenants.db import Database
-from tenants.identity.api_keys import Peppers, create_key
+from tenants.identity.api_keys import create_key, load_peppers
 from tenants.identity.directories import open_directory
-from tenants.keyfiles import ensure_key
 from tenants.lgcode import check_digit
 from tenants.models import Price
 from tenants.policy import Policy
@@ -47,7 +46,7 @@ async def prepare_town(env: Mapping[str, str]) -> tuple[str, str]:
             ),
             by=By("command", "bench"),
         )
-        peppers = Peppers({1: ensure_key(settings.key_path("pepper"))})
+        peppers = load_peppers(settings)
         async with db.platform_session("bench") as session:
             await register_price(
                 session,

@@ -15,7 +15,9 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from observability.problems import Conflict, InvalidInput, NotFound
 from tenants.context import SectionId, TenantId
 from tenants.identity.access_list import revoke
+from tenants.keyfiles import ensure_key, read_key
 from tenants.models import ApiKey
+from tenants.settings import Settings
 
 SCOPES: Final = frozenset({"models", "chat", "completions", "embeddings"})
 # During a rotation the old key lives on beside the new one, so that a system can change over without a gap.
@@ -40,6 +42,26 @@ class Peppers:
     def verify(self, secret: str, version: int, expected: str) -> bool:
         """In constant time; an unknown pepper version never matches."""
         return version in self.by_version and hmac.compare_digest(self.hash(secret, version), expected)
+
+
+def load_peppers(settings: Settings) -> Peppers:
+    """Version 1 lies in the pepper's file, version N beside it in a file of the same name with `.N` behind it.
+
+    Raises `KeyFileError`. Outside production the first one is made when it is missing.
+    """
+    first = settings.key_path("pepper")
+    peppers = {1: read_key(first) if settings.env == "production" else ensure_key(first)}
+    while (later := first.with_name(f"{first.name}.{len(peppers) + 1}")).exists():
+        peppers[len(peppers) + 1] = read_key(later)
+    return Peppers(peppers)
+
+
+def add_pepper(settings: Settings) -> int:
+    """Makes the next version's file and returns its number; processes use it from their next start on."""
+    version = load_peppers(settings).newest + 1
+    first = settings.key_path("pepper")
+    ensure_key(first.with_name(f"{first.name}.{version}"))
+    return version
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +150,7 @@ async def _get(session: AsyncSession, tenant_id: TenantId, key_id: str) -> ApiKe
 async def rotate_key(
     session: AsyncSession, tenant_id: TenantId, peppers: Peppers, key_id: str, *, env: str, by: UUID | None = None
 ) -> PlainKey:
-    """A successor with the same rights; the old key lives for the overlap, then it expires. Two live at most."""
+    """A successor with the same rights and as long a life; the old key lives on for the overlap. Two live at most."""
     old = await _get(session, tenant_id, key_id)
     now = datetime.now(UTC)
     if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
@@ -145,6 +167,7 @@ async def rotate_key(
         section_id=SectionId(old.section_id) if old.section_id else None,
         scopes=frozenset(old.scopes),
         models=tuple(old.models),
+        expires_at=None if old.expires_at is None else now + (old.expires_at - old.created_at),
         by=by,
     )
     successor = await _get(session, tenant_id, plain.key_id)
