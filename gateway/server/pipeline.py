@@ -248,9 +248,12 @@ class Pipeline:
 
 
 def may_try_next(problem: UpstreamProblem) -> bool:
-    """Another deployment may take over when nothing was sent, or the upstream itself said that it cannot now."""
-    if isinstance(problem, UpstreamRefused):
-        return False
+    """Another deployment may take over when nothing was sent, or the upstream itself said that it cannot now.
+
+    Not when it understood the request and said no; but a key or a model name that it does not know is our own fault.
+    """
+    if isinstance(problem, UpstreamRefused) and problem.dispatched:
+        return problem.extensions.get("upstream_status") in (401, 404)
     return not problem.dispatched or "upstream_status" in problem.extensions
 
 

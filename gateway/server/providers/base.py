@@ -156,6 +156,14 @@ class UpstreamRefused(UpstreamProblem):
     is_passing = False
 
 
+class InputRefused(UpstreamRefused):
+    """It was the request that the upstream would not have: too long, or a field this model does not know."""
+
+    type = "urn:problem:gateway:upstream-refused-input"
+    status = HTTPStatus.BAD_REQUEST
+    title = "AIのサービスがこの内容を受け付けませんでした"
+
+
 class UpstreamRateLimited(UpstreamProblem):
     type = "urn:problem:gateway:upstream-rate-limited"
     status = HTTPStatus.TOO_MANY_REQUESTS

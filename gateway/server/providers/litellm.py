@@ -26,6 +26,7 @@ import orjson
 
 from gateway.server.providers.base import (
     Deployment,
+    InputRefused,
     Operation,
     UpstreamBroken,
     UpstreamRefused,
@@ -625,7 +626,7 @@ def _prepared(wire: _Wire, request: UpstreamRequest) -> _Exchange:
             optional_params.pop(internal, None)
         return wire.prepare(request, model, config, optional_params)
     except _library_errors() as error:
-        raise UpstreamRefused(_NOT_POSSIBLE, dispatched=False) from error
+        raise InputRefused(_NOT_POSSIBLE, dispatched=False) from error
 
 
 @functools.cache
@@ -842,7 +843,7 @@ class LiteLLMRouter:
     async def send(self, request: UpstreamRequest) -> UpstreamResponse:
         """See `Provider.send`."""
         if request.stream and request.operation is not Operation.CHAT:
-            raise UpstreamRefused(_NOT_POSSIBLE, dispatched=False)
+            raise InputRefused(_NOT_POSSIBLE, dispatched=False)
         worker = await self._running()
         deployment = request.deployment
         body = {name: value for name, value in request.body.items() if name not in ("stream", "stream_options")}
@@ -962,7 +963,7 @@ def _raise_error(message: Mapping[str, Any]) -> NoReturn:
         case "timeout":
             raise UpstreamTimeout(_TRY_AGAIN, dispatched=True)
         case "unsupported":
-            raise UpstreamRefused(_NOT_POSSIBLE, dispatched=False)
+            raise InputRefused(_NOT_POSSIBLE, dispatched=False)
         case "broken":
             raise UpstreamBroken(_BROKEN, dispatched=True)
     raise UpstreamBroken(_BROKEN, dispatched=True)

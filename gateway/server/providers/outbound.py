@@ -14,6 +14,7 @@ from typing import TypeVar
 import aiohttp
 
 from gateway.server.providers.base import (
+    InputRefused,
     UpstreamBroken,
     UpstreamRateLimited,
     UpstreamRefused,
@@ -119,11 +120,15 @@ def raise_for(status: int, retry_after: str = "") -> None:
         raise UpstreamRateLimited(_TRY_AGAIN, dispatched=True, upstream_status=status, retry_after_s=seconds or 5)
     if status >= 500 or status == 408:
         raise UpstreamUnavailable(_TRY_AGAIN, dispatched=True, upstream_status=status)
+    if status in (400, 413, 422):
+        raise InputRefused(
+            "入力が長すぎるか、このモデルで使えない指定があります。短くするか、別のモデルを選んでください。",
+            dispatched=True,
+            upstream_status=status,
+        )
     if status >= 400:
         raise UpstreamRefused(
-            "入力が長すぎるか、このモデルで使えない指定があります。短くするか、別のモデルを選んでください。"
-            if status in (400, 413, 422)
-            else "共同利用の事務局に、AIのサービスの契約と鍵の確認を依頼してください。",
+            "共同利用の事務局に、AIのサービスの契約と鍵の確認を依頼してください。",
             dispatched=True,
             upstream_status=status,
         )

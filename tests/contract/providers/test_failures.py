@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from gateway.server.providers.base import (
+    InputRefused,
     UpstreamBroken,
     UpstreamProblem,
     UpstreamRateLimited,
@@ -23,12 +24,12 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 STARTED = 6
 
 STATUSES: list[tuple[int, type[UpstreamProblem]]] = [
-    (400, UpstreamRefused),
+    (400, InputRefused),
     (401, UpstreamRefused),
     (403, UpstreamRefused),
     (404, UpstreamRefused),
-    (413, UpstreamRefused),
-    (422, UpstreamRefused),
+    (413, InputRefused),
+    (422, InputRefused),
     (429, UpstreamRateLimited),
     (408, UpstreamUnavailable),
     (500, UpstreamUnavailable),
