@@ -259,6 +259,8 @@ async def delete(ctx: Context, conversation_id: UUID) -> Response:
 
 @routes.get("/deleted/{conversation_id}")
 async def deleted(ctx: Context, conversation_id: UUID) -> Response:
+    if not await Chat(ctx).is_in_trash(conversation_id):
+        return RedirectResponse(f"/apps/chat/c/{conversation_id}", status_code=303)
     return await ctx.page("deleted.html", conversation_id=conversation_id)
 
 

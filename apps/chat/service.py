@@ -305,6 +305,11 @@ class Chat:
         await self._ctx.documents.get(conversation_id, kind="conversation")
         await self._ctx.documents.delete(conversation_id)
 
+    async def is_in_trash(self, conversation_id: UUID) -> bool:
+        """Raises `NotFound` for what is not this person's."""
+        found = await self._ctx.documents.get(conversation_id, kind="conversation", deleted=True)
+        return found.deleted_at is not None
+
     async def restore(self, conversation_id: UUID) -> None:
         await self._ctx.documents.restore(conversation_id)
 

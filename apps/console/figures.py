@@ -47,8 +47,9 @@ def dry_day(used_uyen: int, limit_uyen: int, today: date) -> date | None:
     if used_uyen <= 0:
         return None
     days = (limit_uyen - used_uyen) * today.day // used_uyen
-    dry = today + timedelta(days=int(days))
-    return dry if dry <= today.replace(day=monthrange(today.year, today.month)[1]) else None
+    # Compared as a number first: a slow pace reaches beyond what a date can hold.
+    days_left = monthrange(today.year, today.month)[1] - today.day
+    return today + timedelta(days=days) if days <= days_left else None
 
 
 async def towns_of_month(db: Database, now: datetime) -> tuple[list[TownFigures], list[Day]]:

@@ -154,6 +154,8 @@ async def slips(
     password: Annotated[list[str], Form()],
 ) -> Response:
     """Slips to cut and hand over. Passwords are not kept: they come from the page that showed them."""
+    if len({len(login), len(display_name), len(section), len(password)}) != 1:
+        raise InvalidInput("前の画面から、もう一度印刷してください。")
     alias = await _alias(office)
     made = [
         Slip(
@@ -210,15 +212,23 @@ async def change_person(
             )
         if act == "move":
             async with office.db.tenant_session(office.actor.context) as session:
-                await move_person(session, tenant, person, SectionId(UUID(section)) if section else None, by=office.by)
+                await move_person(session, tenant, person, _section_id(section), by=office.by)
             return back(f"{HERE}/people", f"{name}を移しました")
-        if act in ("grant", "take") and Role(role) in _GRANTABLE:
+        if act in ("grant", "take") and role in _GRANTABLE:
             async with office.db.tenant_session(office.actor.context) as session:
                 await set_role(session, tenant, person, Role(role), granted=act == "grant", by=office.by)
             return back(f"{HERE}/people", f"{name}の役割を変えました")
     except Conflict as problem:
         return await _people_page(office, problem=problem)
     raise NotFound
+
+
+def _section_id(text: str) -> SectionId | None:
+    """Empty: no section. What is no id is nobody's."""
+    try:
+        return SectionId(UUID(text)) if text else None
+    except ValueError:
+        raise NotFound from None
 
 
 @routes.get("/people/import")

@@ -8,6 +8,7 @@ import structlog
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartParser
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
@@ -17,7 +18,7 @@ from apps.desk import reports as desk_reports
 from apps.host import home, signin
 from apps.host.app_context import bind, bind_office
 from apps.host.discovery import discover
-from apps.host.requests import check_origin, problem_page
+from apps.host.requests import MAX_BODY_BYTES, UNSAFE, check_length, check_origin, identified, problem_page
 from apps.host.services import Services
 from apps.host.sessions import SessionEnded
 from apps.sdk.intake import close_intake
@@ -55,6 +56,8 @@ def create_portal(settings: Settings) -> FastAPI:
             await close_intake()
             await services.stop()
 
+    # What a person uploads is sealed before it touches a disk; bodies are small enough to be held.
+    MultiPartParser.spool_max_size = MAX_BODY_BYTES
     portal = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     portal.state.services = services
     portal.mount("/static", StaticFiles(directory=STATIC), name="static")
@@ -63,11 +66,15 @@ def create_portal(settings: Settings) -> FastAPI:
 
     @portal.middleware("http")
     async def around(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        """A number for the request, the Origin check, and the headers every page carries."""
+        """A number for the request, what is checked before a body is read, and the headers every page carries."""
         request.state.trace_id = new_id()
-        if request.url.path != "/auth/backchannel-logout" and not request.url.path.startswith("/dev-issuer/"):
+        by_issuer = request.url.path == "/auth/backchannel-logout" or request.url.path.startswith("/dev-issuer/")
+        if request.method in UNSAFE:
             try:
-                check_origin(request, settings.public_url)
+                check_length(request)
+                if not by_issuer:
+                    check_origin(request, settings.public_url)
+                    await identified(request)
             except Problem as problem:
                 return await _render(request, problem)
         response = await call_next(request)

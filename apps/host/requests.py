@@ -4,7 +4,8 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from http import HTTPStatus
+from typing import Annotated, Any, Final
 from uuid import UUID, uuid4
 
 from fastapi import Depends, Request
@@ -20,8 +21,24 @@ from tenants.people import load_actor
 UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
+# Ten files of the largest size would be more; a browser sends them one by one.
+MAX_BODY_BYTES: Final = 64 * 1024 * 1024
+
+
 class ForgedRequest(NotAllowed):
     type = "urn:problem:portal:forged-request"
+    title = "この操作は受け付けられません"
+
+
+class BodyTooLarge(Problem):
+    type = "urn:problem:portal:body-too-large"
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    title = "送る量が多すぎます"
+
+
+class LengthRequired(Problem):
+    type = "urn:problem:portal:length-required"
+    status = HTTPStatus.LENGTH_REQUIRED
     title = "この操作は受け付けられません"
 
 
@@ -40,7 +57,18 @@ def services(request: Request) -> Services:
 
 
 async def signed(request: Request) -> Signed:
-    """The signed-in person; cached on the request. Raises `SessionEnded`, `TenantSuspended`, `Revoked`."""
+    """The signed-in person; what changes something also needs their token. Raises as `identified`, `ForgedRequest`."""
+    found = await identified(request)
+    if request.method in UNSAFE:
+        await _check_csrf(request, found.session)
+    return found
+
+
+async def identified(request: Request) -> Signed:
+    """Who is asking, by the cookie alone: nothing of the body is read. Cached on the request.
+
+    Raises `SessionEnded`, `TenantSuspended`, `Revoked`.
+    """
     found: Signed | None = getattr(request.state, "signed", None)
     if found is not None:
         return found
@@ -55,8 +83,6 @@ async def signed(request: Request) -> Signed:
         raise SessionEnded("ended") from None
     found = Signed(session, actor, dict(person.preferences) if person else {})
     request.state.signed = found
-    if request.method in UNSAFE:
-        await _check_csrf(request, session)
     return found
 
 
@@ -73,6 +99,15 @@ async def _check_csrf(request: Request, session: SignedIn) -> None:
             given = str((await request.form()).get("csrf", ""))
     if not secrets.compare_digest(given.encode(), session.csrf.encode()):
         raise ForgedRequest("ページを開き直して、もう一度操作してください。")
+
+
+def check_length(request: Request) -> None:
+    """A body is announced and not too large. Browsers always say how long a form is."""
+    declared = request.headers.get("content-length", "")
+    if "transfer-encoding" in request.headers or (declared and not declared.isdigit()):
+        raise LengthRequired("ブラウザーの画面から操作してください。")
+    if int(declared or 0) > MAX_BODY_BYTES:
+        raise BodyTooLarge(f"一度に送れるのは{MAX_BODY_BYTES // 1024 // 1024}MBまでです。分けて送ってください。")
 
 
 def check_origin(request: Request, public_url: str) -> None:

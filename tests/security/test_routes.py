@@ -1,0 +1,400 @@
+"""Every address of the running product, asked from outside: by nobody, by another site, by the wrong person."""
+
+import re
+import socket
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from apps.host.discovery import discover
+from apps.host.main import create_portal
+from gateway.server.providers.base import Operation
+from tenants.settings import Settings
+from tests.demo_process import Browser, DemoProcess
+
+FORGED = "urn:problem:portal:forged-request"
+UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+# Readable by everybody, and nothing else is: the way in, what the law wants shown, and what machines ask.
+PUBLIC = {
+    ("GET", "/"), ("GET", "/t/{town}"), ("GET", "/auth/signin"), ("GET", "/auth/callback"), ("GET", "/about/{name}"),
+    ("GET", "/portal/ready"),
+}  # fmt: skip
+# The issuer calls it without a browser; a signed token stands in for cookie and origin.
+BY_TOKEN = {("POST", "/auth/backchannel-logout")}
+
+
+@dataclass(frozen=True)
+class Address:
+    method: str
+    path: str
+
+    def url(self, **given: str) -> str:
+        """The path with its parameters filled: as given, else with ids that nobody has."""
+        return re.sub(r"\{(\w+)(?::\w+)?\}", lambda found: given.get(found[1], str(uuid.uuid4())), self.path)
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path}"
+
+
+@pytest.fixture(scope="module")
+def addresses(tmp_path_factory: pytest.TempPathFactory) -> list[Address]:
+    """What the portal serves, as it describes itself."""
+    portal = create_portal(Settings(env="test", home=tmp_path_factory.mktemp("routes")))
+    portal.openapi_url = "/described"
+    found = [Address(method.upper(), path) for path, methods in portal.openapi()["paths"].items() for method in methods]
+    return sorted(found, key=str)
+
+
+def guarded(addresses: list[Address]) -> list[Address]:
+    return [a for a in addresses if (a.method, a.path) not in PUBLIC | BY_TOKEN]
+
+
+def test_the_addresses_were_found(addresses: list[Address]) -> None:
+    told = {(a.method, a.path) for a in addresses}
+    assert len(told) > 60
+    assert told >= PUBLIC | BY_TOKEN
+    for known in (
+        ("POST", "/apps/chat/send"), ("GET", "/apps/chat/c/{conversation_id}"), ("GET", "/console/operator"),
+        ("POST", "/console/town/people/{person_id}/{act}"), ("GET", "/desk/reports/{report_id}"), ("POST", "/report"),
+        ("POST", "/auth/signout"),
+    ):  # fmt: skip
+        assert known in told
+    # None of an app's own routes hides from the description.
+    for app in discover().values():
+        own = {
+            (method, f"/apps/{app.manifest.id}{route.path}")
+            for route in app.router.routes
+            for method in route.methods  # type: ignore[attr-defined]  # an app has plain routes only
+        }
+        assert own
+        assert own <= told
+
+
+def test_everything_but_the_way_in_refuses_nobody(running: DemoProcess, addresses: list[Address]) -> None:
+    answered: dict[str, int] = {}
+    with running.browser() as browser:
+        for address in guarded(addresses):
+            headers = {"origin": browser.origin} if address.method in UNSAFE else {}
+            answer = browser.request(address.method, address.url(), headers=headers)
+            answered[str(address)] = answer.status_code
+            if address.method in UNSAFE:
+                assert answer.status_code == 401, address
+            else:
+                assert answer.status_code == 303, address
+                assert re.fullmatch(r"/(t/\w+)?\?.*why=\w+.*", answer.headers["location"]), address
+    assert len(answered) > 55
+
+
+def _head_only(running: DemoProcess, *lines: str) -> str:
+    """The answer to the beginning of a request whose rest never comes."""
+    host, port = running.base_url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        head = (
+            "POST /apps/chat/files HTTP/1.1", f"Host: {host}:{port}", f"Origin: {running.base_url}",
+            "Content-Type: multipart/form-data; boundary=x", *lines, "", "",
+        )  # fmt: skip
+        # The proxy of the demo sends the head on with the first piece of the body.
+        connection.sendall("\r\n".join(head).encode() + b"3\r\n--x\r\n")
+        return connection.recv(4096).decode(errors="replace").split()[1]
+
+
+def test_a_body_is_not_read_before_its_sender_is_known(running: DemoProcess) -> None:
+    assert _head_only(running, "Content-Length: 50000000") == "401"
+
+
+def test_a_body_has_a_length_and_a_limit(running: DemoProcess) -> None:
+    assert _head_only(running, "Content-Length: 70000000") == "413"
+    assert _head_only(running, "Transfer-Encoding: chunked") == "411"
+
+
+def test_scripts_of_nobody_get_401_instead_of_a_redirect(running: DemoProcess) -> None:
+    with running.browser() as browser:
+        answer = browser.get("/apps/chat", headers={"kumiai-request": "fetch"})
+    assert answer.status_code == 401
+    assert answer.json()["type"] == "urn:problem:portal:session-ended"
+
+
+def test_what_is_public_answers(running: DemoProcess, addresses: list[Address]) -> None:
+    town = running.towns[0]
+    with running.browser() as browser:
+        for address in (a for a in addresses if (a.method, a.path) in PUBLIC):
+            answer = browser.get(address.url(town=town, name="rules"), params={"town": town})
+            assert answer.status_code in (200, 303, 403), address
+            assert "なりすまし" not in answer.text
+
+
+def _forgeries(browser: Browser) -> dict[str, dict[str, str]]:
+    """Headers of requests that are not from our own pages. Each lacks one thing only."""
+    right = {"origin": browser.origin, "kumiai-csrf": browser.csrf, "kumiai-request": "fetch"}
+    return {
+        "another site": right | {"origin": "https://evil.example"},
+        "another port": right | {"origin": "http://127.0.0.1:1"},
+        "a sandboxed frame": right | {"origin": "null"},
+        "no origin": {k: v for k, v in right.items() if k != "origin"},
+        "no token": {k: v for k, v in right.items() if k != "kumiai-csrf"},
+        "another person's token": right | {"kumiai-csrf": "x" * len(browser.csrf)},
+    }
+
+
+def test_every_change_refuses_a_forged_request(running: DemoProcess, addresses: list[Address]) -> None:
+    checked = 0
+    with running.signed_in("staff") as browser:
+        forgeries = _forgeries(browser)
+        for address in (a for a in guarded(addresses) if a.method in UNSAFE):
+            for kind, headers in forgeries.items():
+                answer = browser.request(address.method, address.url(), headers=headers)
+                assert (answer.status_code, answer.json()["type"]) == (403, FORGED), f"{kind}: {address}"
+                checked += 1
+    assert checked > 100
+
+
+@pytest.mark.parametrize("role", ["staff", "town_admin", "operator"])
+def test_the_same_request_of_our_own_pages_is_not_forged(
+    running: DemoProcess, addresses: list[Address], role: str
+) -> None:
+    """Something else refuses what is empty and names an id that nobody has; nothing breaks on it."""
+    with running.signed_in(role) as browser:
+        right = {"origin": browser.origin, "kumiai-csrf": browser.csrf, "kumiai-request": "fetch"}
+        for address in (a for a in guarded(addresses) if a.method in UNSAFE and a.path != "/auth/signout"):
+            answer = browser.request(address.method, address.url(), headers=right)
+            assert "forged" not in answer.text, address
+            assert answer.status_code < 500, f"{address}: {answer.status_code}"
+
+
+def test_a_forged_sign_out_leaves_the_person_signed_in(running: DemoProcess) -> None:
+    with running.signed_in("staff") as browser:
+        for headers in _forgeries(browser).values():
+            assert browser.post("/auth/signout", headers=headers).status_code == 403
+        assert browser.get("/settings").status_code == 200
+        assert browser.submit("/auth/signout").status_code == 303
+        assert browser.get("/settings").status_code == 303
+
+
+AREAS = {"/console/town": "town_admin", "/desk": "town_admin", "/console/operator": "operator"}
+
+
+@pytest.mark.parametrize("role", ["staff", "section_admin", "town_admin", "operator"])
+def test_an_office_is_not_there_for_other_roles(running: DemoProcess, addresses: list[Address], role: str) -> None:
+    refused = opened = 0
+    with running.signed_in(role) as browser:
+        for address in addresses:
+            area = next((a for a in AREAS if address.path.startswith(a)), None)
+            if area is None:
+                continue
+            answer = browser.get(address.url()) if address.method == "GET" else browser.submit(address.url())
+            if AREAS[area] != role:
+                assert answer.status_code == 404, address
+                refused += 1
+            elif "{" not in address.path and address.method == "GET":
+                assert answer.status_code == 200, address
+                opened += 1
+    assert refused > (25 if role in ("staff", "section_admin") else 5)
+    assert opened >= (3 if role in ("town_admin", "operator") else 0)
+
+
+def test_what_is_refused_looks_like_what_does_not_exist(running: DemoProcess) -> None:
+    with running.signed_in("staff") as browser:
+        refused = browser.get("/console/town/people")
+        missing = browser.get("/console/nowhere")
+    assert refused.status_code == missing.status_code == 404
+
+    def words(page: httpx.Response) -> str:
+        main = page.text.split("<main", 1)[1].split("</main>", 1)[0]
+        return re.sub(r"[0-9a-f]{4}-[0-9a-f]{4}|page=[^&\"]*", "", main)
+
+    assert words(refused) == words(missing)
+
+
+# ── another town's objects ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What one town has, by the names that paths use."""
+
+    conversation_id: str
+    message_id: str
+    file_id: str
+    prompt_id: str
+    report_id: str
+    person_id: str
+    section_id: str
+    key_id: str
+    town_id: str
+
+    def of(self, address: Address) -> dict[str, str]:
+        return {name: value for name, value in vars(self).items() if f"{{{name}}}" in address.path}
+
+
+def _first(pattern: str, text: str) -> str:
+    found = re.search(pattern, text)
+    assert found is not None, f"{pattern} in {text[:2000]}"
+    return found[1]
+
+
+_UUID = r"[0-9a-f]{8}-[0-9a-f-]{27}"
+
+
+@pytest.fixture(scope="module")
+def objects(running: DemoProcess) -> Iterator[Objects]:
+    """A conversation with a file, a prompt, a report, a person, a section and a key of the first town."""
+    with running.signed_in("staff") as clerk, running.signed_in("town_admin") as admin:
+        uploaded = clerk.post(
+            "/apps/chat/files",
+            files={"file": ("一覧.csv", "名前,数\n水,3\n".encode("cp932"))},
+            headers={"origin": clerk.origin, "kumiai-csrf": clerk.csrf},
+        )
+        file_id = _first(rf"/apps/chat/files/({_UUID})", uploaded.text)
+        sent = clerk.submit("/apps/chat/send", {"text": "水はいくつですか", "file_ids": file_id})
+        conversation_id = _first(rf"/apps/chat/c/({_UUID})", sent.headers["location"])
+        page = clerk.get(f"/apps/chat/c/{conversation_id}").text
+        message_id = _first(rf'id="m-({_UUID})"', page)
+        assert clerk.submit("/apps/chat/prompts", {"title": "題", "text": "本文"}).status_code == 303
+        prompt_id = _first(rf"/prompts/({_UUID})/delete", clerk.get("/apps/chat/prompts").text)
+        report = {"kind": "wrong_answer", "with_content": "1", "content": "中身", "page_path": "/apps/chat"}
+        assert clerk.submit("/report", report).status_code == 303
+        report_id = _first(rf"/desk/reports/({_UUID})", admin.get("/desk/reports").text)
+        person_id = _first(rf"/people/({_UUID})/", admin.get("/console/town/people").text)
+        section_id = _first(rf"/sections/({_UUID})/", admin.get("/console/town/sections").text)
+        assert admin.submit("/console/town/keys", {"label": "試験", "days": "30"}).status_code == 200
+        key_id = _first(r"/keys/([a-z2-7]{16})/", admin.get("/console/town/keys").text)
+        with running.signed_in("operator") as operator:
+            town_id = _first(rf"/towns/({_UUID})", operator.get("/console/operator").text)
+        yield Objects(
+            conversation_id, message_id, file_id, prompt_id, report_id, person_id, section_id, key_id, town_id
+        )
+
+
+def test_another_towns_object_is_not_there(running: DemoProcess, addresses: list[Address], objects: Objects) -> None:
+    acts = {"act": "suspend"}
+    asked: set[str] = set()
+    with running.signed_in("staff", 1) as clerk, running.signed_in("town_admin", 1) as admin:
+        for address in addresses:
+            mine = objects.of(address)
+            if not mine or "{town_id}" in address.path:
+                continue
+            browser = clerk if address.path.startswith("/apps/") else admin
+            given = mine | acts | ({"act": "revoke"} if "key_id" in mine else {})
+            if address.method == "GET":
+                answer = browser.get(address.url(**given))
+            else:
+                form = {"text": "x", "title": "x", "month_yen": "1", "question": objects.message_id}
+                answer = browser.submit(address.url(**given), form)
+            assert answer.status_code == 404, f"{address}: {answer.status_code}"
+            asked |= set(mine)
+    assert asked == {"conversation_id", "message_id", "file_id", "prompt_id", "report_id", "person_id", "section_id",
+                     "key_id"}  # fmt: skip
+
+
+def test_the_same_objects_are_there_for_their_own(running: DemoProcess, objects: Objects) -> None:
+    with running.signed_in("staff") as clerk, running.signed_in("town_admin") as admin:
+        for path in (
+            f"/apps/chat/c/{objects.conversation_id}", f"/apps/chat/files/{objects.file_id}",
+            f"/apps/chat/c/{objects.conversation_id}/text/{objects.message_id}",
+        ):  # fmt: skip
+            assert clerk.get(path).status_code == 200
+        assert admin.get(f"/desk/reports/{objects.report_id}").status_code == 200
+        moved = admin.submit(f"/console/town/people/{objects.person_id}/move", {"section": objects.section_id})
+        assert moved.status_code == 303
+
+
+def test_a_colleagues_conversation_is_not_there_either(running: DemoProcess, objects: Objects) -> None:
+    with running.signed_in("staff", nth=1) as colleague, running.signed_in("town_admin") as admin:
+        for browser in (colleague, admin):
+            assert browser.get(f"/apps/chat/c/{objects.conversation_id}").status_code == 404
+            assert browser.get(f"/apps/chat/files/{objects.file_id}").status_code == 404
+
+
+def test_the_operator_opens_no_content(running: DemoProcess, objects: Objects, addresses: list[Address]) -> None:
+    asked = 0
+    with running.signed_in("operator") as operator:
+        for address in addresses:
+            mine = objects.of(address)
+            if address.method != "GET" or not mine or "{town_id}" in address.path:
+                continue
+            assert operator.get(address.url(**mine)).status_code == 404, address
+            asked += 1
+        assert operator.get("/desk/reports").status_code == 404
+    assert asked >= 8
+
+
+@pytest.mark.parametrize("role", ["operator", "auditor", "adviser", "nobody"])
+def test_a_town_grants_no_role_beyond_its_own(running: DemoProcess, objects: Objects, role: str) -> None:
+    with running.signed_in("town_admin") as admin:
+        person = admin.submit(
+            "/console/town/people", {"login": f"x-{role}", "display_name": "職員", "section": "総務課", "role": role}
+        )
+        granted = admin.submit(f"/console/town/people/{objects.person_id}/grant", {"role": role})
+        malformed = admin.submit(f"/console/town/people/{objects.person_id}/move", {"section": "x"})
+    assert person.status_code == 422
+    assert granted.status_code == 404
+    assert malformed.status_code == 404
+
+
+# ── the gateway ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("path", [*(f"/v1/{o.value}" for o in Operation), "/v1/models", "/v1/models/standard"])
+def test_the_api_refuses_who_has_no_key(running: DemoProcess, path: str) -> None:
+    assert "/v1/chat/completions" in {f"/v1/{o.value}" for o in Operation}
+    method = "GET" if "models" in path else "POST"
+    body = {"model": "standard", "messages": [{"role": "user", "content": "あ"}], "prompt": "あ", "input": "あ"}
+    with httpx.Client(base_url=running.base_url, trust_env=False) as client:
+        nobody = client.request(method, path, json=body if method == "POST" else None)
+        known = client.request(
+            method, path, json=body if method == "POST" else None,
+            headers={"authorization": f"Bearer {running.api_key()}"},
+        )  # fmt: skip
+    assert nobody.status_code == 401
+    assert nobody.json()["error"]["code"] == "no_credential"
+    assert known.status_code in (200, 400)
+
+
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/metrics"])
+def test_what_machines_ask_tells_nothing_of_a_town(running: DemoProcess, path: str) -> None:
+    with httpx.Client(base_url=running.base_url, trust_env=False) as client:
+        answer = client.get(path)
+    assert answer.status_code == 200
+    for code in running.towns:
+        assert code not in answer.text
+    assert not re.search(r"tenant|person", answer.text.replace("kumiai_tenants", ""))
+
+
+@pytest.mark.parametrize("method", ["OPTIONS", "POST"])
+def test_no_site_is_allowed_to_read_across(running: DemoProcess, method: str) -> None:
+    headers = {"origin": "https://evil.example", "access-control-request-method": "POST"}
+    with httpx.Client(base_url=running.base_url, trust_env=False) as client:
+        for path in ("/", "/apps/chat", "/v1/chat/completions", "/v1/models"):
+            answer = client.request(method, path, headers=headers)
+            assert "access-control-allow-origin" not in answer.headers
+
+
+def test_pages_carry_the_headers_that_contain_a_mistake(running: DemoProcess) -> None:
+    with running.signed_in("staff") as browser:
+        for path in ("/", "/apps/chat", "/settings", "/nowhere"):
+            headers = browser.get(path).headers
+            policy = headers["content-security-policy"]
+            assert "default-src 'none'" in policy
+            assert "script-src 'self';" in policy
+            assert "unsafe" not in policy
+            assert "frame-ancestors 'none'" in policy
+            assert headers["x-content-type-options"] == "nosniff"
+            assert headers["cache-control"] == "no-store"
+            assert headers["cross-origin-opener-policy"] == "same-origin"
+
+
+def test_no_file_beside_the_static_ones_is_served(running: DemoProcess) -> None:
+    with httpx.Client(base_url=running.base_url, trust_env=False) as client:
+        assert client.get("/static/kumiai.css").status_code == 200
+        for path in (
+            "/static/../render.py",
+            "/static/%2e%2e/render.py",
+            "/static/..%2frender.py",
+            "/static//etc/passwd",
+        ):
+            assert client.get(path).status_code in (404, 400), path
+    assert Path("apps/sdk/ui/render.py").exists()
