@@ -4,16 +4,20 @@ import asyncio
 import csv
 import getpass
 import json
+import secrets
+import shlex
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
+from urllib.parse import unquote, urlsplit
 
+import psycopg
 import typer
 
-from observability.problems import InvalidInput
+from observability.problems import Conflict, InvalidInput, Unavailable
 from tenants import audit
 from tenants.audit import By
 from tenants.context import Role, TenantContext, TenantId
@@ -43,6 +47,7 @@ from tenants.registry import (
     resume_tenant,
     suspend_tenant,
 )
+from tenants.schema import LOGINS, PostgresServer, bootstrap_postgres
 from tenants.schema import migrate as migrate_schema
 from tenants.settings import Settings, load_settings
 from tenants.usage import usage_rows
@@ -630,6 +635,37 @@ def keycloak_up() -> None:
     _run(work)
 
 
+def db_bootstrap(
+    server: Annotated[str, typer.Argument(help="postgresql://superuser@host:port of the server.")],
+    password: Annotated[str, typer.Option(envvar="PGPASSWORD", help="Of the superuser; better by PGPASSWORD.")] = "",
+    database: Annotated[str, typer.Option(help="The database to create.")] = "kumiai",
+    env_file: Annotated[Path, typer.Option(help="Where the logins' addresses go (mode 0600).")] = Path("kumiai.env"),
+) -> None:
+    """Create the five logins and an empty database on a PostgreSQL server, and write their addresses to a file."""
+    parts = urlsplit(server)
+    if parts.scheme not in ("postgresql", "postgres") or not parts.hostname or not parts.username:
+        raise InvalidInput("サーバーは postgresql://利用者@ホスト:ポート の形で書いてください。", field="server")
+    if env_file.exists():
+        raise Conflict(f"{env_file} があります。そこに書かれたパスワードが要らなければ、消してからやり直してください。")
+    access = PostgresServer(
+        parts.hostname, parts.port or 5432, unquote(parts.username), password or unquote(parts.password or "")
+    )
+    env_file.touch(mode=0o600)
+    try:
+        urls = bootstrap_postgres(access, database, {login: secrets.token_urlsafe(24) for login in LOGINS})
+    except psycopg.Error as error:
+        env_file.unlink()
+        raise Unavailable(f"PostgreSQL に接続できないか、権限が足りません（{type(error).__name__}）。") from error
+    names = {"DATABASE_URL": urls.app} | {
+        f"{name.upper()}_DATABASE_URL": getattr(urls, name) for name in ("platform", "ledger", "content", "owner")
+    }
+    env_file.write_text("".join(f"KUMIAI_{name}={shlex.quote(url)}\n" for name, url in names.items()))
+    print(f"{database} を用意し、つなぎ先を {env_file} に書きました。次の手順:")
+    print(f"  set -a; . {shlex.quote(str(env_file.resolve()))}; set +a")
+    print("  kumiai db migrate")
+    print("KUMIAI_OWNER_DATABASE_URL は db migrate だけが使います。入口・アプリ・後の仕事には渡さないでください。")
+
+
 def db_migrate() -> None:
     """Bring the database schema to this version."""
     migrate_schema(_settings().urls)
@@ -651,4 +687,4 @@ _PRICE = {"set": price_set, "fx": price_fx}
 _PEOPLE = {"list": people_list, "import": people_import}
 _AUDIT = {"verify": audit_verify}
 _KEYCLOAK = {"up": keycloak_up}
-_DB = {"migrate": db_migrate}
+_DB = {"bootstrap": db_bootstrap, "migrate": db_migrate}

@@ -1,6 +1,7 @@
 """Key material in files: made once with mode 0600, read by every process."""
 
 import base64
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -23,19 +24,18 @@ def read_key(path: Path, *, length: int = 32) -> bytes:
 
 def ensure_key(path: Path, *, length: int = 32) -> bytes:
     """Reads the key, making it first if there is none; two processes racing end with the same key."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    draft = path.with_name(path.name + ".new")
-    try:
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Written aside and linked into place: whoever comes second finds a whole key, and a crash leaves none.
+        draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return read_key(path, length=length)
-    try:
-        if not path.exists():
+        try:
             with os.fdopen(descriptor, "w") as file:
                 file.write(base64.urlsafe_b64encode(secrets.token_bytes(length)).decode())
                 file.flush()
                 os.fsync(file.fileno())
-            draft.rename(path)
-    finally:
-        draft.unlink(missing_ok=True)
+            with contextlib.suppress(FileExistsError):
+                os.link(draft, path)
+        finally:
+            draft.unlink()
     return read_key(path, length=length)

@@ -46,8 +46,8 @@ RECONNECT_S: Final = 1.0
 # behind after the second figure. See docs/adr/0008-ledger-batches.md for all three.
 MAX_QUEUE_WAIT_S: Final = 0.25
 MAX_WAIT_S: Final = 2.0
-# How long settles that nobody waits for may wait for a hold to share a commit with; well below the 50 ms in which a
-# settle must be durable. Without it a caller's next hold waits behind the commit of the last settle.
+# How long settles, which nobody waits for, are kept for a commit of their own while holds go first; well below the
+# 50 ms in which a settle must be durable. Without it a caller's next hold waits behind the settle of the last call.
 LINGER_S: Final = 0.02
 # An app or model without a budget of its own is looked for again after this long, as often as gateways poll rules.
 ABSENT_S: Final = 0.5
@@ -78,6 +78,7 @@ class _Close:
     hold_uyen: int
     account_ids: tuple[UUID, ...]
     answer: "Future[None]"
+    queued_at: float = 0.0
     spooled: bool = False
 
 
@@ -85,8 +86,19 @@ class _Close:
 class _Batch:
     reserves: list[_Reserve] = field(default_factory=list)
     closes: list[_Close] = field(default_factory=list)
+    deferred: list[_Close] = field(default_factory=list)
     granted: list[tuple[_Reserve, Reservation]] = field(default_factory=list)
     refused: list[tuple[_Reserve, Exception]] = field(default_factory=list)
+
+    def take_deferred(self) -> None:
+        """The settles that were to wait come in, and everything is decided anew."""
+        self.closes, self.deferred = self.closes + self.deferred, []
+        self.granted.clear()
+        self.refused.clear()
+
+
+class _MoneyIsTight(Exception):
+    """A hold does not fit in full as long as the deferred settles hold more than they cost."""
 
 
 class LedgerWriter:
@@ -111,6 +123,7 @@ class LedgerWriter:
         self._accounts: dict[AccountKey, UUID | None] = {}
         self._book: LedgerBook | None = None
         self._waiting: list[_Close] = []
+        self._deferred: list[_Close] = []
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._next_heartbeat = 0.0
         self._absent_until = 0.0
@@ -167,7 +180,7 @@ class LedgerWriter:
             total_ms=settlement.total_ms,
         )
         answer: Future[None] = Future()
-        self._queue.put(_Close(closing, reservation.hold_uyen, reservation.account_ids, answer))
+        self._queue.put(_Close(closing, reservation.hold_uyen, reservation.account_ids, answer, time.monotonic()))
         return answer
 
     def _void_abandoned(self, answer: "Future[Reservation]") -> None:
@@ -188,6 +201,7 @@ class LedgerWriter:
             batch = _Batch(closes=self._waiting)
             self._waiting = []
             stopping = self._collect(batch)
+            self._deferred = batch.deferred
             self._write(batch)
         for close in self._waiting:
             self._spool_close(close)
@@ -195,27 +209,38 @@ class LedgerWriter:
             self._book.close()
 
     def _collect(self, batch: _Batch) -> bool:
-        """Fills a batch with what has queued; True when the writer is to end after it."""
-        retried = bool(batch.closes)
-        timeout = RECONNECT_S if retried else LEASE.total_seconds() / 4
-        if retried and self._book:
-            timeout = 0
-        linger_until = 0.0
-        while len(batch.reserves) + len(batch.closes) < MAX_BATCH:
+        """Fills a batch with what has queued; True when the writer is to end after it.
+
+        Holds go at once. Settles wait until the oldest is `LINGER_S` old, then go with whatever there is.
+        """
+        timeout = LEASE.total_seconds() / 4
+        if batch.closes:
+            # Settles that a failed batch left behind.
+            timeout = 0.0 if self._book else RECONNECT_S
+        settles, self._deferred = self._deferred, []
+        stopping = False
+        while len(batch.reserves) + len(batch.closes) + len(settles) < MAX_BATCH:
+            if batch.reserves:
+                timeout = 0.0
+            elif settles:
+                timeout = settles[0].queued_at + LINGER_S - time.monotonic()
             try:
                 item = self._queue.get(timeout=timeout) if timeout > 0 else self._queue.get_nowait()
             except queue.Empty:
                 break
             if item is None:
-                return True
-            (batch.reserves if isinstance(item, _Reserve) else batch.closes).append(item)  # type: ignore[arg-type]  # the list fits the item
-            if batch.reserves:
-                timeout = 0
+                stopping = True
+                break
+            if isinstance(item, _Reserve):
+                batch.reserves.append(item)
             else:
-                now = time.monotonic()
-                linger_until = linger_until or now + LINGER_S
-                timeout = linger_until - now
-        return False
+                settles.append(item)
+        may_wait = batch.reserves and not stopping and len(settles) < MAX_BATCH // 2
+        if settles and may_wait and settles[0].queued_at + LINGER_S > time.monotonic():
+            batch.deferred = settles
+        else:
+            batch.closes += settles
+        return stopping
 
     def _write(self, batch: _Batch) -> None:
         """One transaction; on trouble, what it means for each item is decided here."""
@@ -228,7 +253,16 @@ class LedgerWriter:
             return
         try:
             now = book.begin()
-            self._apply(book, batch, now)
+            try:
+                self._apply(book, batch, now)
+            except _MoneyIsTight:
+                book.rollback()
+                # Accounts opened in this transaction are gone with it.
+                self._accounts.clear()
+                batch.take_deferred()
+                self._deferred = []
+                now = book.begin()
+                self._apply(book, batch, now)
             self._heartbeat(book, now)
         except book.connection_errors as error:
             self._disconnect()
@@ -300,8 +334,12 @@ class LedgerWriter:
             try:
                 granted = _grant(reserve.hold, [states[a] for a in ids], now)
             except QuotaExceeded as refusal:
+                if batch.deferred:
+                    raise _MoneyIsTight from None
                 batch.refused.append((reserve, refusal))
                 continue
+            if granted < reserve.hold.hold_uyen and batch.deferred:
+                raise _MoneyIsTight
             for account_id in ids:
                 states[account_id].add(held=granted)
             hold = reserve.hold

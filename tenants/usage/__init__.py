@@ -1,17 +1,17 @@
 """What was used, from the call rows: numbers by month, town, section, app and model. No content exists here."""
 
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date
 from uuid import UUID
 
-from sqlalchemy import case
+from sqlalchemy import ColumnElement, case
 from sqlalchemy import select as select_columns
 from sqlmodel import col, func, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from tenants.context import TenantId
 from tenants.models import Call, Section
-from tenants.quota.windows import JST
+from tenants.quota.windows import window_bounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ async def usage_rows(session: AsyncSession, month: date, *, tenant_id: TenantId 
             func.sum(col(Call.completion_tokens)),
             func.sum(col(Call.cost_uyen)),
         )
-        .where(col(Call.month) == month, col(Call.state) != "void")
+        .where(*_posted_in(month))
         .group_by(col(Call.tenant_id), col(Call.section_id), col(Call.app), col(Call.alias))
     )
     if tenant_id is not None:
@@ -79,16 +79,19 @@ class Day:
 
 async def usage_by_day(session: AsyncSession, month: date, *, tenant_id: TenantId | None = None) -> list[Day]:
     """Calls and cost per day (JST) of a month, days without calls left out."""
-    query = select(Call.created_at, Call.cost_uyen).where(col(Call.month) == month, col(Call.state) != "void")
+    dialect = session.sync_session.get_bind().dialect.name
+    at = col(Call.created_at)
+    day = func.date(at, "+9 hours") if dialect == "sqlite" else func.date(func.timezone("Asia/Tokyo", at))
+    query = (
+        select(day, func.count(), func.sum(col(Call.cost_uyen))).where(*_posted_in(month)).group_by(day).order_by(day)
+    )
     if tenant_id is not None:
         query = query.where(col(Call.tenant_id) == tenant_id)
-    days: dict[date, tuple[int, int]] = {}
-    for at, cost in (await session.exec(query)).all():
-        day = _day(at)
-        calls, total = days.get(day, (0, 0))
-        days[day] = (calls + 1, total + cost)
-    return [Day(d, n, c) for d, (n, c) in sorted(days.items())]
+    found = (await session.exec(query)).all()
+    return [Day(date.fromisoformat(str(d)), int(n), int(u or 0)) for d, n, u in found]
 
 
-def _day(at: datetime) -> date:
-    return at.astimezone(JST).date()
+def _posted_in(month: date) -> tuple[ColumnElement[bool], ...]:
+    """The month's calls by the instant of their hold, which is what decided their month and what the key is by."""
+    start, end = window_bounds("month", month)
+    return col(Call.created_at) >= start, col(Call.created_at) < end, col(Call.state) != "void"

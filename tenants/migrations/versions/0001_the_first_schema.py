@@ -178,8 +178,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("tenant_id", "created_at", "id"),
         postgresql_partition_by="RANGE (created_at)",
     )
-    op.create_index(op.f("ix_attempt_call_id"), "attempt", ["call_id"], unique=False)
-    op.create_index(op.f("ix_attempt_tenant_id"), "attempt", ["tenant_id"], unique=False)
     op.create_table(
         "audit",
         sa.Column("tenant_id", sa.Uuid(), nullable=False),
@@ -200,7 +198,6 @@ def upgrade() -> None:
         postgresql_partition_by="RANGE (created_at)",
     )
     op.create_index("audit_tenant_seq", "audit", ["tenant_id", "seq"], unique=False)
-    op.create_index(op.f("ix_audit_tenant_id"), "audit", ["tenant_id"], unique=False)
     op.create_table(
         "audit_head",
         sa.Column("tenant_id", sa.Uuid(), nullable=False),
@@ -261,9 +258,6 @@ def upgrade() -> None:
         postgresql_partition_by="RANGE (created_at)",
     )
     op.create_index("call_open", "call", ["state", "lease_until"], unique=False)
-    op.create_index("call_tenant_month", "call", ["tenant_id", "month"], unique=False)
-    op.create_index(op.f("ix_call_month"), "call", ["month"], unique=False)
-    op.create_index(op.f("ix_call_tenant_id"), "call", ["tenant_id"], unique=False)
     op.create_table(
         "config_generation",
         sa.Column("id", sa.Integer(), nullable=False),

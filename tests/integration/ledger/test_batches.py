@@ -8,6 +8,7 @@ import psycopg
 import pytest
 
 from kumiai.local.postgres import Postgres
+from tenants.context import new_id
 from tenants.db import DatabaseUrls
 from tenants.models import Budget
 from tenants.quota.book import LedgerBook, open_book
@@ -46,17 +47,37 @@ async def counted(urls: DatabaseUrls, tmp_path: Path) -> AsyncIterator[tuple[Led
     await writer.close()
 
 
-async def test_a_settle_shares_the_commit_of_the_next_hold(town, counted: tuple[LedgerWriter, Counted]) -> None:
+async def test_settles_share_a_commit(town, counted: tuple[LedgerWriter, Counted]) -> None:
     writer, opened = counted
     await town.set_budget(100 * YEN)
-    first = await writer.reserve(town.hold(10 * YEN))
-    assert opened.commits == 1
-    settled = asyncio.wrap_future(writer.settle(first, Settlement(3 * YEN)))
-    await writer.reserve(town.hold(10 * YEN))
-    await settled
-    assert opened.commits == 2
+    reservations = await asyncio.gather(*(writer.reserve(town.hold(10 * YEN)) for _ in range(10)))
+    before = opened.commits
+    settles = [asyncio.wrap_future(writer.settle(r, Settlement(3 * YEN))) for r in reservations]
+    await asyncio.gather(*settles)
+    assert opened.commits - before < len(settles)
     account = await town.town_account()
-    assert (account.held_uyen, account.posted_uyen) == (10 * YEN, 3 * YEN)
+    assert (account.held_uyen, account.posted_uyen) == (0, 30 * YEN)
+
+
+async def test_a_hold_gets_the_money_of_a_settle_that_still_waits(town, ledger: LedgerWriter) -> None:
+    await town.set_budget(15 * YEN)
+    first = await ledger.reserve(town.hold(10 * YEN))
+    settled = asyncio.wrap_future(ledger.settle(first, Settlement(3 * YEN)))
+    section = new_id()
+    second = await ledger.reserve(town.hold(12 * YEN, section_id=section))
+    await settled
+    account = await town.town_account()
+    assert (account.held_uyen, account.posted_uyen) == (12 * YEN, 3 * YEN)
+    await asyncio.wrap_future(ledger.settle(second, Settlement(1 * YEN)))
+    # The section's account was opened in the transaction that was given up, and again in the one that counts.
+    assert (await ledger.reserve(town.hold(5 * YEN, section_id=section))).hold_uyen == 5 * YEN
+
+
+async def test_a_hold_is_not_shrunk_for_a_settle_that_still_waits(town, ledger: LedgerWriter) -> None:
+    await town.set_budget(30 * YEN)
+    first = await ledger.reserve(town.hold(20 * YEN))
+    ledger.settle(first, Settlement(2 * YEN))
+    assert (await ledger.reserve(town.hold(20 * YEN, floor=1 * YEN))).hold_uyen == 20 * YEN
 
 
 async def test_a_settle_commits_without_another_call(town, counted: tuple[LedgerWriter, Counted]) -> None:
