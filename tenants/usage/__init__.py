@@ -50,8 +50,7 @@ async def usage_rows(session: AsyncSession, month: date, *, tenant_id: TenantId 
     )
     if tenant_id is not None:
         query = query.where(col(Call.tenant_id) == tenant_id)
-    # SQLModel types select() of at most four columns, so this one is SQLAlchemy's own.
-    found = await session.execute(query)
+    found = await session.exec(query)  # type: ignore[call-overload]  # SQLModel types select() of four columns at most
     rows = [
         UsageRow(
             TenantId(t),
