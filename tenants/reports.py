@@ -1,6 +1,7 @@
 """こまったとき: the queue of the town's administrator. What was ticked lies in `content`, the rest beside it."""
 
 from datetime import UTC, datetime
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from sqlmodel import col, func, select
@@ -43,7 +44,8 @@ async def file_report(
                 person_id=actor.person_id,
                 section_id=actor.section_id,
                 app=app,
-                page=page[:200],
+                # Where, and never what was looked for there.
+                page=urlsplit(page).path[:200],
                 kind=kind,
                 problem_number=problem_number[:40],
                 document_id=document_id,

@@ -58,22 +58,32 @@ def postgres_template(postgres_server: Postgres) -> DatabaseUrls:
     return urls
 
 
-@pytest.fixture
-def migrated_postgres(postgres_server: Postgres, postgres_template: DatabaseUrls) -> Iterator[DatabaseUrls]:
-    """An empty migrated database of the test's own, with the five logins."""
+@contextlib.contextmanager
+def _cloned(server: Postgres, template: DatabaseUrls) -> Iterator[DatabaseUrls]:
     name = f"test_{secrets.token_hex(6)}"
-    with psycopg.connect(postgres_server.superuser_url, autocommit=True) as connection:
+    with psycopg.connect(server.superuser_url, autocommit=True) as connection:
         connection.execute(
             sql.SQL("create database {} template kumiai_template owner kumiai_owner").format(sql.Identifier(name))
         )
-    changed = {f: getattr(postgres_template, f).replace("/kumiai_template", f"/{name}") for f in
+    changed = {f: getattr(template, f).replace("/kumiai_template", f"/{name}") for f in
                ("app", "platform", "ledger", "content", "owner")}  # fmt: skip
     yield DatabaseUrls(**changed)
-    with (
-        contextlib.suppress(psycopg.Error),
-        psycopg.connect(postgres_server.superuser_url, autocommit=True) as connection,
-    ):
+    with contextlib.suppress(psycopg.Error), psycopg.connect(server.superuser_url, autocommit=True) as connection:
         connection.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def migrated_postgres(postgres_server: Postgres, postgres_template: DatabaseUrls) -> Iterator[DatabaseUrls]:
+    """An empty migrated database of the test's own, with the five logins."""
+    with _cloned(postgres_server, postgres_template) as urls:
+        yield urls
+
+
+@pytest.fixture(scope="module")
+def modules_postgres(postgres_server: Postgres, postgres_template: DatabaseUrls) -> Iterator[DatabaseUrls]:
+    """The same for all tests of a module, which share what takes long to arrange."""
+    with _cloned(postgres_server, postgres_template) as urls:
+        yield urls
 
 
 @pytest.fixture(scope="session")

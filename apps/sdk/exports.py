@@ -3,11 +3,12 @@
 import io
 import re
 import unicodedata
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
-from typing import Final
+from typing import Any, Final
 
 from docx import Document
 from docx.document import Document as DocxDocument
@@ -21,8 +22,11 @@ from docx.text.paragraph import Paragraph
 from markdown_it import MarkdownIt
 from markdown_it.tree import SyntaxTreeNode
 from openpyxl import Workbook
+from openpyxl.drawing.spreadsheet_drawing import SpreadsheetDrawing
 from openpyxl.styles import Alignment, Border, Font, PatternFill, Side
 from openpyxl.utils import get_column_letter
+from openpyxl.worksheet._writer import WorksheetWriter
+from openpyxl.writer.excel import ExcelWriter
 
 from gateway.reading.figures import number
 from observability.problems import NotFound
@@ -306,8 +310,26 @@ def tables_xlsx(markdown_texts: Sequence[str]) -> bytes:
     if not book.worksheets:
         raise NotFound("表がありません。")
     out = io.BytesIO()
-    book.save(out)
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        _WriterInMemory(book, archive).write_data()
     return out.getvalue()
+
+
+class _WriterInMemory(ExcelWriter):
+    """openpyxl's writer without its temporary files, in which a clerk's table would stand in clear."""
+
+    def __init__(self, book: Workbook, archive: zipfile.ZipFile) -> None:
+        super().__init__(book, archive)
+        self._zip = archive
+
+    def write_worksheet(self, ws: Any) -> None:
+        """A worksheet without charts and pictures, of which our tables have none."""
+        out = io.BytesIO()
+        writer: Any = WorksheetWriter(ws, out)
+        writer.write()
+        ws._rels, ws._drawing = writer._rels, SpreadsheetDrawing()
+        self._zip.writestr(ws.path[1:], out.getvalue())
+        self.manifest.append(ws)
 
 
 def _amount(text: str) -> tuple[Decimal, str] | None:

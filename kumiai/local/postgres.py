@@ -43,6 +43,15 @@ class Postgres:
         return PostgresServer("127.0.0.1", self.port, "postgres", self._password)
 
     @property
+    def folder(self) -> Path:
+        """Where its data and its log lie."""
+        return self._folder
+
+    def program(self, name: str) -> str:
+        """A client program of the same version, e.g. `pg_dump`."""
+        return str(_bin_dir() / name)
+
+    @property
     def superuser_url(self) -> str:
         return self.access.url("postgres", "postgres", self._password)
 
