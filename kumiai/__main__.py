@@ -10,7 +10,12 @@ from observability.problems import Problem
 
 def main() -> None:
     """Runs a command; an expected failure is one plain line and exit code 1."""
-    app = typer.Typer(no_args_is_help=True, add_completion=False, help="Generative AI that municipalities share.")
+    app = typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        help="Generative AI that municipalities share.",
+    )
     for entry in sorted(entry_points(group="kumiai.commands"), key=lambda e: e.name):
         entry.load()(app)
     try:

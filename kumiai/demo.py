@@ -1,6 +1,6 @@
 """`kumiai demo`: everything on one address with embedded defaults, seeded with one operator and three towns.
 
-The same code paths as in a cluster, in four processes: the front (this one), gateway, portal and worker.
+The same code paths as in a cluster, in three processes: this one with the front and the worker, gateway and portal.
 """
 
 import asyncio
@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import uvicorn
+from pydantic import SecretStr
 
 from kumiai.front import create_front
 from kumiai.processes import listen
@@ -174,30 +175,34 @@ def _start(
             "KUMIAI_GATEWAY_URL": targets["gateway"],
             "KUMIAI_PRODUCT_NAME": seeded.product_name,
             "PYTHONUNBUFFERED": "1",
-            # Three small processes; every thread's own arena would cost tens of MB each.
+            # Small processes; every thread's own arena would cost tens of MB each.
             "MALLOC_ARENA_MAX": "2",
         }
     )
     parts: list[Part] = []
     stop = threading.Event()
     try:
-        for name, sock in (("gateway", gateway), ("portal", portal), ("worker", None)):
+        for name, sock in (("gateway", gateway), ("portal", portal)):
             parts.append(_spawn(name, sock, home, child_env))
         gateway.close()
         portal.close()
         server, thread = _serve_front(front, targets)
+        # The owner changes the schema, which nobody does from here on.
+        worker = WorkerThread(settings.model_copy(update={"owner_database_url": SecretStr("")}), home)
+        worker.start()
         try:
             with _step("入口・アプリ・後の仕事"):
                 _wait_ready(parts, base_url)
             facts = seeded.facts(base_url)
             _write_facts(home, facts)
             print_facts(facts, home)
-            return _watch(parts, stop)
+            return _watch(parts, worker, stop)
         finally:
             server.should_exit = True
             home.facts_file.unlink(missing_ok=True)
             _stop_parts(parts)
             thread.join(STOP_TIMEOUT_S)
+            worker.stop()
     finally:
         _stop_parts(parts)
         home.pid_file.unlink(missing_ok=True)
@@ -248,11 +253,38 @@ def _seed(home: DemoHome, settings: Settings, base_url: str, environment: Mappin
         ) from error
 
 
-def _spawn(name: str, sock: socket.socket | None, home: DemoHome, environment: Mapping[str, str]) -> Part:
+class WorkerThread(threading.Thread):
+    """The worker on a loop of its own in this process, which has loaded for the set-up all that it needs.
+
+    A process of its own would load the same again (130 MB), and the demo is for small machines.
+    """
+
+    def __init__(self, settings: Settings, home: DemoHome) -> None:
+        super().__init__(name="worker", daemon=True)
+        self._settings = settings
+        self.log = home.logs / "demo.log"
+        self._loop = asyncio.new_event_loop()
+        self._ended = asyncio.Event()
+
+    def run(self) -> None:
+        from kumiai.worker import work
+        from observability.logging import configure_logging
+
+        with self.log.open("a") as log:
+            configure_logging(level=self._settings.log_level, process="demo", to=log)
+            self._loop.run_until_complete(work(self._settings, self._ended))
+            self._loop.close()
+
+    def stop(self) -> None:
+        """Ends it after the duty it is at."""
+        with contextlib.suppress(RuntimeError):  # its loop has ended already
+            self._loop.call_soon_threadsafe(self._ended.set)
+        self.join(STOP_TIMEOUT_S)
+
+
+def _spawn(name: str, sock: socket.socket, home: DemoHome, environment: Mapping[str, str]) -> Part:
     log = home.logs / f"{name}.log"
-    words = [sys.executable, "-m", "kumiai", name]
-    if sock is not None:
-        words += ["--fd", str(sock.fileno())]
+    words = [sys.executable, "-m", "kumiai", name, "--fd", str(sock.fileno())]
     with log.open("ab") as file:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter
             words,
@@ -260,7 +292,7 @@ def _spawn(name: str, sock: socket.socket | None, home: DemoHome, environment: M
             stderr=file,
             stdin=subprocess.DEVNULL,
             env=dict(environment),
-            pass_fds=(sock.fileno(),) if sock is not None else (),
+            pass_fds=(sock.fileno(),),
             # Ctrl-C reaches this process alone, which then stops the others in order.
             start_new_session=True,
         )
@@ -303,7 +335,7 @@ def _tail(log: Path) -> str:
     return log.read_text(errors="replace")[-1500:]
 
 
-def _watch(parts: list[Part], stop: threading.Event) -> int:
+def _watch(parts: list[Part], worker: WorkerThread, stop: threading.Event) -> int:
     """Waits for Ctrl-C or SIGTERM, or for a part to end by itself, which is an error."""
 
     def end(_signal: int, _frame: object) -> None:
@@ -312,9 +344,11 @@ def _watch(parts: list[Part], stop: threading.Event) -> int:
     signal.signal(signal.SIGINT, end)
     signal.signal(signal.SIGTERM, end)
     while not stop.wait(0.5):
-        for part in parts:
-            if part.process.poll() is not None:
-                raise DemoError(f"{part.name} ended unexpectedly. Its log: {part.log}\n{_tail(part.log)}")
+        ended = [(p.name, p.log) for p in parts if p.process.poll() is not None]
+        if not worker.is_alive():
+            ended.append((worker.name, worker.log))
+        for name, log in ended:
+            raise DemoError(f"{name} ended unexpectedly. Its log: {log}\n{_tail(log)}")
     say("\n終了しています。")
     return 0
 

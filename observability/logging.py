@@ -3,7 +3,7 @@
 import logging
 import sys
 from collections.abc import MutableMapping
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 
@@ -21,8 +21,8 @@ def drop_content(_logger: object, _method: str, event: MutableMapping[str, Any])
     return event
 
 
-def configure_logging(*, level: str = "INFO", process: str) -> None:
-    """Sends structlog and the standard library's loggers to stderr as one JSON object a line."""
+def configure_logging(*, level: str = "INFO", process: str, to: TextIO | None = None) -> None:
+    """Sends structlog and the standard library's loggers to stderr, or `to`, as one JSON object a line."""
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -35,7 +35,7 @@ def configure_logging(*, level: str = "INFO", process: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level)),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(to or sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
