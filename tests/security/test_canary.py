@@ -245,7 +245,7 @@ def test_the_search_finds_what_is_there(tmp_path: Path) -> None:
 
 def test_no_file_of_the_installation_holds_a_word(written: Written) -> None:
     names = {p.name for p in written.demo.home.rglob("*") if p.is_file()}
-    assert {"gateway.log", "portal.log", "worker.log"} <= names
+    assert {"gateway.log", "portal.log", "demo.log"} <= names
     if written.server is None:
         assert {"kumiai.sqlite3", "kumiai-content.sqlite3"} <= names
         assert any(name.startswith("kumiai-content.sqlite3-wal") for name in names)
