@@ -139,9 +139,7 @@ async def ensure_sections(session: AsyncSession, tenant_id: TenantId, names: Ite
     rows = {s.name: s for s in (await session.exec(select(Section).where(col(Section.tenant_id) == tenant_id))).all()}
     position = max((s.position for s in rows.values()), default=0)
     for raw in names:
-        name = " ".join(raw.split())
-        if not name or len(name) > 60:
-            raise InvalidInput("課の名前は60字までで書いてください。", field="section")
+        name = _section_name(raw)
         if name not in rows:
             position += 1
             rows[name] = Section(tenant_id=tenant_id, name=name, position=position)
@@ -160,6 +158,50 @@ async def list_sections(session: AsyncSession, tenant_id: TenantId) -> list[Sect
         .order_by(col(Section.position), col(Section.name))
     )
     return list(found.all())
+
+
+async def rename_section(session: AsyncSession, tenant_id: TenantId, section_id: UUID, name: str, *, by: By) -> None:
+    """Raises `InvalidInput`, `Conflict` for a name that another section has or had, `NotFound`."""
+    name = _section_name(name)
+    section = await session.get(Section, section_id)
+    if section is None or section.tenant_id != tenant_id:
+        raise NotFound
+    others = await session.exec(
+        select(Section.id).where(
+            col(Section.tenant_id) == tenant_id, col(Section.name) == name, col(Section.id) != section_id
+        )
+    )
+    if others.first() is not None:
+        raise Conflict(f"「{name}」という課は、もうあるか、前にありました。別の名前にしてください。")
+    section.name = name
+    session.add(section)
+    await audit.record(session, tenant_id, by, "section.rename", about=("section", section_id))
+
+
+async def close_section(session: AsyncSession, tenant_id: TenantId, section_id: UUID, *, by: By) -> None:
+    """Raises `NotFound`, and `Conflict` while people are in it. What it used stays told under its name."""
+    section = await session.get(Section, section_id)
+    if section is None or section.tenant_id != tenant_id:
+        raise NotFound
+    members = await session.exec(
+        select(Person.id).where(
+            col(Person.tenant_id) == tenant_id,
+            col(Person.section_id) == section_id,
+            col(Person.status).in_(("active", "suspended")),
+        )
+    )
+    if members.first() is not None:
+        raise Conflict("この課には職員がいます。先に、ほかの課へ移してください。")
+    section.closed_at = datetime.now(UTC)
+    session.add(section)
+    await audit.record(session, tenant_id, by, "section.close", about=("section", section_id))
+
+
+def _section_name(raw: str) -> str:
+    name = " ".join(raw.split())
+    if not name or len(name) > 60:
+        raise InvalidInput("課の名前は60字までで書いてください。", field="section")
+    return name
 
 
 async def list_people(session: AsyncSession, tenant_id: TenantId, *, query: str = "") -> list[Listed]:
@@ -338,12 +380,25 @@ async def _end_sessions(session: AsyncSession, person_id: PersonId) -> None:
 async def move_person(
     session: AsyncSession, tenant_id: TenantId, person_id: PersonId, section_id: SectionId | None, *, by: By
 ) -> None:
-    """To another section; what was spent stays with the old one."""
+    """To another section; what was spent stays with the old one, and so does the role of its head."""
     person, _ = await _person(session, tenant_id, person_id)
     if section_id is not None:
         section = await session.get(Section, section_id)
         if section is None or section.tenant_id != tenant_id:
             raise NotFound
+    if person.section_id == section_id:
+        return
+    headed = await session.exec(
+        select(RoleGrant).where(
+            col(RoleGrant.tenant_id) == tenant_id,
+            col(RoleGrant.person_id) == person_id,
+            col(RoleGrant.role) == Role.SECTION_ADMIN.value,
+            col(RoleGrant.revoked_at).is_(None),
+        )
+    )
+    for grant in headed.all():
+        grant.revoked_at = datetime.now(UTC)
+        session.add(grant)
     person.section_id = section_id
     session.add(person)
     await audit.record(session, tenant_id, by, "person.move", about=("person", person_id))
@@ -352,22 +407,31 @@ async def move_person(
 async def set_role(
     session: AsyncSession, tenant_id: TenantId, person_id: PersonId, role: Role, *, granted: bool, by: By
 ) -> None:
-    """Grants or takes a role; the last administrator of a town cannot be taken away. History is kept."""
-    await _person(session, tenant_id, person_id)
+    """Grants or takes a role; the last administrator who can sign in cannot be taken away. History is kept.
+
+    The head of a section is head of the one they are in. Raises `InvalidInput` for one who is in none.
+    """
+    person, _ = await _person(session, tenant_id, person_id)
     held = (
         await session.exec(
-            select(RoleGrant).where(
+            select(RoleGrant, Person.status)
+            .join(Person, col(Person.id) == col(RoleGrant.person_id))
+            .where(
                 col(RoleGrant.tenant_id) == tenant_id,
                 col(RoleGrant.role) == role.value,
                 col(RoleGrant.revoked_at).is_(None),
             )
         )
     ).all()
-    mine = [g for g in held if g.person_id == person_id]
+    mine = [g for g, _ in held if g.person_id == person_id]
     if granted and not mine:
-        session.add(RoleGrant(tenant_id=tenant_id, person_id=person_id, role=role.value))
+        scope = person.section_id if role is Role.SECTION_ADMIN else None
+        if role is Role.SECTION_ADMIN and scope is None:
+            raise InvalidInput("先に課を決めてください。課長は、いる課の課長になります。", field="section")
+        session.add(RoleGrant(tenant_id=tenant_id, person_id=person_id, role=role.value, section_id=scope))
     if not granted and mine:
-        if role is Role.TOWN_ADMIN and len({g.person_id for g in held}) == 1:
+        others = {g.person_id for g, status in held if status == "active"} - {person_id}
+        if role is Role.TOWN_ADMIN and not others:
             raise Conflict("管理者がいなくなります。先に、ほかの人を管理者にしてください。")
         for grant in mine:
             grant.revoked_at = datetime.now(UTC)

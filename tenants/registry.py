@@ -19,7 +19,7 @@ from tenants.db import Database
 from tenants.identity.directory import IdentityDirectory
 from tenants.lgcode import parse_code
 from tenants.models import Person, Tenant, TenantCode, TenantIdentity
-from tenants.people import NewPerson, add_people, ensure_sections
+from tenants.people import NewPerson, add_people, clean_login, ensure_sections
 from tenants.policy import Policy, bump_configuration, save_policy
 from tenants.quota.tree import set_budget
 
@@ -88,6 +88,8 @@ async def create_tenant(
     name = unicodedata.normalize("NFKC", " ".join(new.name.split()))
     if not 1 <= len(name) <= 60:
         raise InvalidInput("団体の名前を60字までで書いてください。", field="name")
+    login = clean_login(new.admin_login)
+    sections = tuple(" ".join(s.split()) for s in new.sections)
     alias = f"t{code}"
     async with db.platform_session("tenant create", read_only=True) as session:
         taken = (
@@ -110,13 +112,13 @@ async def create_tenant(
         session.add(TenantCode(tenant_id=tenant_id, code=code, valid_from=datetime.now(UTC).date()))
         session.add(TenantIdentity(tenant_id=tenant_id, issuer=directory.issuer, organization_id=organization_id))
         await save_policy(session, tenant_id, new.policy, version=0, by=None)
-        await ensure_sections(session, tenant_id, new.sections)
+        await ensure_sections(session, tenant_id, sections)
         await set_budget(session, tenant_id, yen=new.month_yen)
         await audit.record(session, tenant_id, by, "tenant.create", about=("tenant", tenant_id), code=code)
         await bump_configuration(session)
     password = admin_password or new_password()
     roles = frozenset({Role.OPERATOR if new.kind == "operator" else Role.TOWN_ADMIN, Role.STAFF})
-    admin = NewPerson(new.admin_login, new.admin_name, new.sections[0] if new.sections else "", roles)
+    admin = NewPerson(login, new.admin_name, sections[0] if sections else "", roles)
     [admin_id] = await add_people(db, directory, tenant_id, alias, [(admin, password)], by=by, temporary=temporary)
     return Created(tenant_id, alias, admin_id, admin.login, password)
 
