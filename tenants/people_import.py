@@ -696,22 +696,27 @@ async def apply(
     *,
     by: By,
     passwords: Callable[[], str] = new_initial_password,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
     now: datetime | None = None,
 ) -> Applied:
     """Does what the plan says: accounts of new people first, then all rows in one transaction, leavers' accounts last.
 
     An account without a row signs in nowhere and a second run takes it over, so an error leaves the town as it was.
+    progress: told (done, total) before each account, which is what takes long.
     Raises `Conflict` when the town has changed since the plan was made, and the directory's problems.
     """
     now = now or datetime.now(UTC)
     async with db.platform_session("people import", read_only=True) as session:
         await _still_true(session, tenant_id, plan, by, now)
     accounts: dict[str, tuple[str, str]] = {}
-    for add in plan.adds:
+    total = len(plan.adds) + len(plan.renames) + len(plan.leaves)
+    for number, add in enumerate(plan.adds):
+        progress(number, total)
         password = passwords()
         sub = await anyio.to_thread.run_sync(_make_account, directory, alias, add.login, add.display_name, password)
         accounts[add.login] = (sub, password)
-    for rename in plan.renames:
+    for number, rename in enumerate(plan.renames, start=len(plan.adds)):
+        progress(number, total)
         await anyio.to_thread.run_sync(_rename_account, directory, alias, rename.login, rename.new)
     try:
         async with db.platform_session("people import") as session:

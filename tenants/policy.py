@@ -25,6 +25,20 @@ DEFAULT_ZONES: Final[Mapping[DataClass, frozenset[Zone]]] = MappingProxyType(
         DataClass.C3A: frozenset({Zone.ONPREM}),
     }
 )
+_NOWHERE: Final[frozenset[Zone]] = frozenset()
+# Three ways towns decide it, from the narrowest. Only classes 1, 2 and 3C differ; nothing ever sends 3C abroad.
+PRESETS: Final[Mapping[str, Mapping[DataClass, frozenset[Zone]]]] = MappingProxyType(
+    {
+        "strict": {
+            **DEFAULT_ZONES,
+            DataClass.C1: frozenset({Zone.ONPREM, Zone.DOMESTIC}),
+            DataClass.C2: frozenset({Zone.ONPREM}),
+            DataClass.C3C: _NOWHERE,
+        },
+        "standard": DEFAULT_ZONES,
+        "open": {**DEFAULT_ZONES, DataClass.C2: frozenset({Zone.ONPREM, Zone.DOMESTIC, Zone.OVERSEAS})},
+    }
+)
 # These two only inside the town's own closed segment.
 ISOLATED_ONLY: Final = frozenset({DataClass.C3B, DataClass.C3A})
 
@@ -54,6 +68,14 @@ class Policy(BaseModel):
 
     def allows_app(self, app: str) -> bool:
         return app not in self.apps_off
+
+
+def preset_of(policy: Policy) -> str:
+    """The name of the preset whose zones a policy has, or an empty text when a town chose its own."""
+    for name, zones in PRESETS.items():
+        if all(policy.zones.get(c, _NOWHERE) == zones[c] for c in (DataClass.C1, DataClass.C2, DataClass.C3C)):
+            return name
+    return ""
 
 
 async def load_policy(session: AsyncSession, tenant_id: TenantId) -> tuple[Policy, int]:

@@ -49,7 +49,7 @@ async def set_budget(
     session: AsyncSession,
     tenant_id: TenantId,
     *,
-    yen: int,
+    yen: int | None,
     node: Node = "town",
     node_id: str = "",
     by: UUID | None = None,
@@ -57,11 +57,11 @@ async def set_budget(
 ) -> None:
     """Sets the monthly limit from this month on; in a platform session. The month's open account follows at once.
 
-    Raises `InvalidInput`, and `BudgetTooSmall` when this month's use is already above it.
+    yen None: no limit of its own, which only a node below the town may have. Raises `InvalidInput`, and `BudgetTooSmall` when this month's use is already above it.
     """
-    if not 0 <= yen <= MAX_YEN:
+    if (node == "town" and yen is None) or (yen is not None and not 0 <= yen <= MAX_YEN):
         raise InvalidInput(f"予算は0円から{MAX_YEN:,}円までの整数で入れてください。", field="month_yen")
-    limit = yen * UYEN_PER_YEN
+    limit = UNLIMITED_UYEN if yen is None else yen * UYEN_PER_YEN
     start = window_start("month", now or datetime.now(UTC))
     account = (
         await session.exec(
@@ -121,26 +121,41 @@ async def _limit(session: AsyncSession, tenant_id: TenantId, node: str, node_id:
 
 
 async def budget_rows(
-    session: AsyncSession, *, tenant_id: TenantId | None = None, now: datetime | None = None
+    session: AsyncSession,
+    *,
+    tenant_id: TenantId | None = None,
+    node: Node | None = None,
+    now: datetime | None = None,
 ) -> list[BudgetRow]:
-    """This month's nodes: those with an account, and those whose budget has not been touched yet."""
+    """This month's nodes: those with an account, and those whose budget has not been touched yet.
+
+    node: only of this kind; a whole region has a node for every person.
+    """
     start = window_start("month", now or datetime.now(UTC))
     accounts = select(Account).where(col(Account.window) == "month", col(Account.window_start) == start)
     budgets = select(Budget).where(col(Budget.window) == "month", col(Budget.valid_from) <= start)
     if tenant_id is not None:
         accounts = accounts.where(col(Account.tenant_id) == tenant_id)
         budgets = budgets.where(col(Budget.tenant_id) == tenant_id)
+    if node is not None:
+        accounts = accounts.where(col(Account.node) == node)
+        budgets = budgets.where(col(Budget.node) == node)
     rows: dict[tuple[UUID, str, str], BudgetRow] = {}
     for budget in (await session.exec(budgets.order_by(col(Budget.valid_from)))).all():
         key = (budget.tenant_id, budget.node, budget.node_id)
-        rows[key] = BudgetRow(TenantId(budget.tenant_id), budget.node, budget.node_id, budget.limit_uyen, 0, 0)
+        limit = _or_none(budget.limit_uyen)
+        rows[key] = BudgetRow(TenantId(budget.tenant_id), budget.node, budget.node_id, limit, 0, 0)
     for account in (await session.exec(accounts)).all():
-        limit = None if account.limit_uyen >= UNLIMITED_UYEN else account.limit_uyen
+        limit = _or_none(account.limit_uyen)
         rows[(account.tenant_id, account.node, account.node_id)] = BudgetRow(
             TenantId(account.tenant_id), account.node, account.node_id, limit, account.held_uyen, account.posted_uyen
         )
     order = {"town": 0, "section": 1, "person": 2}
     return sorted(rows.values(), key=lambda r: (str(r.tenant_id), order.get(r.node, 9), r.node_id))
+
+
+def _or_none(limit_uyen: int) -> int | None:
+    return None if limit_uyen >= UNLIMITED_UYEN else limit_uyen
 
 
 async def remaining_share(
