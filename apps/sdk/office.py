@@ -1,6 +1,8 @@
 """What a request of an office page (console, desk) may use. The host makes it after it has checked the role."""
 
-from collections.abc import Awaitable, Callable
+import csv
+import io
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated
@@ -19,9 +21,27 @@ from tenants.identity.directory import IdentityDirectory
 from tenants.settings import Settings
 
 
+@dataclass(slots=True)
+class Progress:
+    """How far a piece of work is; called by it as `progress(done, total)`."""
+
+    done: int = 0
+    total: int = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        self.done, self.total = done, total
+
+    @property
+    def words(self) -> str:
+        return f"{self.total:,}のうち{self.done:,}まで済みました" if self.total else "始めています"
+
+
 @dataclass(frozen=True, slots=True)
 class Office:
-    """`documents` is there for the desk only: the console has no way to content."""
+    """`documents` is there for the desk only: the console has no way to content.
+
+    work: `await office.work(title, work, then=fragment)` shows what takes long; see `apps.host.progress`.
+    """
 
     actor: Actor
     db: Database
@@ -31,6 +51,7 @@ class Office:
     apps: tuple[Manifest, ...]
     directory: Callable[[], Awaitable[IdentityDirectory]]
     page: Callable[..., Awaitable[Response]]
+    work: Callable[..., Awaitable[Response]]
     documents: AppDocuments | None = None
 
     @property
@@ -51,3 +72,20 @@ def back(href: str, words: str) -> RedirectResponse:
     response = RedirectResponse(href, status_code=303)
     response.set_cookie("kumiai_toast", quote(words), max_age=20, httponly=True, samesite="lax")
     return response
+
+
+def csv_file(name: str, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Response:
+    """A table for a spreadsheet: UTF-8 with BOM, CRLF; what would run as a formula is kept as text."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\r\n")
+    writer.writerow(headings)
+    writer.writerows([_cell(value) for value in row] for row in rows)
+    return Response(
+        out.getvalue().encode("utf-8-sig"),
+        media_type="text/csv; charset=utf-8",
+        headers={"content-disposition": f"attachment; filename*=UTF-8''{quote(name)}"},
+    )
+
+
+def _cell(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t") else value

@@ -78,6 +78,11 @@ def yen(uyen: int) -> str:
     return f"{-(-uyen // 1_000_000):,}円"
 
 
+def yen_left(uyen: int) -> str:
+    """Micro-yen as whole yen, rounded down: what is left is never shown as more, so that both add up to the limit."""
+    return f"{uyen // 1_000_000:,}円"
+
+
 @cache
 def _markdown() -> MarkdownIt:
     parser = MarkdownIt("commonmark", {"html": False, "linkify": False, "breaks": True}).enable(
@@ -148,6 +153,7 @@ def create_environment(app_folders: Mapping[str, Path]) -> Environment:
         "markdown": render_markdown,
         "share_words": share_words,
         "yen": yen,
+        "yen_left": yen_left,
     }
     environment.globals |= {
         "zone_words": ZONE_WORDS,
