@@ -1,1 +1,1 @@
-pytest_plugins = ("tests.demo_process", "tests.servers")
+pytest_plugins = ("tests.servers", "tests.demo_process", "tests.browsers")

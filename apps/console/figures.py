@@ -1,20 +1,40 @@
 """What the console shows, computed from ledger rows: numbers only."""
 
+import unicodedata
 from calendar import monthrange
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from fractions import Fraction
+from typing import Final, Generic, TypeVar
 
 from apps.sdk.dates import local
-from apps.sdk.ui.charts import BarChart, bar_chart
-from tenants.context import TenantId
+from apps.sdk.ui.charts import ZONE_FILLS, Columns, Lines, columns, lines
+from apps.sdk.ui.render import ZONE_WORDS
+from observability.problems import InvalidInput
 from tenants.db import Database
-from tenants.quota.tree import BudgetRow, budget_rows
+from tenants.quota.tree import MAX_YEN, BudgetRow, budget_rows
 from tenants.quota.windows import window_start
 from tenants.registry import ListedTenant, list_tenants
-from tenants.usage import Day, UsageRow, usage_by_day, usage_rows
+from tenants.usage import (
+    SLOW_MS,
+    Day,
+    FirstWords,
+    Health,
+    TownUsage,
+    first_words_by_day,
+    health_since,
+    usage_by_day,
+    usage_by_town,
+)
 
-UYEN = 1_000_000
+UYEN: Final = 1_000_000
+# Health is told of the last day; below this many calls nothing is said.
+HEALTH_HOURS: Final = 24
+MIN_CALLS: Final = 10
+SOON_DAYS: Final = 3
+ZONES: Final = ("onprem", "domestic", "overseas", "")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,22 +42,87 @@ class TownFigures:
     """A town's month. `dry_on`: the day its budget ends at this month's pace, if it does before the month."""
 
     town: ListedTenant
-    calls: int
-    failed: int
-    tokens: int
+    usage: TownUsage
+    health: Health
     used_uyen: int
     limit_uyen: int
     left: Fraction
     dry_on: date | None
+    days_left: int | None
+    forecast_uyen: int
 
     @property
-    def days_left(self) -> int | None:
-        return None if self.dry_on is None else (self.dry_on - local(datetime.now(UTC)).date()).days
+    def has_budget(self) -> bool:
+        return self.limit_uyen > 0
 
     @property
     def failing(self) -> bool:
-        """More than one in ten calls of the month ended with a problem."""
-        return self.calls >= 10 and self.failed * 10 > self.calls
+        """More than one in ten of the recent calls ended with a problem."""
+        return self.health.calls >= MIN_CALLS and self.health.failed * 10 > self.health.calls
+
+    @property
+    def slow(self) -> bool:
+        """More than five of a hundred recent calls began later than the target."""
+        return self.health.calls >= MIN_CALLS and self.health.slow * 20 > self.health.calls
+
+    @property
+    def needs_a_hand(self) -> bool:
+        return self.urgency < 6
+
+    @property
+    def urgency(self) -> int:
+        """The order of the list: who stands still first, then who soon will, then who struggles."""
+        if self.town.status == "suspended":
+            return 5
+        if not self.has_budget:
+            return 0
+        if self.days_left is not None:
+            return 1 if self.days_left <= SOON_DAYS else 2
+        if self.failing:
+            return 3
+        return 4 if self.slow else 6
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """A line under 対応が要るもの: `tone` error or warn, what it is about, what is the matter, where to go."""
+
+    tone: str
+    about: str
+    title: str
+    text: str
+    act: str
+    href: str
+    town: str
+
+
+def alert(t: TownFigures) -> Alert | None:
+    """What the operator has to know of a town, if anything."""
+    here = f"/console/operator/towns/{t.town.id}"
+    if t.town.status == "suspended":
+        return Alert("info", "停止", f"{t.town.name}の利用を止めています。", "", "確かめる", here, t.town.name)
+    if not t.has_budget:
+        text = "設定するまで、だれも使えません。"
+        return Alert(
+            "error", "予算", f"{t.town.name}に今月の予算がありません。", text, "予算を決める", here, t.town.name
+        )
+    if t.dry_on is not None and t.days_left is not None:
+        rest = max(0, t.limit_uyen - t.used_uyen) // UYEN
+        if rest == 0:
+            title, text = f"{t.town.name}は今月の予算を使い切りました。", "新しい質問は送れません。"
+        else:
+            title = f"{t.town.name}は{t.dry_on.month}月{t.dry_on.day}日に予算がなくなる見込みです。"
+            text = f"残り{rest:,}円"
+        tone = "error" if t.days_left <= SOON_DAYS else "warn"
+        return Alert(tone, "予算", title, text, "予算を変える", here, t.town.name)
+    if t.failing:
+        text = f"この24時間の{t.health.calls:,}件のうち{t.health.failed:,}件"
+        return Alert("warn", "失敗", f"{t.town.name}で失敗が増えています。", text, "内訳を見る", here, t.town.name)
+    if t.slow:
+        text = f"この24時間の{t.health.calls:,}件のうち{t.health.slow:,}件が{SLOW_MS / 1000:.1f}秒より遅い"
+        title = f"{t.town.name}で最初の文字が遅くなっています。"
+        return Alert("warn", "速さ", title, text, "経過を見る", here, t.town.name)
+    return None
 
 
 def dry_day(used_uyen: int, limit_uyen: int, today: date) -> date | None:
@@ -52,44 +137,203 @@ def dry_day(used_uyen: int, limit_uyen: int, today: date) -> date | None:
     return today + timedelta(days=days) if days <= days_left else None
 
 
-async def towns_of_month(db: Database, now: datetime) -> tuple[list[TownFigures], list[Day]]:
-    """All towns with their month, those that run dry first, and the region's days."""
+def parse_yen(text: str) -> int:
+    """Whole yen as people type them: commas, full width, 円. Raises `InvalidInput`."""
+    folded = unicodedata.normalize("NFKC", text).replace(",", "").replace("円", "").strip()
+    if not (folded.isascii() and folded.isdigit()) or len(folded) > len(str(MAX_YEN)):
+        raise InvalidInput(f"金額は0円から{MAX_YEN:,}円までの整数で入れてください。", field="month_yen")
+    return int(folded)
+
+
+def month_end(used_uyen: int, today: date) -> int:
+    """What will have been used when the month ends, at its pace until today."""
+    return used_uyen * monthrange(today.year, today.month)[1] // today.day
+
+
+async def load_towns(db: Database, now: datetime) -> list[TownFigures]:
+    """All towns that are not erased, with their month."""
     month = window_start("month", now)
     async with db.platform_session("operator console", read_only=True) as session:
         tenants = [t for t in await list_tenants(session) if t.status != "erased"]
-        usage = await usage_rows(session, month)
-        budgets = {r.tenant_id: r for r in await budget_rows(session, now=now) if r.node == "town"}
-        days = await usage_by_day(session, month)
-    by_town: dict[TenantId, list[UsageRow]] = {}
-    for row in usage:
-        by_town.setdefault(row.tenant_id, []).append(row)
+        usage = await usage_by_town(session, month)
+        budgets = {r.tenant_id: r for r in await budget_rows(session, node="town", now=now)}
+        health = await health_since(session, now - timedelta(hours=HEALTH_HOURS))
     today = local(now).date()
-    found = [_figures(t, by_town.get(t.id, []), budgets.get(t.id), today) for t in tenants]
-    return sorted(found, key=lambda f: (f.dry_on or date.max, f.town.code)), days
+    return [
+        _figures(t, usage.get(t.id, TownUsage(0, 0, 0, 0)), health.get(t.id, Health(0, 0, 0)), budgets.get(t.id), today)
+        for t in tenants
+    ]
 
 
-def _figures(town: ListedTenant, rows: list[UsageRow], budget: BudgetRow | None, today: date) -> TownFigures:
+def _figures(
+    town: ListedTenant, usage: TownUsage, health: Health, budget: BudgetRow | None, today: date
+) -> TownFigures:
     used = (budget.posted_uyen + budget.held_uyen) if budget else 0
     limit = (budget.limit_uyen or 0) if budget else 0
+    dry_on = dry_day(used, limit, today) if town.status == "active" and limit > 0 else None
     return TownFigures(
         town=town,
-        calls=sum(r.calls for r in rows),
-        failed=sum(r.failed for r in rows),
-        tokens=sum(r.prompt_tokens + r.completion_tokens for r in rows),
+        usage=usage,
+        health=health,
         used_uyen=used,
         limit_uyen=limit,
         left=(budget.left or Fraction(0)) if budget else Fraction(0),
-        dry_on=dry_day(used, limit, today) if town.status == "active" else None,
+        dry_on=dry_on,
+        days_left=None if dry_on is None else (dry_on - today).days,
+        forecast_uyen=month_end(used, today),
     )
 
 
-def daily_chart(days: list[Day], now: datetime, *, money: bool) -> BarChart:
-    """The month's days until today, in yen or in calls."""
+# ── finding one's way among many towns ───────────────────────────────────────────────────────────────────────────
+
+STATES: Final[Mapping[str, tuple[str, Callable[[TownFigures], bool]]]] = {
+    "all": ("すべて", lambda t: True),
+    "need": ("対応が要る", lambda t: t.needs_a_hand),
+    "active": ("利用中", lambda t: t.town.status == "active"),
+    "suspended": ("停止中", lambda t: t.town.status == "suspended"),
+    "unused": ("今月は未使用", lambda t: t.usage.calls == 0),
+}
+# Each with a tie broken by code, so that a page shows the same towns again.
+SORTS: Final[Mapping[str, tuple[str, Callable[[TownFigures], tuple[object, ...]]]]] = {
+    "need": ("急ぐ順", lambda t: (t.urgency, t.dry_on or date.max, t.left, t.town.code)),
+    "name": ("団体コード順", lambda t: (t.town.code,)),
+    "calls": ("件数の多い順", lambda t: (-t.usage.calls, t.town.code)),
+    "used": ("使った額の多い順", lambda t: (-t.used_uyen, t.town.code)),
+    "left": ("残りの少ない順", lambda t: (t.left, t.town.code)),
+}
+
+
+def choose(towns: Sequence[TownFigures], *, q: str = "", state: str = "all", sort: str = "need") -> list[TownFigures]:
+    """The towns asked for, in order. An unknown state or sort is the first one. Widths and case do not matter in `q`."""
+    wanted = STATES.get(state, STATES["all"])[1]
+    words = _folded(q).split()
+    found = [t for t in towns if wanted(t) and all(w in _folded(f"{t.town.name} {t.town.code}") for w in words)]
+    return sorted(found, key=SORTS.get(sort, SORTS["need"])[1])
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
+@dataclass(frozen=True, slots=True)
+class Paged(Generic[T]):
+    """One page of a list."""
+
+    items: tuple[T, ...]
+    page: int
+    pages: int
+    total: int
+    first: int
+    last: int
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The pages to link: first, last and those around this one; 0 stands for a gap."""
+        near = {1, self.pages, *range(self.page - 1, self.page + 2)}
+        told = [n for n in sorted(near) if 1 <= n <= self.pages]
+        out: list[int] = []
+        for number in told:
+            if out and number - out[-1] > 1:
+                out.append(0)
+            out.append(number)
+        return tuple(out)
+
+
+def paged(items: Sequence[T], page: int, *, size: int = 50) -> Paged[T]:
+    """The page asked for, or the nearest there is."""
+    pages = max(1, -(-len(items) // size))
+    page = min(max(1, page), pages)
+    shown = tuple(items[(page - 1) * size : page * size])
+    first = (page - 1) * size + 1 if shown else 0
+    return Paged(shown, page, pages, len(items), first, first + len(shown) - 1 if shown else 0)
+
+
+# ── charts ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class DayChart:
+    """The month's days until today, by zone, in yen or in calls: the drawing, its words and its table.
+
+    key: (look, words) per part, in the order of the numbers in `rows`.
+    """
+
+    chart: Columns
+    title: str
+    description: str
+    unit: str
+    key: tuple[tuple[str, str], ...]
+    rows: tuple[tuple[str, tuple[int, ...], int], ...]
+    total: int
+
+
+def day_chart(days: Sequence[Day], now: datetime, *, money: bool) -> DayChart:
     today = local(now).date()
     known = {d.day: d for d in days}
-    values: list[tuple[str, int]] = []
+    unit, title = ("円", "1日の費用と処理した場所") if money else ("件", "1日の件数と処理した場所")
+    values: list[tuple[str, dict[str, int]]] = []
     for number in range(1, today.day + 1):
         day = known.get(today.replace(day=number))
-        value = 0 if day is None else (-(-day.cost_uyen // UYEN) if money else day.calls)
-        values.append((f"{number}日", value))
-    return bar_chart(values, unit="円" if money else "件")
+        parts = {} if day is None else {z: (-(-u // UYEN) if money else n) for z, (n, u) in day.zones.items()}
+        values.append((f"{today.month}/{number}", parts))
+    sums = [(label, sum(parts.values())) for label, parts in values]
+    total = sum(n for _, n in sums)
+    told = f"{today.month}月1日から{today.day}日。"
+    if total:
+        label, most = max(sums, key=lambda s: s[1])
+        by_zone = [(z, sum(parts.get(z, 0) for _, parts in values)) for z in ZONES]
+        share = "、".join(f"{words(z)}{n:,}{unit}" for z, n in by_zone if n)
+        told += f"合計{total:,}{unit}。いちばん多い日は{label}の{most:,}{unit}。内訳は{share}。"
+    else:
+        told += "まだ使われていません。"
+    used = tuple(z for z in ZONES if z or any(parts.get(z) for _, parts in values))
+    rows = tuple((label, tuple(parts.get(z, 0) for z in used), sum(parts.values())) for label, parts in values if parts)
+    key = tuple((ZONE_FILLS[z], words(z)) for z in used)
+    return DayChart(columns(values, unit=unit, order=ZONES), title, told, unit, key, rows, total)
+
+
+def words(zone: str) -> str:
+    """A call that ended before a model was chosen has no zone."""
+    return ZONE_WORDS.get(zone, "送る前に終わった分")
+
+
+@dataclass(frozen=True, slots=True)
+class WaitChart:
+    """Seconds until the first words, day by day."""
+
+    chart: Lines
+    title: str
+    description: str
+    rows: tuple[tuple[str, int, str, str], ...]
+
+
+def wait_chart(days: Sequence[FirstWords], now: datetime) -> WaitChart:
+    today = local(now).date()
+    known = {d.day: d for d in days}
+    values: list[tuple[str, dict[str, float]]] = []
+    for number in range(1, today.day + 1):
+        day = known.get(today.replace(day=number))
+        parts = {} if day is None else {"slow": day.slow_ms / 1000, "half": day.half_ms / 1000}
+        values.append((f"{today.month}/{number}", parts))
+    chart = lines(values, unit="秒", names={"slow": ("遅い5%", "a"), "half": ("真ん中", "b")})
+    told = f"{today.month}月1日から{today.day}日。"
+    if days:
+        worst = max(days, key=lambda d: d.slow_ms)
+        told += (
+            f"半分は{min(d.half_ms for d in days) / 1000:.1f}秒から{max(d.half_ms for d in days) / 1000:.1f}秒より早く、"
+            f"遅いほうの5パーセントがいちばん遅かったのは{worst.day.month}/{worst.day.day}の{worst.slow_ms / 1000:.1f}秒。"
+        )
+    else:
+        told += "まだ使われていません。"
+    rows = tuple(
+        (f"{d.day.month}/{d.day.day}", d.calls, f"{d.half_ms / 1000:.1f}", f"{d.slow_ms / 1000:.1f}") for d in days
+    )
+    return WaitChart(chart, "最初の文字が出るまで", told, rows)
+
+
+async def region_charts(db: Database, now: datetime) -> tuple[DayChart, WaitChart]:
+    month = window_start("month", now)
+    async with db.platform_session("operator console", read_only=True) as session:
+        days = await usage_by_day(session, month)
+        waits = await first_words_by_day(session, month)
+    return day_chart(days, now, money=True), wait_chart(waits, now)

@@ -1,76 +1,141 @@
 """運用: towns, state, requests, yen, what is left, health. There is no content here and no way to it."""
 
 import asyncio
-import csv
-import io
+from dataclasses import dataclass
 from typing import Annotated
+from urllib.parse import urlencode
 from uuid import UUID
 
 from fastapi import APIRouter, Form
+from sqlmodel import col, select
+from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.responses import Response
 
-from apps.console.figures import daily_chart, towns_of_month
+from apps.console.figures import (
+    SORTS,
+    STATES,
+    TownFigures,
+    alert,
+    choose,
+    day_chart,
+    load_towns,
+    paged,
+    parse_yen,
+    region_charts,
+)
 from apps.sdk.dates import local, wareki
-from apps.sdk.office import Office, OfficeContext, back
+from apps.sdk.office import Office, OfficeContext, back, csv_file
 from observability.problems import Conflict, InvalidInput, NotFound, Problem
 from tenants import audit
-from tenants.context import TenantId
-from tenants.models import Tenant
-from tenants.people import code_of
+from tenants.context import Role, TenantId
+from tenants.lgcode import parse_code
+from tenants.models import Person, RoleGrant, Tenant
+from tenants.people import NewPerson, add_people, code_of, list_sections
 from tenants.printing import Handover, handover_sheet
 from tenants.quota.tree import budget_rows, set_budget
 from tenants.quota.windows import window_start
-from tenants.registry import NewTenant, create_tenant, resume_tenant, suspend_tenant
+from tenants.registry import NewTenant, create_tenant, new_password, resume_tenant, suspend_tenant
 from tenants.usage import usage_by_day, usage_rows
 
 routes = APIRouter()
 
+HERE = "/console/operator"
+ALERTS_SHOWN = 8
+TOWNS_SHOWN = 10
+
 
 @routes.get("")
 async def overview(office: OfficeContext) -> Response:
-    """First what needs a hand, then the sum, then towns by the day they run dry."""
-    towns, days = await towns_of_month(office.db, office.now)
-    active = [t for t in towns if t.town.status == "active"]
+    """First what needs a hand, then the sum, then the towns that run dry first."""
+    towns = choose(await load_towns(office.db, office.now))
+    costs, waits = await region_charts(office.db, office.now)
+    alerts = [a for a in map(alert, towns) if a is not None]
     return await office.page(
         "console/operator.html",
-        is_operator_page=True,
-        towns=towns,
-        dry=[t for t in active if t.dry_on is not None],
-        failing=[t for t in active if t.failing],
-        stopped=[t for t in towns if t.town.status == "suspended"],
-        used=sum(t.used_uyen for t in towns),
-        limit=sum(t.limit_uyen for t in towns),
-        calls=sum(t.calls for t in towns),
-        chart=daily_chart(days, office.now, money=True),
-        days=days,
+        alerts=alerts[:ALERTS_SHOWN],
+        alert_count=len(alerts),
+        towns=towns[:TOWNS_SHOWN],
+        total=_total(towns),
+        costs=costs,
+        waits=waits,
+        month=local(office.now).month,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Total:
+    towns: int
+    calls: int
+    tokens: int
+    used_uyen: int
+    limit_uyen: int
+
+
+def _total(towns: list[TownFigures]) -> _Total:
+    return _Total(
+        len(towns),
+        sum(t.usage.calls for t in towns),
+        sum(t.usage.tokens for t in towns),
+        sum(t.used_uyen for t in towns),
+        sum(t.limit_uyen for t in towns),
+    )
+
+
+# ── towns ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@routes.get("/towns")
+async def towns_page(
+    office: OfficeContext, q: str = "", state: str = "all", sort: str = "need", page: int = 1
+) -> Response:
+    """All towns: searched, filtered, sorted, fifty on a page."""
+    towns = await load_towns(office.db, office.now)
+    found = choose(towns, q=q, state=state, sort=sort)
+    asked = {"q": q, "state": state, "sort": sort}
+    return await office.page(
+        "console/towns.html",
+        shown=paged(found, page),
+        total=_total(found),
+        q=q,
+        state=state,
+        sort=sort,
+        counts={name: sum(map(wanted, towns)) for name, (_, wanted) in STATES.items()},
+        states={name: words for name, (words, _) in STATES.items()},
+        sorts=[(name, words) for name, (words, _) in SORTS.items()],
+        query=urlencode(asked),
     )
 
 
 @routes.get("/towns.csv")
-async def towns_csv(office: OfficeContext) -> Response:
-    """The table, for a spreadsheet: UTF-8 with BOM."""
-    towns, _ = await towns_of_month(office.db, office.now)
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\r\n")
-    writer.writerow(
-        ["団体コード", "団体", "状態", "職員数", "件数", "うち失敗", "トークン", "使った額（円）", "予算（円）"]
-    )
-    for t in towns:
-        used, limit = -(-t.used_uyen // 1_000_000), t.limit_uyen // 1_000_000
-        writer.writerow(
-            [t.town.code, t.town.name, t.town.status, t.town.people, t.calls, t.failed, t.tokens, used, limit]
+async def towns_csv(office: OfficeContext, q: str = "", state: str = "all", sort: str = "need") -> Response:
+    """The table as it is filtered, for a spreadsheet: UTF-8 with BOM."""
+    words = {"active": "利用中", "suspended": "停止中"}
+    rows = [
+        (
+            t.town.code,
+            t.town.name,
+            words.get(t.town.status, t.town.status),
+            t.town.people,
+            t.usage.calls,
+            t.usage.failed,
+            t.usage.tokens,
+            -(-t.used_uyen // 1_000_000),
+            t.limit_uyen // 1_000_000,
+            -(-t.forecast_uyen // 1_000_000),
+            t.dry_on.isoformat() if t.dry_on else "",
         )
-    name = f"towns-{window_start('month', office.now):%Y-%m}.csv"
-    return Response(
-        out.getvalue().encode("utf-8-sig"),
-        media_type="text/csv; charset=utf-8",
-        headers={"content-disposition": f"attachment; filename={name}"},
-    )
+        for t in choose(await load_towns(office.db, office.now), q=q, state=state, sort=sort)
+    ]
+    headings = (
+        "団体コード", "団体", "状態", "職員数", "件数", "うち失敗", "トークン", "使った額（円）", "予算（円）",
+        "月末の見込み（円）", "なくなる見込みの日",
+    )  # fmt: skip
+    return csv_file(f"towns-{window_start('month', office.now):%Y-%m}.csv", headings, rows)
 
 
 @routes.get("/towns/new")
 async def new_town(office: OfficeContext) -> Response:
-    return await office.page("console/town_new.html", is_operator_page=True, typed={}, problem=None)
+    return await office.page("console/town_new.html", typed={}, problem=None)
 
 
 @routes.post("/towns/new")
@@ -89,18 +154,70 @@ async def create(
         "month_yen": month_yen,
     }  # fmt: skip
     try:
-        yen = month_yen.replace(",", "").strip()
-        if not (yen.isascii() and yen.isdigit()):
-            raise InvalidInput("予算は円の整数で入れてください。", field="month_yen")
-        wanted = NewTenant(
-            name, code, admin_login, admin_name, tuple(s.strip() for s in sections.splitlines() if s.strip()), int(yen)
-        )
+        listed = tuple(dict.fromkeys(" ".join(s.split()) for s in sections.splitlines() if s.strip()))
+        wanted = NewTenant(name, code, admin_login, admin_name, listed, parse_yen(month_yen))
         created = await create_tenant(office.db, await office.directory(), wanted, by=office.by)
     except (InvalidInput, Conflict) as problem:
-        return await office.page(
-            "console/town_new.html", status=int(problem.status), is_operator_page=True, typed=typed, problem=problem
+        return await office.page("console/town_new.html", status=int(problem.status), typed=typed, problem=problem)
+    return await office.page(
+        "console/town_created.html",
+        town_id=created.tenant_id,
+        name=wanted.name,
+        code=parse_code(code),
+        login=created.admin_login,
+        admin_name=wanted.admin_name,
+        password=created.admin_password,
+        entry=f"{office.settings.public_url}/t/{parse_code(code)}",
+    )
+
+
+@routes.post("/towns/{town_id}/administrator")
+async def first_administrator(
+    office: OfficeContext,
+    town_id: UUID,
+    admin_login: Annotated[str, Form()] = "",
+    admin_name: Annotated[str, Form()] = "",
+) -> Response:
+    """Completes a town whose creation was cut off before its first administrator; refused when it has one."""
+    async with office.db.platform_session("operator console", read_only=True) as session:
+        tenant = await find_town(session, town_id)
+        code = await code_of(session, TenantId(tenant.id))
+        names = [s.name for s in await list_sections(session, TenantId(tenant.id))]
+        if await _administrators(session, TenantId(tenant.id)):
+            raise NotFound
+    person = NewPerson(admin_login, admin_name, names[0] if names else "", frozenset({Role.TOWN_ADMIN, Role.STAFF}))
+    password = new_password()
+    try:
+        await add_people(
+            office.db, await office.directory(), TenantId(tenant.id), tenant.alias, [(person, password)], by=office.by
         )
-    return await office.page("console/town_created.html", is_operator_page=True, created=created, new=wanted)
+    except (InvalidInput, Conflict) as problem:
+        return await _town_page(office, town_id, problem)
+    return await office.page(
+        "console/town_created.html",
+        town_id=tenant.id,
+        name=tenant.name,
+        code=code,
+        login=admin_login,
+        admin_name=admin_name,
+        password=password,
+        entry=f"{office.settings.public_url}/t/{code}",
+    )
+
+
+async def _administrators(session: AsyncSession, tenant_id: TenantId) -> int:
+    found = await session.exec(
+        select(Person.id)
+        .join(RoleGrant, col(RoleGrant.person_id) == col(Person.id))
+        .where(
+            col(Person.tenant_id) == tenant_id,
+            col(Person.status) == "active",
+            col(RoleGrant.role).in_((Role.TOWN_ADMIN.value, Role.OPERATOR.value)),
+            col(RoleGrant.revoked_at).is_(None),
+        )
+        .distinct()
+    )
+    return len(found.all())
 
 
 @routes.post("/handover.pdf")
@@ -109,12 +226,15 @@ async def handover(
     town: Annotated[UUID, Form()],
     login: Annotated[str, Form()],
     password: Annotated[str, Form()],
+    admin_name: Annotated[str, Form()] = "",
 ) -> Response:
     """The hand-over sheet. The password is not kept anywhere: it comes from the page that showed it."""
     async with office.db.platform_session("operator console", read_only=True) as session:
-        tenant = await _town(session, town)
-        code = await code_of(session, TenantId(tenant.id))
-        budget = [r for r in await budget_rows(session, tenant_id=TenantId(tenant.id)) if r.node == "town"]
+        tenant = await find_town(session, town)
+        tenant_id = TenantId(tenant.id)
+        code = await code_of(session, tenant_id)
+        budget = await budget_rows(session, tenant_id=tenant_id, node="town")
+        sections = tuple(s.name for s in await list_sections(session, tenant_id))
     # Typesetting takes a tenth of a second and more; other people's pages go on meanwhile.
     sheet = await asyncio.to_thread(
         handover_sheet,
@@ -123,10 +243,11 @@ async def handover(
             town=tenant.name,
             code=code,
             admin_login=login,
+            admin_name=admin_name,
             full_login=f"{tenant.alias}.{login}",
             password=password,
             entry_url=f"{office.settings.public_url}/t/{code}",
-            sections=(),
+            sections=sections,
             month_yen=(budget[0].limit_uyen or 0) // 1_000_000 if budget else 0,
             made_on=local(office.now).date(),
         ),
@@ -138,47 +259,84 @@ async def handover(
     )
 
 
+# ── one town ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
 @routes.get("/towns/{town_id}")
-async def town(office: OfficeContext, town_id: UUID, problem: str = "") -> Response:
+async def town(office: OfficeContext, town_id: UUID) -> Response:
     return await _town_page(office, town_id)
 
 
 @routes.post("/towns/{town_id}/budget")
 async def budget(office: OfficeContext, town_id: UUID, month_yen: Annotated[str, Form()] = "") -> Response:
-    text = month_yen.replace(",", "").strip()
     try:
-        if not (text.isascii() and text.isdigit()):
-            raise InvalidInput("予算は円の整数で入れてください。", field="month_yen")
+        yen = parse_yen(month_yen)
         async with office.db.platform_session("operator console") as session:
-            tenant = await _town(session, town_id)
-            await set_budget(session, TenantId(tenant.id), yen=int(text), by=office.actor.person_id)
+            tenant = await find_town(session, town_id)
+            await set_budget(session, TenantId(tenant.id), yen=yen, by=office.actor.person_id)
             await audit.record(
-                session, TenantId(tenant.id), office.by, "budget.set", about=("tenant", town_id), yen=int(text)
+                session, TenantId(tenant.id), office.by, "budget.set", about=("tenant", town_id), yen=yen
             )
     except (InvalidInput, Conflict) as error:
         return await _town_page(office, town_id, error)
-    return back(f"/console/operator/towns/{town_id}", f"今月の予算を{int(text):,}円にしました")
+    return back(f"{HERE}/towns/{town_id}", f"今月の予算を{yen:,}円にしました")
+
+
+@routes.get("/towns/{town_id}/suspend")
+async def ask_suspend(office: OfficeContext, town_id: UUID) -> Response:
+    return await _ask(office, town_id, "suspend")
 
 
 @routes.post("/towns/{town_id}/suspend")
 async def suspend(office: OfficeContext, town_id: UUID, typed_name: Annotated[str, Form()] = "") -> Response:
     """Needs the town's name typed: a whole town hall stops working."""
     async with office.db.platform_session("operator console", read_only=True) as session:
-        tenant = await _town(session, town_id)
+        tenant = await find_town(session, town_id)
+    if tenant.id == office.actor.tenant_id:
+        problem = Conflict("事務局自身の利用は止められません。この画面も使えなくなるためです。")
+        return await _ask(office, town_id, "suspend", problem)
     if typed_name.strip() != tenant.name:
-        return await _town_page(office, town_id, InvalidInput("団体の名前が一致しません。", field="typed_name"))
+        wrong = InvalidInput("団体の名前が一致しません。何も変えていません。", field="typed_name")
+        return await _ask(office, town_id, "suspend", wrong, typed_name)
     await suspend_tenant(office.db, await office.directory(), TenantId(tenant.id), by=office.by)
-    return back(f"/console/operator/towns/{town_id}", f"{tenant.name}の利用を止めました")
+    return back(f"{HERE}/towns/{town_id}", f"{tenant.name}の利用を止めました")
+
+
+@routes.get("/towns/{town_id}/resume")
+async def ask_resume(office: OfficeContext, town_id: UUID) -> Response:
+    return await _ask(office, town_id, "resume")
 
 
 @routes.post("/towns/{town_id}/resume")
 async def resume(office: OfficeContext, town_id: UUID) -> Response:
     await resume_tenant(office.db, await office.directory(), TenantId(town_id), by=office.by)
-    return back(f"/console/operator/towns/{town_id}", "利用を再開しました")
+    return back(f"{HERE}/towns/{town_id}", "利用を再開しました")
 
 
-async def _town(session, town_id: UUID) -> Tenant:  # type: ignore[no-untyped-def]  # a platform session
-    tenant: Tenant | None = await session.get(Tenant, town_id)
+async def _ask(
+    office: Office, town_id: UUID, act: str, problem: Problem | None = None, typed_name: str = ""
+) -> Response:
+    """What will happen, in full, before a whole town stops or goes on."""
+    async with office.db.platform_session("operator console", read_only=True) as session:
+        tenant = await find_town(session, town_id)
+        active = await session.exec(
+            select(Person.id).where(col(Person.tenant_id) == tenant.id, col(Person.status) == "active")
+        )
+        people = len(active.all())
+    return await office.page(
+        "console/town_state.html",
+        status=200 if problem is None else int(problem.status),
+        tenant=tenant,
+        act=act,
+        people=people,
+        problem=problem,
+        typed_name=typed_name,
+    )
+
+
+async def find_town(session: AsyncSession, town_id: UUID) -> Tenant:
+    """In a platform session. Raises `NotFound`, also for a town that was erased."""
+    tenant = await session.get(Tenant, town_id)
     if tenant is None or tenant.status == "erased":
         raise NotFound
     return tenant
@@ -186,27 +344,35 @@ async def _town(session, town_id: UUID) -> Tenant:  # type: ignore[no-untyped-de
 
 async def _town_page(office: Office, town_id: UUID, problem: Problem | None = None) -> Response:
     month = window_start("month", office.now)
+    figures = next((t for t in await load_towns(office.db, office.now) if t.town.id == town_id), None)
+    if figures is None:
+        raise NotFound
+    tenant_id = figures.town.id
     async with office.db.platform_session("operator console", read_only=True) as session:
-        tenant = await _town(session, town_id)
-        tenant_id = TenantId(tenant.id)
-        code = await code_of(session, tenant_id)
         rows = await usage_rows(session, month, tenant_id=tenant_id)
         days = await usage_by_day(session, month, tenant_id=tenant_id)
-        nodes = await budget_rows(session, tenant_id=tenant_id, now=office.now)
+        nodes = await budget_rows(session, tenant_id=tenant_id, node="town", now=office.now)
+        administrators = await _administrators(session, tenant_id)
     by_app: dict[tuple[str, str], list[int]] = {}
     for r in rows:
         total = by_app.setdefault((r.app or "API", r.alias), [0, 0, 0, 0])
         for i, value in enumerate((r.calls, r.failed, r.prompt_tokens + r.completion_tokens, r.cost_uyen)):
             total[i] += value
+    titles = {a.id: a.title for a in office.apps}
     return await office.page(
         "console/town_detail.html",
         status=200 if problem is None else int(problem.status),
-        is_operator_page=True,
-        tenant=tenant,
-        code=code,
-        by_app=sorted(by_app.items(), key=lambda i: -i[1][3]),
-        node=next((n for n in nodes if n.node == "town"), None),
-        chart=daily_chart(days, office.now, money=True),
-        month_words=wareki(month)[:-2],
+        t=figures,
+        alert=alert(figures),
+        by_app=[
+            (titles.get(app, app), alias, *total)
+            for (app, alias), total in sorted(by_app.items(), key=lambda i: -i[1][3])
+        ],
+        node=nodes[0] if nodes else None,
+        costs=day_chart(days, office.now, money=True),
+        since=wareki(local(figures.town.created_at).date()),
+        administrators=administrators,
+        is_own=tenant_id == office.actor.tenant_id,
+        month=local(office.now).month,
         problem=problem,
     )

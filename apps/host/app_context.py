@@ -1,5 +1,6 @@
 """Binds the platform to one request of one app: nothing an app holds reaches beyond person, town and app."""
 
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from fractions import Fraction
 from uuid import UUID
@@ -7,11 +8,12 @@ from uuid import UUID
 from fastapi import Request
 from starlette.responses import Response
 
+from apps.host.progress import work_page
 from apps.host.requests import OwnServices, Signed, SignedRequest, page
 from apps.host.services import Services
 from apps.sdk.app import App
 from apps.sdk.context import AppContext, GatewayClient, ModelChoice
-from apps.sdk.office import Office
+from apps.sdk.office import Office, Progress
 from apps.sdk.ui.render import CLASS_WORDS, ZONE_WORDS
 from observability.problems import NotFound
 from tenants.context import DataClass, Role, Zone
@@ -48,6 +50,11 @@ def bind_office(*roles: Role, with_content: bool = False):  # type: ignore[no-un
         async def render(template: str, *, status: int = 200, **facts: object) -> Response:
             return await page(request, template, status=status, **facts)
 
+        async def work(
+            title: str, work: Callable[[Progress], Awaitable[Mapping[str, object]]], *, then: str
+        ) -> Response:
+            return await work_page(request, title, work, then=then)
+
         actor = who.actor
         assert actor.person_id is not None
         viewer = Viewer(actor.person_id, actor.section_id)
@@ -60,6 +67,7 @@ def bind_office(*roles: Role, with_content: bool = False):  # type: ignore[no-un
             apps=tuple(a.manifest for a in own.apps.values()),
             directory=own.directory,
             page=render,
+            work=work,
             documents=own.documents.of(actor.context, app="desk", viewer=viewer) if with_content else None,
         )
 

@@ -16,7 +16,7 @@ from apps.sdk.app import HomeParts
 from apps.sdk.dates import local
 from observability.problems import NotFound
 from tenants.models import Person
-from tenants.policy import load_policy
+from tenants.policy import Policy, load_policy
 from tenants.quota.tree import remaining_share
 from tenants.reports import KINDS, file_report
 
@@ -115,9 +115,12 @@ async def send_report(
 
 @routes.get("/about/{name}")
 async def about(request: Request, own: OwnServices, name: str) -> Response:
-    """取り扱ってよい情報, アクセシビリティ方針: readable without signing in."""
-    if name not in ("rules", "accessibility"):
+    """使い方, 取り扱ってよい情報, 内容が見えないしくみ, アクセシビリティ方針: readable without signing in."""
+    if name not in ("use", "rules", "blindness", "accessibility"):
         raise NotFound
+    policy = Policy()
     with contextlib.suppress(SessionEnded):
-        await requests.signed(request)
-    return await page(request, f"host/about_{name}.html")
+        who = await requests.signed(request)
+        async with own.db.tenant_session(who.actor.context, read_only=True) as session:
+            policy, _ = await load_policy(session, who.actor.tenant_id)
+    return await page(request, f"host/about_{name}.html", policy=policy)

@@ -51,7 +51,8 @@ def create_portal(settings: Settings) -> FastAPI:
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         await services.start()
         try:
-            yield
+            async with services.work:
+                yield
         finally:
             await close_intake()
             await services.stop()

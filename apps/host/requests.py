@@ -124,8 +124,27 @@ class NavItem:
     current: bool
 
 
+# The first one's page is the parent of the others, so it is current only where it stands itself.
+_OPERATOR_NAV = (
+    ("状況", "/console/operator", "home"),
+    ("町", "/console/operator/towns", "onprem"),
+)
+
+
+def is_operator_page(actor: Actor | None, path: str) -> bool:
+    """Whether this is the operator's console, as seen by an operator: for others there is no such place."""
+    inside = path == "/console/operator" or path.startswith("/console/operator/")
+    return inside and actor is not None and actor.has(Role.OPERATOR)
+
+
 def navigation(own: Services, actor: Actor, path: str) -> list[NavItem]:
-    """Home, the apps this person may use, and the offices of administrators."""
+    """Home, the apps this person may use, and the offices of administrators; in the operator's console its own."""
+    if is_operator_page(actor, path):
+        root = _OPERATOR_NAV[0][1]
+        nav = [
+            NavItem(t, h, i, current=path == h or (h != root and path.startswith(h + "/"))) for t, h, i in _OPERATOR_NAV
+        ]
+        return [*nav, NavItem("自分のホーム", "/", "user", current=False)]
     items = [("ホーム", "/", "home")]
     items += [
         (a.manifest.title, f"/apps/{a.manifest.id}", a.manifest.icon.removeprefix("i-")) for a in own.apps.values()
@@ -137,8 +156,8 @@ def navigation(own: Services, actor: Actor, path: str) -> list[NavItem]:
     return [NavItem(t, h, i, current=path == h or (h != "/" and path.startswith(h + "/"))) for t, h, i in items]
 
 
-async def page(request: Request, template: str, /, *, status: int = 200, **facts: object) -> HTMLResponse:
-    """Renders a template in the shell, for whoever is signed in (or for nobody)."""
+def render(request: Request, template: str, /, **facts: object) -> str:
+    """A template with what every page needs, for whoever is signed in (or for nobody)."""
     own = services(request)
     who: Signed | None = getattr(request.state, "signed", None)
     shared: dict[str, object] = {
@@ -149,11 +168,15 @@ async def page(request: Request, template: str, /, *, status: int = 200, **facts
         "here": request.url.path,
         "now": datetime.now(UTC),
         "toast": _toast(request),
-        "is_operator_page": False,
+        "is_operator_page": is_operator_page(who.actor if who else None, request.url.path),
         "preferences": who.preferences if who else {},
     }
-    html = own.pages.get_template(template).render(shared | facts)
-    response = HTMLResponse(html, status_code=status)
+    return own.pages.get_template(template).render(shared | facts)
+
+
+async def page(request: Request, template: str, /, *, status: int = 200, **facts: object) -> HTMLResponse:
+    """A whole page in the shell."""
+    response = HTMLResponse(render(request, template, **facts), status_code=status)
     if request.cookies.get("kumiai_toast"):
         response.delete_cookie("kumiai_toast")
     return response

@@ -57,6 +57,8 @@ class Services:
         self.pages: Environment = create_environment(_template_folders(apps))
         self._directory: IdentityDirectory | None = None
         self._polls: list[asyncio.Task[None]] = []
+        # Work that outlives its request; entered and left with the process's lifespan.
+        self.work = asyncio.TaskGroup()
 
     async def directory(self) -> IdentityDirectory:
         """Opened when an administrator first needs it: the portal runs while the issuer's administration is away."""

@@ -1,0 +1,37 @@
+"""Every page of portal, console and desk: accessible, without sideways scroll, at the sizes people have."""
+
+from collections.abc import Mapping
+
+import pytest
+
+from tests.browsers import DESKTOP, PHONE, ZOOMED, Visitor, assert_accessible
+
+pytestmark = pytest.mark.browser
+
+ABOUT = ("/about/use", "/about/rules", "/about/blindness", "/about/accessibility")
+PAGES: Mapping[str, tuple[str, ...]] = {
+    "nobody": ("/", "/?q=見本", "/?q=無い町", "/?why=signed_out", "/?why=idle", "/t/046914", "/t/046914?why=idle", *ABOUT),
+    "staff": ("/", "/?q=通知", "/settings", "/report?page=/apps/chat&number=0000-0000", "/missing", *ABOUT),
+    "town_admin": (
+        "/console/town", "/console/town/people", "/console/town/people?q=無い人", "/console/town/people/new",
+        "/console/town/people/import", "/console/town/sections", "/console/town/policy", "/console/town/usage",
+        "/console/town/keys", "/desk/reports", "/desk/reports?state=closed",
+    ),
+    "operator": (
+        "/console/operator", "/console/operator/towns", "/console/operator/towns?q=無い町",
+        "/console/operator/towns?state=need", "/console/operator/towns/new", "/missing",
+    ),
+}  # fmt: skip
+SIZES = {"desktop": DESKTOP, "phone": PHONE, "zoomed": ZOOMED}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("role", PAGES)
+def test_every_page_is_accessible(visitor: Visitor, role: str, size: str) -> None:
+    person = None if role == "nobody" else visitor.demo.person(role)
+    page = visitor.open(person, viewport=SIZES[size])
+    for path in PAGES[role]:
+        answer = page.goto(path)
+        assert answer is not None
+        assert answer.status == (404 if path == "/missing" else 200), path
+        assert_accessible(page)
