@@ -104,10 +104,14 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A document whose text has every word asked for; `excerpt` is the NFKC-folded text around the first."""
+    """A document whose text has the words asked for; `excerpt` is the NFKC text around the first that it has.
+
+    `words` are the folded ones it has: all of them, unless `search` was asked for any.
+    """
 
     document: Document
     excerpt: str = field(repr=False)
+    words: frozenset[str] = field(repr=False, default=frozenset())
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,6 +374,18 @@ class AppDocuments:
             row.updated_at = self._store.clock()
             session.add(row)
 
+    async def hang(self, ids: Sequence[UUID], parent: UUID) -> None:
+        """Puts documents under another, with which they go from then on; a `purge_after` of their own ends.
+
+        All or none. Raises `NotFound` for one the viewer may not change.
+        """
+        async with self._store.db.content_session(self._ctx) as session:
+            await self._writable(session, parent)
+            for id in ids:
+                row = await self._writable(session, id)
+                row.parent_id, row.purge_after = parent, None
+                session.add(row)
+
     async def versions(self, id: UUID) -> tuple[int, ...]:
         """Kept versions, newest first, the current one included."""
         ring = await self._store.vault.ring(self._ctx.tenant_id)
@@ -469,6 +485,8 @@ class AppDocuments:
         query: str,
         *,
         kinds: Sequence[str],
+        fields: Sequence[str] = (),
+        any_word: bool = False,
         limit: int = 50,
         scan_limit: int = 5_000,
         cursor: str | None = None,
@@ -477,7 +495,8 @@ class AppDocuments:
         """Finds the viewer's own documents that contain every word of `query`, newest first, by reading them.
 
         Width, case and compatibility forms do not matter. At most `limit` hits and `scan_limit` documents a call.
-        on_progress: called with (scanned, total) after each batch.
+        fields: of the body that are read; all if none is named. any_word: one of the words is enough, for whoever
+        looks for them across several documents. on_progress: called with (scanned, total) after each batch.
         """
         words = fold(query).split()
         if not words:
@@ -489,10 +508,10 @@ class AppDocuments:
         scanned = 0
         async for rows in self._batches(where, cursor, scan_limit):
             documents = await self._open(rows)
-            found = await anyio.to_thread.run_sync(_scan, documents, words)
-            for number, (document, excerpt) in enumerate(zip(documents, found, strict=True), start=1):
-                if excerpt is not None:
-                    hits.append(Hit(document, excerpt))
+            found = await anyio.to_thread.run_sync(_scan, documents, words, tuple(fields), any_word)
+            for number, hit in enumerate(found, start=1):
+                if hit is not None:
+                    hits.append(hit)
                     if len(hits) == limit:
                         return SearchResult(tuple(hits), scanned + number, total, _cursor(rows[number - 1], "updated"))
             scanned += len(rows)
@@ -727,24 +746,31 @@ def _read_cursor(cursor: str, order: Order) -> tuple[datetime, UUID]:
         raise InvalidInput("一覧を最初から開き直してください。", field="cursor") from error
 
 
-def _scan(documents: Sequence[Document], words: Sequence[str]) -> list[str | None]:
-    return [_excerpt(d.body, words) for d in documents]
+def _scan(
+    documents: Sequence[Document], words: Sequence[str], fields: Sequence[str], any_word: bool
+) -> list[Hit | None]:
+    return [_hit(d, words, fields, any_word) for d in documents]
 
 
-def _excerpt(body: Body, words: Sequence[str], *, around: int = 40) -> str | None:
-    """The text around the first word if all words occur somewhere in the body's strings, else None."""
+def _hit(
+    document: Document, words: Sequence[str], fields: Sequence[str], any_word: bool, *, around: int = 40
+) -> Hit | None:
+    """With the text around the first word that occurs in the body's strings; None if too few of them do."""
+    body = {name: document.body[name] for name in fields if name in document.body} if fields else document.body
     texts = [unicodedata.normalize("NFKC", t) for t in _strings(body)]
     folded = [fold(t) for t in texts]
-    if not all(any(w in f for f in folded) for w in words):
+    found = [w for w in words if any(w in f for f in folded)]
+    if not found or (len(found) < len(words) and not any_word):
         return None
     for text, f in zip(texts, folded, strict=True):
-        at = f.find(words[0])
+        at = f.find(found[0])
         if at >= 0:
             # Case folding may change lengths (ß); then the folded text is shown instead.
             shown = text if len(text) == len(f) else f
-            start, end = max(0, at - around), at + len(words[0]) + around
-            return ("…" if start else "") + shown[start:end] + ("…" if end < len(shown) else "")
-    return ""
+            start, end = max(0, at - around), at + len(found[0]) + around
+            excerpt = ("…" if start else "") + shown[start:end] + ("…" if end < len(shown) else "")
+            return Hit(document, excerpt, frozenset(found))
+    return None
 
 
 def _strings(value: object) -> Iterator[str]:

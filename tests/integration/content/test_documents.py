@@ -1,5 +1,7 @@
 """What an app is promised of its documents."""
 
+from datetime import timedelta
+
 import pytest
 from sqlalchemy import text
 
@@ -248,6 +250,46 @@ async def test_search_ignores_width_case_and_compatibility_forms(content: Conten
     assert [h.document.id for h in found.hits] == [hit.id]
     assert "ガス料金" in found.hits[0].excerpt
     assert (found.scanned, found.total, found.next_cursor) == (2, 2, None)
+
+
+async def test_search_reads_only_the_fields_it_is_told(content: Content) -> None:
+    mine = content.documents_of(clerk)
+    await mine.create("m", {"role": "user", "text": "夏祭りの案内"})
+    asked = await mine.create("m", {"role": "assistant", "text": "user の欄に名前を書きます"})
+    found = await mine.search("user", kinds=["m"], fields=["text"])
+    assert [h.document.id for h in found.hits] == [asked.id]
+
+
+async def test_search_for_any_word_says_which_it_found(content: Content) -> None:
+    mine = content.documents_of(clerk)
+    one = await mine.create("m", {"text": "避難所の段差"})
+    two = await mine.create("m", {"text": "ＫＡＷＡ地区の避難所"})
+    await mine.create("m", {"text": "関係のない話"})
+    found = await mine.search("段差 kawa", kinds=["m"], any_word=True)
+    assert {h.document.id: h.words for h in found.hits} == {one.id: {"段差"}, two.id: {"kawa"}}
+    assert (await mine.search("段差 kawa", kinds=["m"])).hits == ()
+
+
+async def test_what_was_hung_on_a_document_goes_with_it(content: Content) -> None:
+    mine = content.documents_of(clerk)
+    message = await mine.create("m", {})
+    file = await mine.create("file", {}, purge_after=content.clock.now + timedelta(days=1))
+    await mine.hang([file.id], message.id)
+    content.clock.pass_days(2)
+    assert await content.documents.purge_due(content.town) == 0
+    assert (await mine.get(file.id)).parent_id == message.id
+    await mine.delete(message.id)
+    with pytest.raises(NotFound):
+        await mine.get(file.id)
+
+
+async def test_another_persons_document_cannot_be_hung_on_ones_own(content: Content) -> None:
+    mine = content.documents_of(clerk)
+    message = await mine.create("m", {})
+    theirs = await content.documents_of(colleague).create("file", {})
+    with pytest.raises(NotFound):
+        await mine.hang([theirs.id], message.id)
+    assert (await content.documents_of(colleague).get(theirs.id)).parent_id is None
 
 
 async def test_search_goes_on_from_where_it_stopped(content: Content) -> None:
