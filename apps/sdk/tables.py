@@ -66,6 +66,13 @@ _UNSUPPORTED: Final = re.compile(
 _HARMLESS: Final = re.compile(
     r"(?:合計|小計|総計|計)(?:の)?行(?:を|は)除(?:いて|き|く|いた)|(?:以下|次)の(?:表|資料|データ)|全部で|全体で|表にして"
 )
+# What the result is for; a sentence of its own that neither narrows nor groups.
+_PURPOSE: Final = re.compile(
+    r"(?<![^。])[^。]*(?:で|に)(?:使い?ます|使う予定です|使いたいです|配ります|配布します|提出します|報告します|説明します)(?:。|$)"
+    r"|(?<![^。])(?:よろしく|どうぞ)?(?:よろしく)?(?:お願いします|お願いいたします)(?:。|$)"
+)
+# 「主な意見」 is to be picked from a column, not counted.
+_PICKED: Final = r"(?:と|や|、)?(?:主な|おもな|代表的な){}"
 _MAYBE_TOTAL: Final = re.compile(r"計|平均|総数|total|average", re.IGNORECASE)
 _TOTAL: Final = re.compile(r"(?:合|総|小|累|中)?計|合計欄|total|subtotal|grandtotal")
 # Also an answer of a survey, so only at the start of a row.
@@ -90,12 +97,16 @@ _USED: Final = "\0"
 
 @dataclass(frozen=True, slots=True)
 class Computation:
-    """A result with how it came about, in words a clerk can check: formula and rows."""
+    """A result with how it came about, in words a clerk can check: formula and rows.
+
+    `rows` are the row numbers that were used, as Excel shows them.
+    """
 
     title: str
     markdown: str
     formula: str
     rows_in_words: str
+    rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +139,16 @@ def answer_computation(question: str, tables: Sequence[Table]) -> list[Computati
     Knows 件数, 合計, 平均, 最大 and 最小, groups (地区ごと, 地区別, 性別の内訳) and conditions that equal a cell
     (「北地区の」). Total rows are left out, a merged cell's number counts once, hidden rows count; all of it is said.
     """
-    asked = folded(question)
-    if not asked or len(asked) > _MAX_QUESTION or not any(word in asked for word in (*_WORDS, *_EITHER)):
+    if not asks_for_computation(question):
         return []
+    asked = folded(question)
     return [made for table in tables if (made := _compute(asked, table)) is not None]
+
+
+def asks_for_computation(question: str) -> bool:
+    """Whether a question has a word for counting or adding up; whether it can be answered, only a table can tell."""
+    asked = folded(question)
+    return len(asked) <= _MAX_QUESTION and any(word in asked for word in (*_WORDS, *_EITHER))
 
 
 def _compute(asked: str, table: Table) -> Computation | None:
@@ -161,6 +178,7 @@ def _compute(asked: str, table: Table) -> Computation | None:
         markdown=results.grouped(understood.groups) if by else results.single(told, understood.named),
         formula=_formula(table, measures, understood.groups, where),
         rows_in_words=_rows_in_words(table, rows, chosen, measures),
+        rows=tuple(r.number for r in chosen),
     )
 
 
@@ -206,11 +224,14 @@ def _fits(row: TableRow, conditions: dict[int, list[str]]) -> bool:
 
 def _understand(asked: str, table: Table, rows: Sequence[TableRow]) -> _Understood | None:
     """None when a word that could change the result is left over."""
-    left = _HARMLESS.sub(_blank, asked)
+    aliases = _aliases(table)
+    names = {alias for alias, _ in aliases}
+    left = _without_purpose(_HARMLESS.sub(_blank, asked), {*names, *_values(rows, asked, names)})
+    for name in names:
+        left = re.sub(_PICKED.format(re.escape(name)), _blank, left)
     found: list[tuple[int, int, int]] = []
     understood = _Understood()
-    aliases = _aliases(table)
-    values = _values(rows, left, {alias for alias, _ in aliases})
+    values = _values(rows, left, names)
     aliases += _shortened(left, table, {*values, *(alias for alias, _ in aliases)})
     # The longest word first, a column's name before a cell: 世帯数 before 世帯, 北地区 before 地区.
     for text, column in sorted(
@@ -247,6 +268,16 @@ def _understand(asked: str, table: Table, rows: Sequence[TableRow]) -> _Understo
         return None
     understood.named = [c for c in understood.named if c not in understood.groups and c not in understood.conditions]
     return understood
+
+
+def _without_purpose(asked: str, known: set[str]) -> str:
+    """Without 「来週の会議で使います。」; a sentence that names a column, a cell or a sum stays."""
+
+    def blank(match: re.Match[str]) -> str:
+        speaks_of_it = any(word in match[0] for word in (*known, *_WORDS, *_EITHER))
+        return match[0] if speaks_of_it else _blank(match)
+
+    return _PURPOSE.sub(blank, asked)
 
 
 def _aliases(table: Table) -> list[tuple[str, int]]:

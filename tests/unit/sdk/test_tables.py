@@ -2,7 +2,7 @@
 
 import pytest
 
-from apps.sdk.tables import MAX_GROUPS, Computation, answer_computation
+from apps.sdk.tables import MAX_GROUPS, Computation, answer_computation, asks_for_computation
 from gateway.reading import Table, TableRow, read_file
 
 MEMBERS = """番号,地区,年代,性別,世帯数,会費（円）,意見
@@ -35,6 +35,7 @@ def test_a_group_count_is_exact() -> None:
         markdown="| 地区 | 件数 |\n| --- | ---: |\n| 北地区 | 2 |\n| 南地区 | 2 |\n| 中央 | 1 |\n| 合計 | 5 |",
         formula="「地区」ごとに、1行を1件として数えました",
         rows_in_words="CSVの表の2〜6行目（5行）。合計や小計などの行（7行目）は除きました。",
+        rows=(2, 3, 4, 5, 6),
     )
 
 
@@ -54,6 +55,7 @@ def test_a_condition_equals_a_cell() -> None:
         markdown="| 求めたもの | 結果 |\n| --- | ---: |\n| 北地区の世帯数の合計 | 20 |",
         formula="「地区」が「北地区」の行について、「世帯数」の数字を足しました",
         rows_in_words="CSVの表の2〜3行目（2行）。合計や小計などの行（7行目）は除きました。",
+        rows=(2, 3),
     )
 
 
@@ -107,6 +109,29 @@ def test_a_single_result_is_exact(question: str, result: str) -> None:
 def test_what_is_not_understood_gives_nothing(question: str) -> None:
     assert answer_computation("地区ごとの件数", [table()])
     assert answer_computation(question, [table()]) == []
+
+
+@pytest.mark.parametrize(
+    "purpose",
+    ["来週の課内会議で使います。", "議会に報告します", "よろしくお願いします。", "主な意見も教えてください。"],
+)
+def test_what_the_result_is_for_does_not_matter(purpose: str) -> None:
+    assert one(f"添付の名簿から、地区ごとの件数を表にしてください。{purpose}").rows == (2, 3, 4, 5, 6)
+
+
+def test_opinions_to_be_picked_do_not_hinder_the_count() -> None:
+    assert one("地区ごとの件数と主な意見を表にしてください").title == "地区ごとの件数"
+
+
+@pytest.mark.parametrize("narrowing", ["西地区で使います。", "北地区の分を会議で使います。", "西地区をお願いします。"])
+def test_a_purpose_that_may_narrow_is_not_passed_over(narrowing: str) -> None:
+    made = answer_computation(f"件数を数えてください。{narrowing}", [table()])
+    assert all(m.rows == (2, 3) for m in made)
+
+
+def test_a_question_says_whether_it_asks_for_a_computation() -> None:
+    assert asks_for_computation("西地区の合計を教えて")
+    assert not asks_for_computation("この表を説明してください")
 
 
 def test_a_long_letter_is_no_question() -> None:
@@ -239,6 +264,7 @@ def test_a_shortened_name_is_found_where_only_a_column_can_stand() -> None:
         markdown="| お住まいの地区 | 寄附金額（円）の合計 |\n| --- | ---: |\n| 北 | 400 |\n| 南 | 200 |\n| 合計 | 600 |",
         formula="「お住まいの地区」ごとに、「寄附金額（円）」の数字を足しました",
         rows_in_words="CSVの表の2〜4行目（3行）。",
+        rows=(2, 3, 4),
     )
 
 
