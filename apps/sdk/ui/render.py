@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, PrefixLoader, StrictUndefined,
 from markdown_it import MarkdownIt
 from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from apps.sdk.dates import local, wareki, when
 
@@ -44,8 +44,12 @@ _ALLOWED_ATTRIBUTES: Final = {
     "td": {"class"},
     "div": {"class", "tabindex", "role", "aria-label"},
     "ol": {"start"},
+    "table": {"class"},
     "p": {"class"},
+    "tr": {"class"},
+    "pre": {"tabindex", "role", "aria-label"},
 }
+_TOTALS: Final = ("合計", "総計", "計", "小計")
 
 
 def share_words(share: Fraction) -> str:
@@ -90,41 +94,132 @@ def _markdown() -> MarkdownIt:
     )
     # A link or an image in an answer could carry what was typed to somewhere else: both stay plain text.
     parser.disable(["image", "link", "autolink", "reference"])
-    parser.add_render_rule("heading_open", _heading)
-    parser.add_render_rule("heading_close", _heading)
     parser.add_render_rule("table_open", _table_open)
     parser.add_render_rule("table_close", _table_close)
-    parser.add_render_rule("th_open", _cell)
-    parser.add_render_rule("td_open", _cell)
+    for name in ("th_open", "td_open", "th_close", "td_close"):
+        parser.add_render_rule(name, _cell)
+    parser.add_render_rule("tr_open", _row)
+    parser.add_render_rule("fence", _code)
+    parser.add_render_rule("code_block", _code)
     return parser
 
 
-def _heading(_self: RendererHTML, tokens: list[Token], index: int, _options: Any, _env: Any) -> str:
-    """One level down: the page has its own h1."""
-    level = min(int(tokens[index].tag[1]) + 1, 6)
-    return f"<h{level}>" if tokens[index].nesting == 1 else f"</h{level}>\n"
+def _level(tokens: list[Token], above: list[int]) -> None:
+    """Headings below the page's own h1, one level at a time whatever the answer skips.
+
+    above: the written levels that stand open; it goes on from one part of an answer to the next.
+    """
+    for token in tokens:
+        if token.type == "heading_open":
+            written = int(token.tag[1])
+            while above and above[-1] >= written:
+                above.pop()
+            above.append(written)
+        if token.type in ("heading_open", "heading_close"):
+            token.tag = f"h{min(len(above) + 1, 6)}"
 
 
-def _table_open(_self: RendererHTML, _tokens: list[Token], _index: int, _options: Any, _env: Any) -> str:
-    return '<div class="k-scroll" tabindex="0" role="group" aria-label="表"><table class="k-table p-answer__table">\n'
+# What fits a phone without scrolling sideways.
+_NARROW_COLUMNS: Final = 3
+
+
+def _table_open(_self: RendererHTML, tokens: list[Token], index: int, _options: Any, _env: Any) -> str:
+    head = next(i for i in range(index, len(tokens)) if tokens[i].type == "tr_close")
+    is_wide = sum(t.type == "th_open" for t in tokens[index:head]) > _NARROW_COLUMNS
+    return (
+        f'<div class="k-tablebox{" is-wide" if is_wide else ""}">'
+        + ('<p class="k-scrollhint">横に動かすと続きが見られます</p>' if is_wide else "")
+        + '<div class="k-scroll" tabindex="0" role="group" aria-label="表"><table class="k-table p-answer__table">\n'
+    )
 
 
 def _table_close(_self: RendererHTML, _tokens: list[Token], _index: int, _options: Any, _env: Any) -> str:
-    return "</table></div>\n"
+    return "</table></div></div>\n"
+
+
+def _row(_self: RendererHTML, tokens: list[Token], index: int, _options: Any, _env: Any) -> str:
+    """A total stands apart from what it adds up."""
+    first = next((t.content for t in tokens[index:] if t.type == "inline"), "")
+    return '<tr class="is-total">' if first.strip(" *") in _TOTALS else "<tr>"
 
 
 def _cell(_self: RendererHTML, tokens: list[Token], index: int, _options: Any, _env: Any) -> str:
+    """The first cell of a row says what the row is about."""
     token = tokens[index]
-    right = "right" in str(token.attrs.get("style", ""))
-    scope = ' scope="col"' if token.tag == "th" else ""
-    return f"<{token.tag}{scope}" + (' class="k-right">' if right else ">")
+    is_opening = token.nesting == 1
+    row = next(i for i in range(index, -1, -1) if tokens[i].type == "tr_open")
+    names_row = token.tag == "td" and not any(t.type == "td_close" for t in tokens[row : index + is_opening - 1])
+    if not is_opening:
+        return "</th>" if token.tag == "th" or names_row else "</td>"
+    right = ' class="k-right"' if "right" in str(token.attrs.get("style", "")) else ""
+    if token.tag == "th":
+        return f'<th scope="col"{right}>'
+    return f'<th scope="row"{right}>' if names_row else f"<td{right}>"
+
+
+def _code(_self: RendererHTML, tokens: list[Token], index: int, _options: Any, _env: Any) -> str:
+    """Long lines scroll, so the keyboard must get there."""
+    return f'<pre tabindex="0" role="group" aria-label="コード"><code>{escape(tokens[index].content)}</code></pre>\n'
 
 
 def render_markdown(text: str) -> Markup:
     """An answer as safe HTML: no links, no images, no raw HTML, tables that scroll."""
-    html = _markdown().render(text)
-    clean = nh3.clean(html, tags=_ALLOWED_TAGS, attributes=_ALLOWED_ATTRIBUTES, url_schemes=set(), link_rel=None)
-    return Markup(clean.replace("<table>", '<table class="k-table p-answer__table">'))  # noqa: S704 - nh3 cleaned it
+    tokens = _markdown().parse(text)
+    _level(tokens, [])
+    return Markup(_safe(_render(tokens)))  # noqa: S704 - nh3 cleaned it
+
+
+class GrowingMarkdown:
+    """An answer while it comes: only what changed is rendered and given, however long it gets.
+
+    Blocks that two others have followed never change again, so they are forgotten here. Rendered block by block the
+    whole reads as `render_markdown` would make it: blocks know nothing of each other, as links by reference are off.
+    """
+
+    def __init__(self) -> None:
+        self._tail = ""
+        self._settled = 0
+        self._above: list[int] = []
+        self._shown: list[str] = []
+
+    def add(self, text: str) -> None:
+        self._tail += text
+
+    def changed(self) -> tuple[int, list[str]]:
+        """The number of the first block that is new or different, and the HTML of all from there on."""
+        tokens = _markdown().parse(self._tail)
+        starts = [i for i, token in enumerate(tokens) if token.level == 0 and token.nesting >= 0]
+        ends = [*starts[1:], len(tokens)]
+        above = [list(self._above)]
+        blocks = []
+        for a, b in zip(starts, ends, strict=True):
+            above.append(list(above[-1]))
+            _level(tokens[a:b], above[-1])
+            blocks.append(_safe(_render(tokens[a:b])))
+        same = next(
+            (i for i, (old, new) in enumerate(zip(self._shown, blocks, strict=False)) if old != new),
+            min(len(self._shown), len(blocks)),
+        )
+        first = self._settled + same
+        if len(blocks) > 2:
+            line = tokens[starts[-2]].map
+            assert line is not None
+            self._tail = "".join(self._tail.splitlines(keepends=True)[line[0] :])
+            self._settled += len(blocks) - 2
+            self._above = above[-3]
+            self._shown = blocks[-2:]
+        else:
+            self._shown = blocks
+        return first, blocks[same:]
+
+
+def _render(tokens: list[Token]) -> str:
+    parser = _markdown()
+    return str(parser.renderer.render(tokens, parser.options, {}))
+
+
+def _safe(html: str) -> str:
+    return nh3.clean(html, tags=_ALLOWED_TAGS, attributes=_ALLOWED_ATTRIBUTES, url_schemes=set(), link_rel=None)
 
 
 def _date(value: date | datetime, *, weekday: bool = False) -> str:
