@@ -12,6 +12,7 @@ class Card:
     """`months` empty: all year; `sections`: words that occur in the section's name, empty: everyone."""
 
     id: str
+    icon: str
     title: str
     lead: str
     minutes: int

@@ -2,37 +2,45 @@
 
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import quote, urlencode
 from uuid import UUID
 
 import anyio.to_thread
-from fastapi import APIRouter, File, Form, Request, UploadFile
+from fastapi import APIRouter, File, Form, Query, Request, UploadFile
 from starlette.responses import PlainTextResponse, RedirectResponse, Response, StreamingResponse
 
 from apps.chat import service
 from apps.chat.cards import card, cards_for
+from apps.chat.checklist import checklist
 from apps.chat.service import Chat, Conversation, Finished, Message, Piece, Turn
-from apps.sdk import App, AppContext, InvalidInput, NotFound, load_manifest
+from apps.sdk import App, AppContext, InvalidInput, NotFound, Problem, load_manifest
 from apps.sdk.app import HomeItem, HomeParts
-from apps.sdk.context import Context
+from apps.sdk.context import Context, ModelChoice
 from apps.sdk.dates import JST, local, wareki, when
 from apps.sdk.exports import Block, conversation_docx, markdown_tables, plain_text, tables_xlsx
 from apps.sdk.intake import read_upload
-from apps.sdk.ui.render import render_markdown, where_words
+from apps.sdk.ui.render import GrowingMarkdown, where_words
 
 routes = APIRouter()
 
-_DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
-_XLSX = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
-MAX_UPLOAD_BYTES = 20 * 1024 * 1024
-# How often the page is given what came so far; rendering each piece would cost more than it shows.
-_SHOW_EVERY_S = 0.12
+_DOCX: Final = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
+_XLSX: Final = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
+MAX_UPLOAD_BYTES: Final = 20 * 1024 * 1024
+# How often the page is given what came so far; sending each piece would cost more than it shows.
+_SHOW_EVERY_S: Final = 0.1
+# Beside a conversation stands what was used last; the rest is on the history's own page.
+_BESIDE: Final = 40
+_PER_PAGE: Final = 100
+# Rows of a table on a file's page.
+_MAX_ROWS: Final = 500
+
+Kind = Literal["docx", "xlsx"]
 
 
 # ── pages ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -42,20 +50,19 @@ _SHOW_EVERY_S = 0.12
 async def new_chat(ctx: Context, card_id: str = "", prompt: str = "", folder: str = "") -> Response:
     """A new conversation: the task cards of the season and the section, not an empty box."""
     chosen = card(card_id)
+    prompts = await Chat(ctx).prompts()
     text = chosen.prompt if chosen else ""
-    if prompt:
-        text = next((t for id, _, t in await Chat(ctx).prompts() if str(id) == prompt), text)
-    today = local(ctx.now).date()
-    due, all_year = cards_for(ctx.actor.section_name, today)
+    saved = next((p for p in prompts if str(p.id) == prompt), None)
+    if saved is not None:
+        text = saved.text
     return await _page(
         ctx,
         None,
         folder=folder,
-        due=due,
-        all_year=all_year,
         chosen=chosen,
+        saved=saved,
         typed=text,
-        prompts=await Chat(ctx).prompts(),
+        prompts=prompts,
         data_class=chosen.data_class if chosen else "1",
     )
 
@@ -63,52 +70,77 @@ async def new_chat(ctx: Context, card_id: str = "", prompt: str = "", folder: st
 @routes.get("/c/{conversation_id}")
 async def conversation_page(ctx: Context, conversation_id: UUID, edit: str = "") -> Response:
     """One conversation; `edit` opens a question for changing."""
-    found = await Chat(ctx).open(conversation_id)
-    return await _page(ctx, found, edit=edit, typed="", data_class=found.data_class)
+    return await _page(ctx, await Chat(ctx).open(conversation_id), edit=edit)
 
 
 @routes.get("/c/{conversation_id}/last")
-async def last_answer(ctx: Context, conversation_id: UUID) -> Response:
-    """The last message as a fragment: what a page asks for after an answer was stopped."""
+async def last_answer(ctx: Context, conversation_id: UUID, after: str = "") -> Response:
+    """The answer to the last question as a fragment: what a page asks for after it was stopped; empty until it is
+    stored. `after` is that question, lest an answer that was replaced be taken for the new one."""
     found = await Chat(ctx).open(conversation_id)
-    if not found.messages or found.messages[-1].role != "assistant":
+    last = found.messages[-1] if found.messages else None
+    if last is None or last.role != "assistant" or last.is_replaced:
         return Response(status_code=204)
-    return await ctx.page("_message_only.html", conversation=found, message=found.messages[-1], edit="")
+    if after and str(found.question_of(last.id).id) != after:
+        return Response(status_code=204)
+    return await _message_fragment(ctx, found, last)
 
 
-@routes.get("/history")
-async def history_page(ctx: Context, request: Request, q: str = "", folder: str = "") -> Response:
-    """All conversations, or those with every word of `q`; a fragment for the page's side, a page by itself."""
+@routes.get("/c/{conversation_id}/around")
+async def around(ctx: Context, conversation_id: UUID) -> Response:
+    """What stands around a conversation and changes with an answer: the history, the head, what is left."""
     chat = Chat(ctx)
+    found = await chat.open(conversation_id)
     everything = await chat.history()
-    shown = [c for c in everything if not folder or c.folder == folder]
-    hits = await chat.search(q) if q.strip() else []
-    template = "_history.html" if request.headers.get("hx-request") else "history.html"
     return await ctx.page(
-        template,
-        groups=service.grouped(shown, local(ctx.now)),
-        folders=service.folders(everything),
-        total=len(everything),
-        folder=folder,
-        q=q,
-        hits=hits,
-        conversation=None,
+        "_around.html",
+        **_history_facts(ctx, everything, everything[:_BESIDE], found.folder),
+        **_nothing_found(),
+        conversation=found,
+        chosen=None,
+        saved=None,
+        beside=True,
+        more=max(0, len(everything) - _BESIDE),
+        left=await ctx.remaining(),
     )
 
 
-@routes.get("/files/{file_id}")
-async def file_page(ctx: Context, file_id: UUID) -> Response:
-    """読み取った文を見る: page by page, with what could not be read said first."""
-    return await ctx.page("file.html", file=await Chat(ctx).file(file_id))
+@routes.get("/history")
+async def history_page(
+    ctx: Context, request: Request, q: str = "", folder: str = "", page: Annotated[int, Query(ge=1)] = 1
+) -> Response:
+    """All conversations, or those with every word of `q`; a fragment for the page's side, a page by itself."""
+    chat = Chat(ctx)
+    is_fragment = bool(request.headers.get("hx-request"))
+    everything = await chat.history()
+    shown = [c for c in everything if not folder or c.folder == folder]
+    hits, unread = await chat.search(q) if q.strip() else ([], 0)
+    start = 0 if is_fragment else (page - 1) * _PER_PAGE
+    window = shown[start : start + (_BESIDE if is_fragment else _PER_PAGE)]
+    return await ctx.page(
+        "_history.html" if is_fragment else "history.html",
+        **_history_facts(ctx, everything, window, folder) | {"q": q.strip(), "hits": hits, "unread": unread},
+        conversation=None,
+        beside=is_fragment,
+        more=len(shown) - start - len(window),
+        page=page,
+    )
+
+
+@routes.get("/trash")
+async def trash_page(ctx: Context) -> Response:
+    """What was deleted within the last 30 days, to be brought back."""
+    return await ctx.page("trash.html", conversations=await Chat(ctx).trash())
 
 
 @routes.get("/models")
 async def models_fragment(ctx: Context, data_class: str = "1", model: str = "") -> Response:
     """The choice of models for another weight of data, with why one may not be used."""
-    return await ctx.page("_models.html", models=await ctx.models(_class(data_class)), model=model)
+    models, problem = await _models(ctx, _class(data_class))
+    return await ctx.page("_models.html", models=models, models_problem=problem, model=model)
 
 
-# ── asking ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── files ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @routes.post("/files")
@@ -117,6 +149,38 @@ async def upload(ctx: Context, file: Annotated[list[UploadFile], File()]) -> Res
     chat = Chat(ctx)
     read = [await _attach(chat, f) for f in file if f.filename]
     return await ctx.page("_new_files.html", files=read)
+
+
+@routes.get("/files")
+async def waiting_files(ctx: Context, ids: str = "") -> Response:
+    """The files of a draft that is taken up again, as far as they are still there."""
+    chat = Chat(ctx)
+    found = []
+    for text in [t for t in ids.split(",") if t][: service.MAX_FILES]:
+        try:
+            found.append(await chat.file(_uuid(text)))
+        except NotFound:
+            continue
+    return await ctx.page("_new_files.html", files=found)
+
+
+@routes.get("/files/{file_id}")
+async def file_page(ctx: Context, file_id: UUID) -> Response:
+    """読み取った文を見る: page by page, with what could not be read said first."""
+    chat = Chat(ctx)
+    read = await chat.read(file_id)
+    conversation = await chat.conversation_of(read.question_id) if read.question_id else None
+    return await ctx.page("file.html", read=read, most=_MAX_ROWS, conversation=conversation)
+
+
+@routes.get("/files/{file_id}/original")
+async def original_file(ctx: Context, file_id: UUID) -> Response:
+    """The file as it was attached; always as a download, whatever it claims to be."""
+    name, data = await Chat(ctx).original(file_id)
+    return _download(data, name, "application/octet-stream")
+
+
+# ── asking ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @routes.post("/send")
@@ -128,22 +192,41 @@ async def send(
     model: Annotated[str, Form()] = "standard",
     data_class: Annotated[str, Form()] = "1",
     folder: Annotated[str, Form()] = "",
+    card_id: Annotated[str, Form()] = "",
     file_ids: Annotated[list[str] | None, Form()] = None,
     file: Annotated[list[UploadFile] | None, File()] = None,
 ) -> Response:
     """Stores the question and answers it: as a stream for scripts, else in full with a redirect."""
     chat = Chat(ctx)
     ids = [_uuid(i) for i in file_ids or ()]
-    ids += [(await _attach(chat, f)).id for f in file or () if f.filename]
-    turn = await chat.ask(
-        text,
-        conversation_id=_uuid(conversation) if conversation else None,
-        model=model,
-        data_class=_class(data_class),
-        files=ids,
-    )
-    if folder and not conversation:
-        await chat.move(turn.conversation.id, folder)
+    conversation_id = _uuid(conversation) if conversation else None
+    try:
+        ids += [(await _attach(chat, f)).id for f in file or () if f.filename]
+        turn = await chat.ask(
+            text,
+            conversation_id=conversation_id,
+            model=model,
+            data_class=_class(data_class),
+            files=ids,
+            card=card(card_id),
+            folder=folder,
+        )
+    except Problem as problem:
+        if _wants_stream(request):
+            raise
+        # Nobody should write a text twice: the page comes back with all that was typed and read.
+        found = await chat.open(conversation_id) if conversation_id else None
+        return await _page(
+            ctx,
+            found,
+            status=int(problem.status),
+            typed=text,
+            folder=folder,
+            chosen=card(card_id),
+            data_class=data_class if data_class in service.WEIGHTS else "1",
+            waiting=[await chat.file(i) for i in ids],
+            problem=problem,
+        )
     return await _answered(ctx, request, chat, turn)
 
 
@@ -155,27 +238,38 @@ async def again(
     question: Annotated[str, Form()] = "",
     answer: Annotated[str, Form()] = "",
     text: Annotated[str | None, Form()] = None,
+    model: Annotated[str, Form()] = "",
+    data_class: Annotated[str, Form()] = "",
 ) -> Response:
     """作り直す (by the answer), 直して送り直す (by the question), and the way on after an answer was cut off."""
     chat = Chat(ctx)
     if answer:
-        found = await chat.open(conversation_id)
-        before = [m for m in found.messages if m.role == "user" and m.id < _uuid(answer)]
-        if not before:
-            raise NotFound
-        question = str(before[-1].id)
-    turn = await chat.ask_again(conversation_id, _uuid(question), text)
+        question = str((await chat.open(conversation_id)).question_of(_uuid(answer)).id)
+    turn = await chat.ask_again(
+        conversation_id,
+        _uuid(question),
+        text,
+        model=model,
+        data_class=_class(data_class) if data_class else "",
+    )
     return await _answered(ctx, request, chat, turn)
+
+
+@routes.post("/c/{conversation_id}/choose")
+async def choose_answer(ctx: Context, conversation_id: UUID, answer: Annotated[str, Form()]) -> Response:
+    """Back to an answer that was made anew."""
+    await Chat(ctx).choose_answer(conversation_id, _uuid(answer))
+    return _back(conversation_id, "前の回答に戻しました", "#last")
 
 
 async def _answered(ctx: AppContext, request: Request, chat: Chat, turn: Turn) -> Response:
     href = f"/apps/chat/c/{turn.conversation.id}"
-    if "text/event-stream" not in request.headers.get("accept", ""):
+    if not _wants_stream(request):
         async with aclosing(chat.answer(turn)) as pieces:
             async for _ in pieces:
                 pass
         return RedirectResponse(f"{href}#last", status_code=303)
-    question = await ctx.page("_message_only.html", conversation=turn.conversation, message=turn.question, edit="")
+    question = await _message_fragment(ctx, turn.conversation, turn.question)
     start = {
         "href": href,
         "conversation": str(turn.conversation.id),
@@ -186,30 +280,41 @@ async def _answered(ctx: AppContext, request: Request, chat: Chat, turn: Turn) -
 
     async def events() -> AsyncIterator[bytes]:
         yield _event("start", start)
-        so_far: list[str] = []
+        answer = GrowingMarkdown()
         shown_at = 0.0
         async with aclosing(chat.answer(turn)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, Piece):
-                    so_far.append(piece.text)
+                    answer.add(piece.text)
                     if time.monotonic() - shown_at >= _SHOW_EVERY_S:
                         shown_at = time.monotonic()
-                        yield _event("html", {"html": str(render_markdown("".join(so_far)))})
+                        first, blocks = answer.changed()
+                        yield _event("blocks", {"from": first, "blocks": blocks})
                 elif isinstance(piece, Finished):
-                    page = await ctx.page(
-                        "_message_only.html", conversation=turn.conversation, message=piece.message, edit=""
-                    )
-                    left = await ctx.remaining()
-                    facts = {"html": bytes(page.body).decode(), "left": float(left), "state": piece.message.state}
-                    yield _event("done", facts)
+                    page = await _message_fragment(ctx, turn.conversation, piece.message)
+                    yield _event("done", {"html": bytes(page.body).decode(), "state": piece.message.state})
 
     return StreamingResponse(
         events(), media_type="text/event-stream", headers={"cache-control": "no-store", "x-accel-buffering": "no"}
     )
 
 
+def _wants_stream(request: Request) -> bool:
+    return "text/event-stream" in request.headers.get("accept", "")
+
+
 def _event(name: str, data: dict[str, Any]) -> bytes:
     return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+
+
+async def _message_fragment(ctx: AppContext, conversation: Conversation, message: Message) -> Response:
+    """A message by itself; a failed one with the models that may be tried instead."""
+    models: Sequence[ModelChoice] = ()
+    if message.state == "failed":
+        models, _ = await _models(ctx, conversation.data_class)
+    return await ctx.page(
+        "_message_only.html", conversation=conversation, message=message, models=models, **_message_words()
+    )
 
 
 async def _attach(chat: Chat, file: UploadFile) -> service.AttachedFile:
@@ -226,7 +331,7 @@ async def _attach(chat: Chat, file: UploadFile) -> service.AttachedFile:
 
 
 @routes.post("/c/{conversation_id}/rename")
-async def rename(ctx: Context, conversation_id: UUID, title: Annotated[str, Form()]) -> Response:
+async def rename(ctx: Context, conversation_id: UUID, title: Annotated[str, Form()] = "") -> Response:
     await Chat(ctx).rename(conversation_id, title)
     return _back(conversation_id, "名前を変えました")
 
@@ -240,15 +345,24 @@ async def pin(ctx: Context, conversation_id: UUID, pinned: Annotated[str, Form()
 @routes.post("/c/{conversation_id}/move")
 async def move(ctx: Context, conversation_id: UUID, folder: Annotated[str, Form()] = "") -> Response:
     await Chat(ctx).move(conversation_id, folder)
-    return _back(conversation_id, f"「{folder}」に移しました" if folder else "フォルダーから出しました")
+    folder = " ".join(folder.split())
+    return _back(conversation_id, f"会話を「{folder}」に移しました" if folder else "フォルダーから出しました")
 
 
 @routes.get("/c/{conversation_id}/manage")
-async def manage(ctx: Context, conversation_id: UUID) -> Response:
-    """Name, folder, deletion: with what would be lost named in full."""
+async def manage(ctx: Context, request: Request, conversation_id: UUID) -> Response:
+    """Name and folder."""
     chat = Chat(ctx)
     found = await chat.open(conversation_id)
-    return await ctx.page("manage.html", conversation=found, folders=service.folders(await chat.history()))
+    folders = service.folders(await chat.history())
+    return await _panel(ctx, request, "manage", conversation=found, folders=folders)
+
+
+@routes.get("/c/{conversation_id}/delete")
+async def confirm_delete(ctx: Context, request: Request, conversation_id: UUID) -> Response:
+    """Asks once more, with what would be lost named in full."""
+    found = await Chat(ctx).open(conversation_id)
+    return await _panel(ctx, request, "delete", conversation=found, loss=service.loss(found.messages))
 
 
 @routes.post("/c/{conversation_id}/delete")
@@ -274,109 +388,170 @@ async def restore(ctx: Context, conversation_id: UUID) -> Response:
 
 
 @routes.get("/c/{conversation_id}/export")
-async def export_page(ctx: Context, conversation_id: UUID, answer: str = "") -> Response:
-    """事実確認: the checklist that stands before every export."""
-    found, chosen = await _answers(ctx, conversation_id, answer)
-    text = "\n".join(m.text for m in chosen)
-    return await ctx.page(
-        "export.html",
-        conversation=found,
-        answer=answer,
-        items=service.checklist(text),
-        missing=None,
-        message=chosen[-1],
-    )
+async def export_page(
+    ctx: Context, request: Request, conversation_id: UUID, answer: str = "", kind: Kind = "docx"
+) -> Response:
+    """事実確認: the checklist that stands before every export; below the answer for scripts, else a page."""
+    found, chosen = await _answers(ctx, conversation_id, answer, kind)
+    return await _export_page(ctx, request, found, chosen, answer, kind, missing=None)
 
 
 @routes.post("/c/{conversation_id}/export")
 async def export(
     ctx: Context,
+    request: Request,
     conversation_id: UUID,
     answer: Annotated[str, Form()] = "",
+    kind: Annotated[Kind, Form()] = "docx",
     checked: Annotated[list[str] | None, Form()] = None,
 ) -> Response:
-    """The conversation (or one answer) as docx, once every point is ticked."""
-    found, chosen = await _answers(ctx, conversation_id, answer)
-    items = service.checklist("\n".join(m.text for m in chosen))
+    """The conversation (or one answer) as docx, or its tables as xlsx, once every point is ticked."""
+    found, chosen = await _answers(ctx, conversation_id, answer, kind)
+    items = checklist("\n".join(m.text for m in chosen))
     missing = [i for i in items if i not in (checked or ())]
     if missing:
-        return await ctx.page(
-            "export.html",
-            status=422,
-            conversation=found,
-            answer=answer,
-            items=items,
-            missing=missing,
-            message=chosen[-1],
-        )
+        return await _export_page(ctx, request, found, chosen, answer, kind, missing=missing)
+    chat = Chat(ctx)
+    for message in chosen:
+        await chat.keep_checked(message.id, items)
+    if kind == "xlsx":
+        texts = [m.text for m in chosen] + [c.markdown for m in found.messages for c in m.computed if not answer]
+        return _download(await anyio.to_thread.run_sync(tables_xlsx, texts), f"{found.title}.xlsx", _XLSX)
     shown = chosen if answer else [m for m in found.messages if m.text]
-    blocks = [_block(m) for m in shown]
     today = wareki(local(ctx.now).date())
-    footer = f"AIの下書きを職員が確認して書き出しました（{today}、{ctx.actor.section_name or ctx.actor.tenant_name}）"
+    who = ctx.actor.section_name or ctx.actor.tenant_name
+    blocks = [_block(m) for m in shown]
+    blocks.append(Block("確認した項目", "\n".join(f"- {item}" for item in items), f"{today}、{who}の職員が確認"))
+    footer = f"AIの下書きを職員が確認して書き出しました（{today}、{who}）"
     document = await anyio.to_thread.run_sync(partial(conversation_docx, found.title, blocks, footer=footer))
     return _download(document, f"{found.title}.docx", _DOCX)
 
 
-@routes.get("/c/{conversation_id}/tables.xlsx")
-async def export_tables(ctx: Context, conversation_id: UUID, answer: str = "") -> Response:
-    """The tables of an answer, one sheet each."""
-    found, chosen = await _answers(ctx, conversation_id, answer)
-    texts = [m.text for m in chosen] + [c.markdown for m in found.messages for c in m.computed if not answer]
-    if not any(markdown_tables(t) for t in texts):
-        raise NotFound("この回答に表はありません。")
-    return _download(await anyio.to_thread.run_sync(tables_xlsx, texts), f"{found.title}.xlsx", _XLSX)
+async def _export_page(
+    ctx: AppContext,
+    request: Request,
+    found: Conversation,
+    chosen: Sequence[Message],
+    answer: str,
+    kind: Kind,
+    *,
+    missing: Sequence[str] | None,
+) -> Response:
+    items = checklist("\n".join(m.text for m in chosen))
+    if missing is None:
+        # What was confirmed at an earlier export of the same text need not be confirmed again.
+        known = set.intersection(*(set(m.checked) for m in chosen))
+        ticked = [i for i in items if i in known]
+    else:
+        ticked = [i for i in items if i not in missing]
+    return await _panel(
+        ctx,
+        request,
+        "export",
+        status=422 if missing else 200,
+        conversation=found,
+        answer=answer,
+        kind=kind,
+        items=items,
+        ticked=ticked,
+        missing=missing,
+        chosen=chosen,
+    )
 
 
 @routes.get("/c/{conversation_id}/text/{message_id}")
 async def as_text(ctx: Context, conversation_id: UUID, message_id: UUID) -> Response:
     """An answer as plain text, for copying."""
-    found = await Chat(ctx).open(conversation_id)
-    message = next((m for m in found.messages if m.id == message_id), None)
-    if message is None:
-        raise NotFound
-    return PlainTextResponse(plain_text(message.text))
+    return PlainTextResponse(plain_text((await Chat(ctx).open(conversation_id)).find(message_id).text))
+
+
+# ── the person's own prompts ─────────────────────────────────────────────────────────────────────────────────────
 
 
 @routes.get("/prompts")
 async def prompts_page(ctx: Context) -> Response:
-    return await ctx.page("prompts.html", prompts=await Chat(ctx).prompts())
+    return await ctx.page("prompts.html", prompts=await Chat(ctx).prompts(), deleted=None)
 
 
 @routes.get("/c/{conversation_id}/prompt/{message_id}")
-async def save_prompt_page(ctx: Context, conversation_id: UUID, message_id: UUID) -> Response:
-    """A question as the person's own prompt, to be named and trimmed first."""
+async def save_prompt_page(ctx: Context, request: Request, conversation_id: UUID, message_id: UUID) -> Response:
+    """A question (or the question of an answer) as the person's own prompt, to be named and trimmed first."""
     found = await Chat(ctx).open(conversation_id)
-    at = next((i for i, m in enumerate(found.messages) if m.id == message_id), None)
-    if at is None:
-        raise NotFound
-    source = found.messages[at]
-    if source.role == "assistant" and at > 0:
-        source = found.messages[at - 1]
-    return await ctx.page("save_prompt.html", conversation=found, text=source.text, title=service.title_of(source.text))
+    source = found.find(message_id)
+    if source.role == "assistant":
+        source = found.question_of(message_id)
+    return await _prompt_form(
+        ctx, request, title=service.title_of(source.text), text=source.text, back=f"/apps/chat/c/{conversation_id}"
+    )
+
+
+@routes.get("/prompts/new")
+async def new_prompt_page(ctx: Context, request: Request) -> Response:
+    return await _prompt_form(ctx, request)
+
+
+@routes.get("/prompts/{prompt_id}")
+async def edit_prompt_page(ctx: Context, request: Request, prompt_id: UUID) -> Response:
+    prompt = await Chat(ctx).prompt(prompt_id)
+    return await _prompt_form(ctx, request, prompt_id=str(prompt_id), title=prompt.title, text=prompt.text)
 
 
 @routes.post("/prompts")
-async def save_prompt(ctx: Context, text: Annotated[str, Form()], title: Annotated[str, Form()] = "") -> Response:
-    if not text.strip():
-        raise InvalidInput("プロンプトの文を書いてください。", field="text")
-    await Chat(ctx).save_prompt(title, text)
+async def save_prompt(
+    ctx: Context,
+    request: Request,
+    text: Annotated[str, Form()] = "",
+    title: Annotated[str, Form()] = "",
+    prompt_id: Annotated[str, Form()] = "",
+) -> Response:
+    try:
+        await Chat(ctx).save_prompt(title, text, prompt_id=_uuid(prompt_id) if prompt_id else None)
+    except (service.NothingToSend, service.TooLong) as problem:
+        return await _prompt_form(
+            ctx, request, status=422, prompt_id=prompt_id, title=title, text=text, error=problem.detail or problem.title
+        )
     return _toast(RedirectResponse("/apps/chat/prompts", status_code=303), "プロンプトを保存しました")
 
 
 @routes.post("/prompts/{prompt_id}/delete")
 async def delete_prompt(ctx: Context, prompt_id: UUID) -> Response:
-    await Chat(ctx).delete_prompt(prompt_id)
-    return _toast(RedirectResponse("/apps/chat/prompts", status_code=303), "プロンプトを消しました")
+    """At once, with a way back on the next page."""
+    chat = Chat(ctx)
+    title = (await chat.prompt(prompt_id)).title
+    await chat.delete_prompt(prompt_id)
+    return await ctx.page("prompts.html", prompts=await chat.prompts(), deleted=(prompt_id, title))
+
+
+@routes.post("/prompts/{prompt_id}/restore")
+async def restore_prompt(ctx: Context, prompt_id: UUID) -> Response:
+    await Chat(ctx).restore_prompt(prompt_id)
+    return _toast(RedirectResponse("/apps/chat/prompts", status_code=303), "元に戻しました")
+
+
+async def _prompt_form(
+    ctx: AppContext,
+    request: Request,
+    *,
+    status: int = 200,
+    prompt_id: str = "",
+    title: str = "",
+    text: str = "",
+    error: str = "",
+    back: str = "/apps/chat/prompts",
+) -> Response:
+    return await _panel(
+        ctx, request, "prompt", status=status, prompt_id=prompt_id, title=title, text=text, error=error, back=back
+    )
+
+
+# ── 誤りを報告 ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @routes.get("/c/{conversation_id}/report/{message_id}")
-async def report_page(ctx: Context, conversation_id: UUID, message_id: UUID) -> Response:
-    """誤りを報告: what is sent is shown, the text goes only when it is ticked."""
+async def report_page(ctx: Context, request: Request, conversation_id: UUID, message_id: UUID) -> Response:
+    """What is sent is shown, the text goes only when it is ticked."""
     found = await Chat(ctx).open(conversation_id)
-    message = next((m for m in found.messages if m.id == message_id), None)
-    if message is None:
-        raise NotFound
-    return await ctx.page("report.html", conversation=found, message=message)
+    return await _panel(ctx, request, "report", conversation=found, message=found.find(message_id))
 
 
 @routes.post("/c/{conversation_id}/report/{message_id}")
@@ -388,19 +563,14 @@ async def report(
     with_content: Annotated[str, Form()] = "",
 ) -> Response:
     found = await Chat(ctx).open(conversation_id)
-    at = next((i for i, m in enumerate(found.messages) if m.id == message_id), None)
-    if at is None:
-        raise NotFound
-    told = [f"困ったこと：{note.strip()}"] if note.strip() else []
+    answer = found.find(message_id)
+    told = [f"困ったこと：{note.strip()[:2_000]}"] if note.strip() else []
     if with_content:
-        told += [
-            f"【{'回答' if m.role == 'assistant' else '質問'}】\n{m.text}"
-            for m in found.messages[max(0, at - 1) : at + 1]
-        ]
+        told += [f"【質問】\n{found.question_of(message_id).text}", f"【回答】\n{answer.text}"]
     await ctx.report(
         page=f"/apps/chat/c/{conversation_id}",
-        kind="wrong_answer",
-        problem_number=found.messages[at].call_id,
+        kind="wrong_answer" if answer.state != "failed" else "not_working",
+        problem_number=answer.call_id,
         content="\n\n".join(told) or None,
     )
     return _back(conversation_id, "町の管理者に知らせました")
@@ -409,34 +579,84 @@ async def report(
 # ── parts ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _page(ctx: AppContext, found: Conversation | None, **facts: object) -> Response:
+async def _page(ctx: AppContext, found: Conversation | None, *, status: int = 200, **facts: Any) -> Response:
+    """The chat page; it opens while the gateway is away, so that what was written can be read and taken along."""
     chat = Chat(ctx)
     everything = await chat.history()
     folder = str(facts.pop("folder", "") or (found.folder if found else ""))
-    shown = {
+    today = local(ctx.now).date()
+    due, all_year = cards_for(ctx.actor.section_name, today)
+    data_class = max(found.data_class if found else "1", facts.pop("data_class", "1"), key=service.WEIGHTS.index)
+    models, models_problem = await _models(ctx, data_class)
+    defaults = {
         "conversation": found,
-        "groups": service.grouped(everything, local(ctx.now)),
-        "folders": service.folders(everything),
-        "total": len(everything),
-        "folder": folder,
-        "q": "",
-        "hits": [],
-        "models": await ctx.models(str(facts["data_class"])),
+        "data_class": data_class,
+        "models": models,
+        "models_problem": models_problem,
         "model": found.model if found else "standard",
         "left": await ctx.remaining(),
         "send_key": ctx.preferences.get("send_key", ""),
-        "edit": "",
-        "due": (),
-        "all_year": (),
+        "month": today.month,
+        "due": due,
+        "all_year": all_year,
         "chosen": None,
+        "saved": None,
         "prompts": [],
+        "typed": "",
+        "edit": "",
+        "waiting": [],
+        "problem": None,
+        "beside": True,
+        "more": max(0, len(everything) - _BESIDE),
+        **_nothing_found(),
+        **_message_words(),
     }
-    return await ctx.page("chat.html", **(shown | facts))
+    beside = _history_facts(ctx, everything, everything[:_BESIDE], folder)
+    return await ctx.page("chat.html", status=status, **(defaults | beside | facts))
 
 
-async def _answers(ctx: AppContext, conversation_id: UUID, answer: str) -> tuple[Conversation, list[Message]]:
+async def _panel(ctx: AppContext, request: Request, name: str, *, status: int = 200, **facts: Any) -> Response:
+    """A form that opens over the page for scripts, and is a page of its own without."""
+    is_fragment = bool(request.headers.get("hx-request"))
+    return await ctx.page(f"{'_' if is_fragment else ''}{name}.html", status=status, **facts)
+
+
+def _history_facts(
+    ctx: AppContext, everything: Sequence[Conversation], shown: Sequence[Conversation], folder: str
+) -> dict[str, Any]:
+    return {
+        "groups": service.grouped(shown, local(ctx.now)),
+        "folders": service.folders(everything),
+        "total": len(everything),
+        "folder": folder,
+    }
+
+
+def _nothing_found() -> dict[str, Any]:
+    return {"q": "", "hits": [], "unread": 0}
+
+
+def _message_words() -> dict[str, Any]:
+    """What the messages' template needs beside the messages."""
+    return {"model_words": service.MODELS, "lost_after": lambda c, m: service.loss(c.after(m.id))}
+
+
+async def _models(ctx: AppContext, data_class: str) -> tuple[Sequence[ModelChoice], Problem | None]:
+    try:
+        return await ctx.models(data_class), None
+    except Problem as problem:
+        return (), problem
+
+
+async def _answers(
+    ctx: AppContext, conversation_id: UUID, answer: str, kind: Kind
+) -> tuple[Conversation, list[Message]]:
+    """What is exported: one answer or all that stand. Raises `NotFound` for nothing, or no table for xlsx."""
     found = await Chat(ctx).open(conversation_id)
-    chosen = [m for m in found.answers if not answer or str(m.id) == answer]
+    chosen = [found.find(_uuid(answer))] if answer else list(found.answers)
+    chosen = [m for m in chosen if m.role == "assistant" and m.text]
+    if kind == "xlsx" and not any(markdown_tables(m.text) for m in chosen):
+        raise NotFound("この回答に表はありません。")
     if not chosen:
         raise NotFound("書き出せる回答がありません。")
     return found, chosen
@@ -452,7 +672,7 @@ def _block(message: Message) -> Block:
 
 
 def _class(value: str) -> str:
-    if value not in ("1", "2", "3C"):
+    if value not in service.WEIGHTS:
         raise InvalidInput("情報の重さを選んでください。", field="data_class")
     return value
 
@@ -469,8 +689,8 @@ def _toast(response: RedirectResponse, words: str) -> RedirectResponse:
     return response
 
 
-def _back(conversation_id: UUID, words: str) -> RedirectResponse:
-    return _toast(RedirectResponse(f"/apps/chat/c/{conversation_id}", status_code=303), words)
+def _back(conversation_id: UUID, words: str, anchor: str = "") -> RedirectResponse:
+    return _toast(RedirectResponse(f"/apps/chat/c/{conversation_id}{anchor}", status_code=303), words)
 
 
 def _download(data: bytes, name: str, media_type: str) -> Response:
@@ -489,7 +709,7 @@ async def _home(ctx: AppContext) -> HomeParts:
             c.title,
             f"/apps/chat?{urlencode({'card_id': c.id})}",
             c.lead,
-            "i-doc",
+            f"i-{c.icon}",
             f"{today.month}月の仕事" if c.months else "",
             c.minutes,
             c.data_class,

@@ -1,22 +1,29 @@
 """Conversations: what is stored, what is sent to the model, and what comes back.
 
 A conversation, its messages and its attached files are documents of this app. Nothing here knows how they are kept.
+A file hangs on the question that took it along, a message on its conversation, so that they go together.
 """
 
+import gzip
+import json
+import re
 import secrets
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, field
+import unicodedata
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Literal
 from uuid import UUID
 
 import anyio
+import anyio.to_thread
 
+from apps.chat.cards import Card
 from apps.chat.hints import Hint, hint_for
 from apps.sdk import AppContext, InvalidInput, NotFound, Problem
-from apps.sdk.intake import Reading, Table, TableRow
-from apps.sdk.tables import answer_computation
+from apps.sdk.intake import PartState, Reading, Table, TableRow
+from apps.sdk.tables import answer_computation, asks_for_computation
 
 TITLE_CHARACTERS: Final = 28
 MAX_QUESTION_CHARACTERS: Final = 30_000
@@ -24,8 +31,14 @@ MAX_QUESTION_CHARACTERS: Final = 30_000
 MAX_MATERIAL_CHARACTERS: Final = 60_000
 MAX_HISTORY_CHARACTERS: Final = 40_000
 MAX_FILES: Final = 10
+# How long a file waits for the question that takes it along.
+KEEP_UNSENT: Final = timedelta(days=2)
+# Rows of a table that are shown under what was computed from them; the file's own page shows more.
+MAX_SHOWN_ROWS: Final = 100
 
 MODELS: Final = {"fast": "速い", "standard": "標準", "onprem": "庁内専用"}
+# In rising order. A conversation never gets lighter: what was said in it is sent again with every question.
+WEIGHTS: Final = ("1", "2", "3C")
 
 State = Literal["done", "stopped", "failed"]
 
@@ -42,18 +55,27 @@ class TooLong(InvalidInput):
 
 @dataclass(frozen=True, slots=True)
 class AttachedFile:
-    """A file as it was read. `doubtful` when something in it could not be read."""
+    """What a page tells of a file. `doubtful` when something in it could not be read or may be read wrongly."""
 
     id: UUID
     name: str
     kind: str
     summary: str
     doubtful: bool
+    has_table: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFile:
+    """A file with all that was read of it."""
+
+    file: AttachedFile
+    question_id: UUID | None
+    warnings: tuple[str, ...]
+    findings: tuple[str, ...]
     text: str = field(repr=False)
-    parts: tuple[dict[str, Any], ...] = field(repr=False, default=())
-    warnings: tuple[str, ...] = ()
-    findings: tuple[str, ...] = ()
-    tables: tuple[Table, ...] = field(repr=False, default=())
+    parts: tuple[dict[str, Any], ...] = field(repr=False)
+    tables: tuple[Table, ...] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +86,15 @@ class Computed:
     markdown: str
     how: str
     rows: str
+    columns: tuple[str, ...] = ()
+    used: tuple[tuple[int, tuple[str, ...]], ...] = field(repr=False, default=())
+    used_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
+    """`earlier` are the answers that were made anew, newest first; `checked` what was confirmed before an export."""
+
     id: UUID
     role: Literal["user", "assistant"]
     text: str = field(repr=False)
@@ -79,15 +106,23 @@ class Message:
     country: str = ""
     call_id: str = ""
     finish_reason: str = ""
+    problem_type: str = ""
     problem_title: str = ""
     problem_detail: str = ""
     files: tuple[AttachedFile, ...] = ()
     computed: tuple[Computed, ...] = ()
+    not_computed: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     hint: Hint | None = None
+    checked: tuple[str, ...] = ()
+    is_replaced: bool = False
+    earlier: tuple["Message", ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
+    """`data_class` is the heaviest that was ever declared in it."""
+
     id: UUID
     version: int
     title: str
@@ -96,11 +131,37 @@ class Conversation:
     model: str
     data_class: str
     updated_at: datetime
+    deleted_at: datetime | None = None
     messages: tuple[Message, ...] = ()
 
     @property
     def answers(self) -> tuple[Message, ...]:
         return tuple(m for m in self.messages if m.role == "assistant" and m.text)
+
+    def find(self, message_id: UUID) -> Message:
+        """A message that is shown, or an answer it replaced. Raises `NotFound`."""
+        for message in self.messages:
+            for found in (message, *message.earlier):
+                if found.id == message_id:
+                    return found
+        raise NotFound
+
+    def question_of(self, answer_id: UUID) -> Message:
+        """Raises `NotFound`."""
+        question: Message | None = None
+        for message in self.messages:
+            if message.role == "user":
+                question = message
+            elif question is not None and answer_id in {m.id for m in (message, *message.earlier)}:
+                return question
+        raise NotFound
+
+    def after(self, message_id: UUID) -> tuple[Message, ...]:
+        """What stands below a message. Raises `NotFound`."""
+        at = next((i for i, m in enumerate(self.messages) if m.id == message_id), None)
+        if at is None:
+            raise NotFound
+        return self.messages[at + 1 :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +173,6 @@ class Turn:
     model: str
     data_class: str
     messages: tuple[dict[str, str], ...] = field(repr=False)
-    has_unread: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,24 +189,40 @@ class Finished:
     message: Message
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A conversation in which every word of a search occurs, with the place of the first: (text, is it a word)."""
+
+    conversation: Conversation
+    excerpt: tuple[tuple[str, bool], ...] = field(repr=False)
+    message_id: UUID | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A person's own prompt."""
+
+    id: UUID
+    title: str
+    text: str = field(repr=False)
+
+
 class Chat:
     """One person's chats; made per request."""
 
     def __init__(self, ctx: AppContext) -> None:
         self._ctx = ctx
+        self._read: dict[UUID, ReadFile] = {}
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def history(self) -> list[Conversation]:
         """The person's conversations, last used first, without messages."""
-        found: list[Conversation] = []
-        cursor: str | None = None
-        while True:
-            page = await self._ctx.documents.list("conversation", mine=True, cursor=cursor, limit=200)
-            found += [_conversation(d) for d in page.items]
-            cursor = page.next_cursor
-            if cursor is None or len(found) >= 2_000:
-                return found
+        return await self._conversations(deleted=False)
+
+    async def trash(self) -> list[Conversation]:
+        """What was deleted and can still be brought back, last used first."""
+        return await self._conversations(deleted=True)
 
     async def open(self, conversation_id: UUID) -> Conversation:
         """A conversation with its messages. Raises `NotFound`."""
@@ -157,96 +233,141 @@ class Chat:
             page = await self._ctx.documents.list(
                 "message", parent=conversation_id, order="oldest", cursor=cursor, limit=200
             )
-            for item in page.items:
-                messages.append(await self._message(item))
+            messages += [_message(item) for item in page.items]
             cursor = page.next_cursor
             if cursor is None:
-                return _conversation(document, tuple(messages))
+                return _conversation(document, tuple(_with_earlier(messages)))
 
-    async def search(self, query: str) -> list[tuple[Conversation, str]]:
-        """Conversations whose title or messages have every word, with an excerpt; widths and case are the same."""
-        result = await self._ctx.documents.search(query, kinds=("conversation", "message"), limit=50)
-        hits: dict[UUID, str] = {}
+    async def search(self, query: str) -> tuple[list[Found], int]:
+        """Conversations in which every word occurs somewhere, whatever width it has; and how many texts went unread."""
+        words = _folded(query).split()
+        result = await self._ctx.documents.search(
+            query,
+            kinds=("conversation", "message"),
+            fields=("title", "folder", "text", "file_names"),
+            any_word=True,
+            limit=5_000,
+            scan_limit=5_000,
+        )
+        first: dict[UUID, tuple[str, UUID | None]] = {}
+        seen: dict[UUID, set[str]] = {}
         for hit in result.hits:
             owner = hit.document.id if hit.document.kind == "conversation" else hit.document.parent_id
-            if owner is not None:
-                hits.setdefault(owner, hit.excerpt)
+            if owner is None or hit.document.body.get("is_replaced"):
+                continue
+            is_message = hit.document.kind == "message"
+            # A place in the text says more than the title, which stands there anyway.
+            if owner not in first or (is_message and first[owner][1] is None):
+                first[owner] = (hit.excerpt, hit.document.id if is_message else None)
+            seen.setdefault(owner, set()).update(hit.words)
         found = []
-        for conversation_id, excerpt in hits.items():
+        for conversation_id in [c for c, had in seen.items() if had >= set(words)][:100]:
             try:
-                found.append((_conversation(await self._ctx.documents.get(conversation_id)), excerpt))
+                document = await self._ctx.documents.get(conversation_id, kind="conversation")
             except NotFound:
                 continue
-        return found
+            excerpt, message_id = first[conversation_id]
+            found.append(Found(_conversation(document), tuple(marked(excerpt, words)), message_id))
+        return found, result.total - result.scanned
+
+    async def conversation_of(self, message_id: UUID) -> Conversation:
+        """Where a message stands, without the messages. Raises `NotFound`."""
+        parent = (await self._ctx.documents.get(message_id, kind="message")).parent_id
+        if parent is None:
+            raise NotFound
+        return _conversation(await self._ctx.documents.get(parent, kind="conversation"))
 
     async def file(self, file_id: UUID) -> AttachedFile:
         return _file(await self._ctx.documents.get(file_id, kind="file"))
 
-    # ── changing ─────────────────────────────────────────────────────────────────────────────────────────────────
+    async def read(self, file_id: UUID) -> ReadFile:
+        """A file with its text and tables. Raises `NotFound`."""
+        if file_id not in self._read:
+            document = await self._ctx.documents.get(file_id, kind="file")
+            packed = await self._ctx.blobs.read(UUID(document.body["reading"]))
+            self._read[file_id] = await anyio.to_thread.run_sync(_unpacked, document, packed)
+        return self._read[file_id]
+
+    async def original(self, file_id: UUID) -> tuple[str, bytes]:
+        """A file's name and bytes as they were attached. Raises `NotFound`."""
+        document = await self._ctx.documents.get(file_id, kind="file")
+        return str(document.body["name"]), await self._ctx.blobs.read(UUID(document.body["original"]))
+
+    # ── asking ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def attach(self, name: str, reading: Reading, data: bytes) -> AttachedFile:
-        """Keeps a file that was read: its bytes sealed, its text as a document. Not yet part of a conversation."""
-        blob = await self._ctx.blobs.save(name, data)
-        body = _file_body(name, reading) | {"blob": str(blob.id)}
-        document = await self._ctx.documents.create("file", body)
-        await self._ctx.blobs.attach(blob.id, document.id)
-        return _file(document)
+        """Keeps a file that was read: its bytes and its text sealed. It goes unless a question takes it along."""
+        body = {
+            "name": name,
+            "kind": reading.kind.words,
+            "summary": _summary(reading),
+            "doubtful": reading.is_doubtful,
+            "has_table": bool(reading.tables),
+            "warnings": [f"{r.place} {r.words}".strip() for r in reading.warnings],
+            "findings": [f"{r.place} {r.words}".strip() for r in reading.findings],
+        }
+        document = await self._ctx.documents.create("file", body, purge_after=self._ctx.now + KEEP_UNSENT)
+        packed = await anyio.to_thread.run_sync(_packed, reading)
+        original = await self._ctx.blobs.save(name, data, document=document.id)
+        read = await self._ctx.blobs.save(name, packed, media_type="application/gzip", document=document.id)
+        kept = body | {"original": str(original.id), "reading": str(read.id)}
+        return _file(await self._ctx.documents.update(document.id, kept, version=document.version))
 
     async def ask(
-        self, text: str, *, conversation_id: UUID | None, model: str, data_class: str, files: Sequence[UUID]
+        self,
+        text: str,
+        *,
+        conversation_id: UUID | None,
+        model: str,
+        data_class: str,
+        files: Sequence[UUID],
+        card: Card | None = None,
+        folder: str = "",
     ) -> Turn:
         """Stores a question and prepares what is sent. Raises `NothingToSend`, `TooLong`, `NotFound`."""
-        text = text.strip()
-        if not text:
-            raise NothingToSend("文章を書いてから「送る」を押してください。", field="text")
-        if len(text) > MAX_QUESTION_CHARACTERS:
-            raise TooLong(
-                f"{MAX_QUESTION_CHARACTERS:,}字までにしてください。長い文章はファイルで付けられます。", field="text"
-            )
+        text = _checked_text(text)
         if len(files) > MAX_FILES:
             raise TooLong(f"付けられる資料は{MAX_FILES}個までです。", field="files")
+        attached = [await self.file(f) for f in dict.fromkeys(files)]
         model = model if model in MODELS else "standard"
-        attached = [await self.file(f) for f in files]
-        conversation = (
-            await self.open(conversation_id)
-            if conversation_id is not None
-            else await self._create(text, model, data_class)
-        )
-        earlier = [f for m in conversation.messages for f in m.files]
-        # A table of a hundred thousand rows takes seconds; other people's pages go on meanwhile.
-        computed = await anyio.to_thread.run_sync(_computed, text, attached or earlier)
-        hint = hint_for(text, has_attachments=bool(attached or earlier))
-        body = {
-            "role": "user",
-            "text": text,
-            "state": "done",
-            "files": [str(f.id) for f in attached],
-            "computed": [[c.title, c.markdown, c.how, c.rows] for c in computed],
-            "hint": [hint.title, hint.detail] if hint else None,
-        }
-        document = await self._ctx.documents.create("message", body, parent=conversation.id)
-        question = await self._message(document)
-        return self._turn(conversation, question, model, data_class, [*earlier, *attached])
+        if conversation_id is not None:
+            conversation = await self._weighed(await self.open(conversation_id), model, data_class)
+        else:
+            conversation = await self._create(_title(text, card), model, data_class, folder)
+        return await self._asked(conversation, text, attached)
 
-    async def ask_again(self, conversation_id: UUID, question_id: UUID, text: str | None = None) -> Turn:
-        """Answers a question anew, with other words if given; what came after it goes to the trash."""
+    async def ask_again(
+        self,
+        conversation_id: UUID,
+        question_id: UUID,
+        text: str | None = None,
+        *,
+        model: str = "",
+        data_class: str = "",
+    ) -> Turn:
+        """Answers a question anew, with other words if given. What came after it goes to the trash; an answer to the
+        same words is kept beside the new one."""
         conversation = await self.open(conversation_id)
-        index = next((i for i, m in enumerate(conversation.messages) if m.id == question_id and m.role == "user"), None)
-        if index is None:
+        later = conversation.after(question_id)
+        question = conversation.find(question_id)
+        if question.role != "user":
             raise NotFound
-        for later in conversation.messages[index + 1 :]:
-            await self._ctx.documents.delete(later.id)
-        question = conversation.messages[index]
-        if text is not None and text.strip() and text.strip() != question.text:
+        conversation = await self._weighed(
+            conversation, model if model in MODELS else conversation.model, data_class or conversation.data_class
+        )
+        kept = conversation.messages[: conversation.messages.index(question)]
+        changed = question.text if text is None else _checked_text(text)
+        if changed != question.text:
+            await self._drop(later)
             document = await self._ctx.documents.get(question_id, kind="message")
-            changed = await self._ctx.documents.update(
-                question_id, document.body | {"text": text.strip()}, version=document.version, keep_version=True
-            )
-            question = await self._message(changed)
-        kept = conversation.messages[:index]
-        conversation = _with_messages(conversation, kept)
-        files = [f for m in (*kept, question) for f in m.files]
-        return self._turn(conversation, question, conversation.model, conversation.data_class, files)
+            body = document.body | await self._facts(replace(conversation, messages=kept), changed, question.files)
+            await self._ctx.documents.update(question_id, body, version=document.version, keep_version=True)
+        else:
+            await self._drop(later[1:])
+            for answer in later[:1]:
+                await self._replace(answer)
+        again = await self.open(conversation_id)
+        return await self._turn(replace(again, messages=kept), again.find(question_id))
 
     async def answer(self, turn: Turn) -> AsyncGenerator[Piece | Finished, None]:
         """Streams the answer; whatever happens (stopped, client gone, refused) what came so far is stored."""
@@ -271,7 +392,13 @@ class Chat:
                         body["finish_reason"] = delta.finish_reason
             body["state"] = "done"
         except Problem as problem:
-            body |= {"state": "failed", "problem_title": problem.title, "problem_detail": problem.detail}
+            body |= {
+                "state": "failed",
+                "problem_type": problem.type,
+                "problem_title": problem.title,
+                "problem_detail": problem.detail,
+                "call_id": body.get("call_id") or problem.extensions.get("call_id") or "",
+            }
         finally:
             if body["state"] == "stopped":
                 with anyio.CancelScope(shield=True):
@@ -280,10 +407,17 @@ class Chat:
         if not stored:
             yield Finished(await self._store_answer(turn, body, "".join(text)))
 
-    async def _store_answer(self, turn: Turn, body: dict[str, Any], text: str) -> Message:
-        document = await self._ctx.documents.create("message", body | {"text": text}, parent=turn.conversation.id)
-        await self._ctx.documents.touch(turn.conversation.id)
-        return await self._message(document)
+    async def choose_answer(self, conversation_id: UUID, answer_id: UUID) -> None:
+        """Puts an answer that was replaced back in its place. Raises `NotFound`."""
+        conversation = await self.open(conversation_id)
+        for message in conversation.messages:
+            if answer_id in {m.id for m in message.earlier}:
+                await self._mark(message.id, is_replaced=True)
+                await self._mark(answer_id, is_replaced=False)
+                return
+        raise NotFound
+
+    # ── keeping order ────────────────────────────────────────────────────────────────────────────────────────────
 
     async def rename(self, conversation_id: UUID, title: str) -> None:
         title = " ".join(title.split())[:80]
@@ -295,10 +429,7 @@ class Chat:
         await self._change(conversation_id, pinned=pinned)
 
     async def move(self, conversation_id: UUID, folder: str) -> None:
-        await self._change(conversation_id, folder=" ".join(folder.split())[:20])
-
-    async def choose(self, conversation_id: UUID, *, model: str, data_class: str) -> None:
-        await self._change(conversation_id, model=model, data_class=data_class)
+        await self._change(conversation_id, folder=_folder(folder))
 
     async def delete(self, conversation_id: UUID) -> None:
         """To the trash, for 30 days."""
@@ -313,25 +444,122 @@ class Chat:
     async def restore(self, conversation_id: UUID) -> None:
         await self._ctx.documents.restore(conversation_id)
 
-    async def save_prompt(self, title: str, text: str) -> None:
-        """Keeps a message as the person's own prompt."""
-        title = " ".join(title.split())[:60] or text.strip()[:TITLE_CHARACTERS]
-        await self._ctx.documents.create("prompt", {"title": title, "text": text})
+    async def keep_checked(self, answer_id: UUID, items: Sequence[str]) -> None:
+        """Remembers what a person confirmed before an answer left the house."""
+        await self._mark(answer_id, checked=list(items), checked_at=self._ctx.now.isoformat())
 
-    async def prompts(self) -> list[tuple[UUID, str, str]]:
-        page = await self._ctx.documents.list("prompt", mine=True, limit=100)
-        return [(d.id, str(d.body["title"]), str(d.body["text"])) for d in page.items]
+    async def prompts(self) -> list[Prompt]:
+        """By name, as people look for them."""
+        page = await self._ctx.documents.list("prompt", mine=True, limit=200)
+        found = [Prompt(d.id, str(d.body["title"]), str(d.body["text"])) for d in page.items]
+        return sorted(found, key=lambda p: _folded(p.title))
+
+    async def prompt(self, prompt_id: UUID) -> Prompt:
+        """Raises `NotFound`."""
+        document = await self._ctx.documents.get(prompt_id, kind="prompt")
+        return Prompt(document.id, str(document.body["title"]), str(document.body["text"]))
+
+    async def save_prompt(self, title: str, text: str, *, prompt_id: UUID | None = None) -> None:
+        """Keeps a text as the person's own prompt, or changes one. Raises `NothingToSend`, `TooLong`, `NotFound`."""
+        body = {"title": " ".join(title.split())[:60] or title_of(text), "text": _checked_text(text)}
+        if prompt_id is None:
+            await self._ctx.documents.create("prompt", body)
+            return
+        document = await self._ctx.documents.get(prompt_id, kind="prompt")
+        await self._ctx.documents.update(prompt_id, body, version=document.version, keep_version=True)
 
     async def delete_prompt(self, prompt_id: UUID) -> None:
+        """To the trash, for 30 days."""
         await self._ctx.documents.get(prompt_id, kind="prompt")
         await self._ctx.documents.delete(prompt_id)
 
-    async def _create(self, text: str, model: str, data_class: str) -> Conversation:
+    async def restore_prompt(self, prompt_id: UUID) -> None:
+        await self._ctx.documents.restore(prompt_id)
+
+    # ── parts ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _conversations(self, *, deleted: bool) -> list[Conversation]:
+        found: list[Conversation] = []
+        cursor: str | None = None
+        while True:
+            page = await self._ctx.documents.list("conversation", mine=True, deleted=deleted, cursor=cursor, limit=200)
+            found += [_conversation(d) for d in page.items]
+            cursor = page.next_cursor
+            if cursor is None or len(found) >= 2_000:
+                return found
+
+    async def _create(self, title: str, model: str, data_class: str, folder: str) -> Conversation:
         document = await self._ctx.documents.create(
             "conversation",
-            {"title": title_of(text), "folder": "", "pinned": False, "model": model, "data_class": data_class},
+            {"title": title, "folder": _folder(folder), "pinned": False, "model": model, "data_class": data_class},
         )
         return _conversation(document)
+
+    async def _weighed(self, conversation: Conversation, model: str, data_class: str) -> Conversation:
+        """The conversation with the chosen model and at least the weight it already has."""
+        heaviest = max(conversation.data_class, data_class, key=WEIGHTS.index)
+        if (model, heaviest) != (conversation.model, conversation.data_class):
+            await self._change(conversation.id, model=model, data_class=heaviest)
+        return replace(conversation, model=model, data_class=heaviest)
+
+    async def _asked(self, conversation: Conversation, text: str, files: Sequence[AttachedFile]) -> Turn:
+        body = {"role": "user", "state": "done", "files": [_note(f) for f in files]}
+        body |= {"file_names": [f.name for f in files]} | await self._facts(conversation, text, files)
+        document = await self._ctx.documents.create("message", body, parent=conversation.id)
+        await self._ctx.documents.hang([f.id for f in files], document.id)
+        return await self._turn(conversation, _message(document))
+
+    async def _facts(self, conversation: Conversation, text: str, files: Sequence[AttachedFile]) -> dict[str, Any]:
+        """What is known about a question before any model sees it."""
+        earlier = _files_of(conversation.messages)
+        with_tables = [f for f in (files or earlier) if f.has_table]
+        read = [await self.read(f.id) for f in with_tables]
+        # A table of a hundred thousand rows takes seconds; other people's pages go on meanwhile.
+        computed = await anyio.to_thread.run_sync(_computed, text, read)
+        hint = hint_for(text, has_attachments=bool(files or earlier))
+        missed = [] if computed or not asks_for_computation(text) else _column_names(read)
+        return {
+            "text": text,
+            "computed": computed,
+            "not_computed": missed,
+            "hint": [hint.title, hint.detail] if hint else None,
+        }
+
+    async def _turn(self, conversation: Conversation, question: Message) -> Turn:
+        """What is sent, and under the question what was not."""
+        files = [await self.read(f.id) for f in (*_files_of(conversation.messages), *question.files)]
+        told, forgotten = _history(conversation.messages)
+        asked, left_out = _question(question, files)
+        if forgotten:
+            left_out.append(f"会話が長いため、はじめの{forgotten}件の質問と回答はAIに渡していません。")
+        if tuple(left_out) != question.left_out:
+            await self._mark(question.id, left_out=left_out)
+            question = replace(question, left_out=tuple(left_out))
+        messages = [{"role": "system", "content": _system_prompt()}, *told, {"role": "user", "content": asked}]
+        return Turn(conversation, question, conversation.model, conversation.data_class, tuple(messages))
+
+    async def _store_answer(self, turn: Turn, body: dict[str, Any], text: str) -> Message:
+        document = await self._ctx.documents.create("message", body | {"text": text}, parent=turn.conversation.id)
+        await self._ctx.documents.touch(turn.conversation.id)
+        answer = _message(document)
+        whole = await self.open(turn.conversation.id)
+        return next((m for m in whole.messages if m.id == answer.id), answer)
+
+    async def _drop(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            for gone in (message, *message.earlier):
+                await self._ctx.documents.delete(gone.id)
+
+    async def _replace(self, answer: Message) -> None:
+        """Puts an answer aside for the next one; one without text has nothing to keep."""
+        if answer.role == "assistant" and answer.text:
+            await self._mark(answer.id, is_replaced=True)
+        else:
+            await self._ctx.documents.delete(answer.id)
+
+    async def _mark(self, message_id: UUID, **facts: object) -> None:
+        document = await self._ctx.documents.get(message_id, kind="message")
+        await self._ctx.documents.update(message_id, document.body | facts, version=document.version, touch=False)
 
     async def _change(self, conversation_id: UUID, **changes: object) -> None:
         document = await self._ctx.documents.get(conversation_id, kind="conversation")
@@ -339,52 +567,22 @@ class Chat:
             conversation_id, document.body | changes, version=document.version, touch=False
         )
 
-    async def _message(self, document: Any) -> Message:
-        body = document.body
-        files = []
-        for file_id in body.get("files", ()):
-            try:
-                files.append(await self.file(UUID(file_id)))
-            except NotFound:
-                continue
-        hint = body.get("hint")
-        return Message(
-            id=document.id,
-            role=body["role"],
-            text=body["text"],
-            state=body.get("state", "done"),
-            at=document.created_at,
-            model=body.get("model", ""),
-            zone=body.get("zone", ""),
-            zone_owner=body.get("zone_owner", ""),
-            country=body.get("country", ""),
-            call_id=body.get("call_id", ""),
-            finish_reason=body.get("finish_reason", ""),
-            problem_title=body.get("problem_title", ""),
-            problem_detail=body.get("problem_detail", ""),
-            files=tuple(files),
-            computed=tuple(Computed(*c) for c in body.get("computed", ())),
-            hint=Hint(*hint) if hint else None,
-        )
 
-    def _turn(
-        self,
-        conversation: Conversation,
-        question: Message,
-        model: str,
-        data_class: str,
-        files: Sequence[AttachedFile],
-    ) -> Turn:
-        messages = [{"role": "system", "content": _system_prompt()}]
-        messages += _history(conversation.messages)
-        messages.append({"role": "user", "content": _question(question, files)})
-        return Turn(conversation, question, model, data_class, tuple(messages))
+# ── words ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def title_of(text: str) -> str:
     """The first line of a question, cut to a length that fits the history."""
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")
     return line if len(line) <= TITLE_CHARACTERS else line[: TITLE_CHARACTERS - 1] + "…"
+
+
+def _title(text: str, card: Card | None) -> str:
+    """For a card, what it is about: its first line is the same every time."""
+    if card is None:
+        return title_of(text)
+    subject = re.search(r"^(?:件名|事業名|質問の要旨|場面)：[ 　]*([^\s［][^［\n]*)$", text, re.MULTILINE)
+    return title_of(f"{card.title}（{subject[1].strip()}）") if subject else card.title
 
 
 def grouped(conversations: Sequence[Conversation], now: datetime) -> list[tuple[str, list[Conversation]]]:
@@ -422,72 +620,162 @@ def folders(conversations: Sequence[Conversation]) -> list[tuple[str, int]]:
     return sorted(counts.items())
 
 
-def checklist(text: str) -> list[str]:
-    """What to confirm before an answer leaves the house, made from what stands in it (事実確認)."""
-    items = ["元の資料や質問と、内容が合っている"]
-    if any(c.isdigit() for c in text):
-        items.append("数字・件数・金額を、元の資料で確かめた")
-    if any(mark in text for mark in ("月", "日", "年", "時")):
-        items.append("日付と曜日を確かめた")
-    if any(mark in text for mark in ("法", "条例", "規則", "第")):
-        items.append("法令や条例の名前と条番号を、例規集で確かめた")
-    items.append("個人が分かる情報が含まれていない")
-    return items
+def loss(messages: Sequence[Message]) -> str:
+    """What would go with these messages, in full: 質問2件、回答3件、付けた資料1件; empty if nothing."""
+    questions = [m for m in messages if m.role == "user"]
+    answers = sum(1 + len(m.earlier) for m in messages if m.role == "assistant")
+    files = sum(len(m.files) for m in questions)
+    counted = (("質問", len(questions)), ("回答", answers), ("付けた資料", files))
+    return "、".join(f"{what}{n}件" for what, n in counted if n)
+
+
+def marked(excerpt: str, words: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """An excerpt without Markdown's marks, in pieces, with whether each is a word that was looked for."""
+    excerpt = re.sub(r"[#*`>|\s]+", " ", excerpt).strip()
+    folded = excerpt.casefold()
+    pattern = "|".join(re.escape(w) for w in sorted(words, key=len, reverse=True))
+    if len(folded) != len(excerpt) or not pattern:
+        yield excerpt, False
+        return
+    at = 0
+    for match in re.finditer(pattern, folded):
+        if match.start() > at:
+            yield excerpt[at : match.start()], False
+        yield excerpt[match.start() : match.end()], True
+        at = match.end()
+    if at < len(excerpt):
+        yield excerpt[at:], False
+
+
+def _checked_text(text: str) -> str:
+    text = text.replace("\r\n", "\n").strip()
+    if not text:
+        raise NothingToSend(
+            "文章を書いてから送ってください。資料だけのときも「要約してください」のように書きます。", field="text"
+        )
+    if len(text) > MAX_QUESTION_CHARACTERS:
+        raise TooLong(
+            f"{MAX_QUESTION_CHARACTERS:,}字までにしてください。長い文章はファイルで付けられます。", field="text"
+        )
+    return text
+
+
+def _folder(name: str) -> str:
+    return " ".join(name.split())[:20]
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+
+
+# ── what the model is given ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def _system_prompt() -> str:
     return (Path(__file__).parent / "prompts" / "system.md").read_text("utf-8")
 
 
-def _history(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """Earlier turns, newest first until the limit, in order; failed answers are left out."""
+def _history(messages: Sequence[Message]) -> tuple[list[dict[str, str]], int]:
+    """Earlier turns in order, the newest until the limit, and how many were left out; failed answers are no turns."""
+    turns = [m for m in messages if m.text and m.state != "failed"]
     kept: list[dict[str, str]] = []
     size = 0
-    for message in reversed(messages):
-        if not message.text or message.state == "failed":
-            continue
+    for message in reversed(turns):
         size += len(message.text)
         if size > MAX_HISTORY_CHARACTERS:
             break
         kept.append({"role": message.role, "content": message.text})
-    return kept[::-1]
+    return kept[::-1], len(turns) - len(kept)
 
 
-def _question(question: Message, files: Sequence[AttachedFile]) -> str:
-    """The question, then what code computed, then the material inside a marker nobody can guess."""
+def _question(question: Message, files: Sequence[ReadFile]) -> tuple[str, list[str]]:
+    """The question, then what code computed, then the material inside a marker nobody can guess; and what was left
+    out of it, in words for the person."""
     parts = [question.text]
     if question.computed:
         facts = "\n\n".join(f"{c.title}（{c.how}）\n{c.markdown}" for c in question.computed)
         parts.append(f"計算済み:\n{facts}")
+    elif any(f.tables for f in files):
+        parts.append(
+            "《表の件数や合計は計算していません。数えたり足したりした数字を書かず、求め方の例を伝えてください。》"
+        )
+    left_out: list[str] = []
     room = MAX_MATERIAL_CHARACTERS
     marker = secrets.token_hex(8)
-    for file in files:
-        text = file.text[:room]
+    for read in files:
+        name = read.file.name
+        text = read.text[:room]
         room -= len(text)
-        if not file.text.strip():
-            parts.append(f"《資料 {file.name}: 文字を読み取れませんでした。内容は分かりません。》")
+        if not read.text.strip():
+            parts.append(f"《資料 {name}: 文字を読み取れませんでした。内容は分かりません。》")
+            left_out.append(f"「{name}」は文字を読み取れないため、AIに渡していません。")
             continue
         if not text:
-            parts.append(f"《資料 {file.name}: 長さの上限を超えたため、送っていません。》")
+            parts.append(f"《資料 {name}: 長さの上限を超えたため、送っていません。》")
+            left_out.append(f"「{name}」は、資料の合計が長すぎるため、AIに渡していません。")
             continue
-        cut = "（長いため、ここまで）" if len(text) < len(file.text) else ""
-        parts.append(f"《資料 {marker} 開始 {file.name}》\n{text}{cut}\n《資料 {marker} 終わり》")
-    return "\n\n".join(parts)
+        cut = ""
+        if len(text) < len(read.text):
+            cut = "（長いため、ここまで）"
+            left_out.append(
+                f"「{name}」は長いため、はじめの{len(text):,}字だけをAIに渡しました（全部で{len(read.text):,}字）。"
+            )
+        parts.append(f"《資料 {marker} 開始 {name}》\n{text}{cut}\n《資料 {marker} 終わり》")
+    return "\n\n".join(parts), left_out
 
 
-def _computed(question: str, files: Sequence[AttachedFile]) -> list[Computed]:
-    """What the question asks to count or sum, for each table that answers it."""
-    found = ((file, answer_computation(question, [table])) for file in files for table in file.tables)
-    return [
-        Computed(
-            title=f"{file.name} {answers[0].title}",
-            markdown=answers[0].markdown,
-            how=answers[0].formula,
-            rows=answers[0].rows_in_words,
-        )
-        for file, answers in found
-        if answers
-    ]
+def _computed(question: str, files: Sequence[ReadFile]) -> list[dict[str, Any]]:
+    """What the question asks to count or sum, for each table that answers it, as it is stored."""
+    found: list[dict[str, Any]] = []
+    for read in files:
+        for table in read.tables:
+            for made in answer_computation(question, [table]):
+                used = frozenset(made.rows)
+                rows = [r for r in table.rows if r.number in used]
+                found.append(
+                    {
+                        "title": f"{read.file.name} {made.title}",
+                        "markdown": made.markdown,
+                        "how": made.formula,
+                        "rows": made.rows_in_words,
+                        "columns": list(table.columns),
+                        "used": [[r.number, list(r.cells)] for r in rows[:MAX_SHOWN_ROWS]],
+                        "used_count": len(rows),
+                    }
+                )
+    return found
+
+
+def _column_names(files: Sequence[ReadFile]) -> list[str]:
+    """The names a clerk can ask by, of the first tables."""
+    return list(dict.fromkeys(c for f in files for t in f.tables[:3] for c in t.columns if c.strip()))[:30]
+
+
+def _files_of(messages: Sequence[Message]) -> list[AttachedFile]:
+    return [f for m in messages for f in m.files]
+
+
+# ── how it is stored ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _with_earlier(messages: Sequence[Message]) -> Iterator[Message]:
+    """Answers that were replaced go behind the one that stands; without one, the newest of them stands."""
+    group: list[Message] = []
+    for message in messages:
+        if message.role == "user":
+            yield from _standing(group)
+            group = []
+            yield message
+        else:
+            group.append(message)
+    yield from _standing(group)
+
+
+def _standing(answers: Sequence[Message]) -> Iterator[Message]:
+    shown = [m for m in answers if not m.is_replaced] or list(answers[-1:])
+    yield from shown[:-1]
+    for last in shown[-1:]:
+        yield replace(last, earlier=tuple(m for m in reversed(answers) if m not in shown))
 
 
 def _conversation(document: Any, messages: tuple[Message, ...] = ()) -> Conversation:
@@ -496,42 +784,79 @@ def _conversation(document: Any, messages: tuple[Message, ...] = ()) -> Conversa
         id=document.id,
         version=document.version,
         title=body["title"],
-        folder=body.get("folder", ""),
-        pinned=body.get("pinned", False),
-        model=body.get("model", "standard"),
-        data_class=body.get("data_class", "1"),
+        folder=body["folder"],
+        pinned=body["pinned"],
+        model=body["model"],
+        data_class=body["data_class"],
         updated_at=document.updated_at,
+        deleted_at=document.deleted_at,
         messages=messages,
     )
 
 
-def _with_messages(conversation: Conversation, messages: tuple[Message, ...]) -> Conversation:
-    return Conversation(
-        conversation.id,
-        conversation.version,
-        conversation.title,
-        conversation.folder,
-        conversation.pinned,
-        conversation.model,
-        conversation.data_class,
-        conversation.updated_at,
-        messages,
+def _message(document: Any) -> Message:
+    body = document.body
+    hint = body.get("hint")
+    return Message(
+        id=document.id,
+        role=body["role"],
+        text=body["text"],
+        state=body["state"],
+        at=document.created_at,
+        model=body.get("model", ""),
+        zone=body.get("zone", ""),
+        zone_owner=body.get("zone_owner", ""),
+        country=body.get("country", ""),
+        call_id=body.get("call_id", ""),
+        finish_reason=body.get("finish_reason", ""),
+        problem_type=body.get("problem_type", ""),
+        problem_title=body.get("problem_title", ""),
+        problem_detail=body.get("problem_detail", ""),
+        files=tuple(AttachedFile(**(f | {"id": UUID(f["id"])})) for f in body.get("files", ())),
+        computed=tuple(_stored_computed(c) for c in body.get("computed", ())),
+        not_computed=tuple(body.get("not_computed", ())),
+        left_out=tuple(body.get("left_out", ())),
+        hint=Hint(*hint) if hint else None,
+        checked=tuple(body.get("checked", ())),
+        is_replaced=body.get("is_replaced", False),
     )
 
 
-def _file_body(name: str, reading: Reading) -> dict[str, Any]:
+def _stored_computed(body: dict[str, Any]) -> Computed:
+    used = tuple((number, tuple(cells)) for number, cells in body["used"])
+    return Computed(**(body | {"columns": tuple(body["columns"]), "used": used}))
+
+
+def _note(file: AttachedFile) -> dict[str, Any]:
     return {
-        "name": name,
-        "kind": reading.kind.words,
-        "summary": reading.summary,
-        "doubtful": reading.is_doubtful,
+        "id": str(file.id),
+        "name": file.name,
+        "kind": file.kind,
+        "summary": file.summary,
+        "doubtful": file.doubtful,
+        "has_table": file.has_table,
+    }
+
+
+def _file(document: Any) -> AttachedFile:
+    body = document.body
+    return AttachedFile(document.id, body["name"], body["kind"], body["summary"], body["doubtful"], body["has_table"])
+
+
+def _summary(reading: Reading) -> str:
+    """With the first doubt, where the counts alone would sound as if all were well."""
+    all_read = all(part.state is PartState.OK for part in reading.parts)
+    return f"{reading.summary}。{reading.warnings[0].words}" if reading.warnings and all_read else reading.summary
+
+
+def _packed(reading: Reading) -> bytes:
+    """Text, parts and tables of a file; large, so apart from what every page shows."""
+    body = {
         "text": reading.text,
         "parts": [
             {"label": p.label, "text": p.text, "state": p.state.value, "state_words": p.state.words, "note": p.note}
             for p in reading.parts
         ],
-        "warnings": [f"{r.place} {r.words}".strip() for r in reading.warnings],
-        "findings": [f"{r.place} {r.words}".strip() for r in reading.findings],
         "tables": [
             {
                 "label": t.label,
@@ -544,20 +869,18 @@ def _file_body(name: str, reading: Reading) -> dict[str, Any]:
             for t in reading.tables
         ],
     }
+    return gzip.compress(json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode(), compresslevel=3)
 
 
-def _file(document: Any) -> AttachedFile:
-    body = document.body
-    return AttachedFile(
-        id=document.id,
-        name=body["name"],
-        kind=body["kind"],
-        summary=body["summary"],
-        doubtful=body["doubtful"],
+def _unpacked(document: Any, packed: bytes) -> ReadFile:
+    body = json.loads(gzip.decompress(packed))
+    return ReadFile(
+        file=_file(document),
+        question_id=document.parent_id,
+        warnings=tuple(document.body["warnings"]),
+        findings=tuple(document.body["findings"]),
         text=body["text"],
         parts=tuple(body["parts"]),
-        warnings=tuple(body["warnings"]),
-        findings=tuple(body["findings"]),
         tables=tuple(
             Table(
                 label=t["label"],

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import structlog
 from fastapi import Depends, FastAPI, Request
@@ -18,7 +18,16 @@ from apps.desk import reports as desk_reports
 from apps.host import home, signin
 from apps.host.app_context import bind, bind_office
 from apps.host.discovery import discover
-from apps.host.requests import MAX_BODY_BYTES, UNSAFE, check_length, check_origin, identified, problem_page
+from apps.host.requests import (
+    MAX_BODY_BYTES,
+    UNSAFE,
+    check_length,
+    check_origin,
+    identified,
+    page,
+    problem_page,
+    session_ended_page,
+)
 from apps.host.services import Services
 from apps.host.sessions import SessionEnded
 from apps.sdk.intake import close_intake
@@ -140,13 +149,25 @@ async def _render(request: Request, problem: Problem) -> Response:
     if wants_json:
         body = problem.as_json(str(getattr(request.state, "trace_id", "")))
         return JSONResponse(body, status_code=int(problem.status), media_type="application/problem+json")
+    is_part = request.headers.get("hx-request") == "true"
     if isinstance(problem, SessionEnded | Revoked) and request.method == "GET":
-        town = request.cookies.get("kumiai_town", "")
-        why = getattr(problem, "why", "ended")
-        here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        where = f"/t/{quote(town)}?next={quote(here)}&why={why}" if town else f"/?why={why}"
-        return RedirectResponse(where, status_code=303)
+        where = _entry(request, problem, request.headers.get("hx-current-url", "") if is_part else str(request.url))
+        # A part of a page must not become the entry: the whole page goes there.
+        return Response(status_code=401, headers={"hx-redirect": where}) if is_part else RedirectResponse(where, 303)
+    if isinstance(problem, SessionEnded | Revoked):
+        return await session_ended_page(request, problem, _entry(request, problem, request.headers.get("referer", "")))
+    if is_part:
+        return await page(request, "ui/problem_part.html", status=int(problem.status), problem=problem)
     return await problem_page(request, problem)
+
+
+def _entry(request: Request, problem: Problem, back_to: str) -> str:
+    """Where to sign in again, and from there back to the page; only its path is taken over."""
+    town = request.cookies.get("kumiai_town", "")
+    why = getattr(problem, "why", "ended")
+    parts = urlsplit(back_to)
+    here = parts.path + (f"?{parts.query}" if parts.query else "") or "/"
+    return f"/t/{quote(town)}?next={quote(here)}&why={why}" if town else f"/?why={why}"
 
 
 def _dev_issuer(settings: Settings):  # type: ignore[no-untyped-def]  # Starlette's application

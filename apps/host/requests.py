@@ -18,6 +18,8 @@ from tenants.context import Actor, Role, TenantContext
 from tenants.models import Person
 from tenants.people import load_actor
 
+# 30,000 characters of three bytes, each written as three in a form, and the fields around them.
+MAX_WRITTEN_BYTES: Final = 300 * 1024
 UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
@@ -211,6 +213,22 @@ async def problem_page(request: Request, problem: Problem) -> Response:
         back_href="/",
         back_words="ホームへ戻る",
         number=number,
+    )
+
+
+async def session_ended_page(request: Request, problem: Problem, entry: str) -> Response:
+    """A form that came too late: what was written is shown again, because without scripts nothing else keeps it.
+
+    Only a form of the size of a text is read; nobody is signed in who could send more.
+    """
+    written: list[str] = []
+    kind = request.headers.get("content-type", "")
+    is_form = kind.startswith(("application/x-www-form-urlencoded", "multipart/form-data"))
+    if is_form and 0 < int(request.headers.get("content-length", "0")) <= MAX_WRITTEN_BYTES:
+        form = await request.form()
+        written = [v for k, v in form.multi_items() if isinstance(v, str) and k in ("text", "note") and v.strip()]
+    return await page(
+        request, "ui/session_ended.html", status=int(problem.status), problem=problem, entry=entry, written=written
     )
 
 

@@ -1,0 +1,375 @@
+/* A conversation's page: sending with a key, answers as they come, files, gaps in a template.
+   Without this file the same forms answer with whole pages. */
+(() => {
+  "use strict";
+  const { $, toast, post, fragment, showProblem, offline, isConversion } = globalThis.kumiai;
+  const form = $("#compose-form");
+  const area = $("#compose");
+  const place = $("#compose-problem");
+  const flow = $("#flow");
+  const newFiles = $("#new-files");
+  if (!form) return;
+  const say = (words) => { $("#said").textContent = words; };
+
+  // What scrolls into sight must not end up behind the box at the bottom.
+  new ResizeObserver(() => {
+    const covered = getComputedStyle(form).position === "sticky" ? form.offsetHeight : 0;
+    document.documentElement.style.scrollPaddingBottom = `${covered + 16}px`;
+  }).observe(form);
+
+  // ── Sending with a key ──────────────────────────────────────────────────────────────────────────────────────────
+  const hint = $("#send-hint");
+  const dialog = $("#ask-send-key");
+  const showHint = () => {
+    const words = { ctrl: "Ctrl＋Enterで送る", enter: "Enterで送る" }[area.dataset.sendKey];
+    hint.hidden = !words;
+    if (!words) return;
+    const link = document.createElement("a");
+    link.href = "/settings";
+    link.textContent = "変更";
+    hint.replaceChildren(`${words}（`, link, "）");
+  };
+  showHint();
+  dialog.querySelectorAll("[data-choose-key]").forEach((button) => button.addEventListener("click", async () => {
+    area.dataset.sendKey = button.dataset.chooseKey;
+    showHint();
+    dialog.close();
+    area.focus();
+    await post("/settings", new URLSearchParams({ send_key: area.dataset.sendKey })).catch(() => {});
+  }));
+  area.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || isConversion(event)) return;
+    const modified = event.ctrlKey || event.metaKey;
+    if (event.shiftKey || event.altKey) return;
+    if (!area.dataset.sendKey && !modified) {
+      event.preventDefault();
+      dialog.showModal();
+      return;
+    }
+    if (modified || area.dataset.sendKey === "enter") {
+      event.preventDefault();
+      if (!running) form.requestSubmit();
+    }
+  });
+
+  // ── Gaps: the ［　］ of a template ───────────────────────────────────────────────────────────────────────────────
+  const GAP = /［[^］\n]*］/g;
+  const gaps = $("#gaps");
+  const gapsLeft = () => [...area.value.matchAll(GAP)];
+  const countGaps = () => {
+    const left = gapsLeft().length;
+    gaps.hidden = !left;
+    const words = left ? `［　］があと${left}か所あります。` : "";
+    const told = $("p", gaps);
+    if (told.textContent !== words) told.textContent = words;
+  };
+  const nextGap = () => {
+    const found = gapsLeft();
+    const gap = found.find((g) => g.index >= area.selectionEnd) ?? found[0];
+    if (!gap) return;
+    area.focus();
+    area.setSelectionRange(gap.index, gap.index + gap[0].length);
+  };
+  area.addEventListener("input", countGaps);
+  $("button", gaps).addEventListener("click", nextGap);
+  countGaps();
+  if (gapsLeft().length) {
+    area.setSelectionRange(0, 0);
+    nextGap();
+  }
+
+  // ── Answers as they come ────────────────────────────────────────────────────────────────────────────────────────
+  async function* serverEvents(response) {
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    let buffer = "";
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) return;
+      buffer += value;
+      for (let end; (end = buffer.indexOf("\n\n")) >= 0; buffer = buffer.slice(end + 2)) {
+        const event = { name: "message", data: "" };
+        for (const text of buffer.slice(0, end).split("\n")) {
+          if (text.startsWith("event: ")) event.name = text.slice(7);
+          if (text.startsWith("data: ")) event.data += text.slice(6);
+        }
+        if (event.data) yield { name: event.name, data: JSON.parse(event.data) };
+      }
+    }
+  }
+  let running = null;
+  const page = document.documentElement;
+  /* Changes the page and stays at its end, for who was reading there. */
+  const atEnd = (change) => {
+    const wasThere = innerHeight + scrollY > page.scrollHeight - 160;
+    change();
+    if (wasThere) scrollTo({ top: page.scrollHeight });
+  };
+  const waiting = () => {
+    const zone = $('input[name="model"]:checked')?.closest(".p-model")?.dataset.zone;
+    const words = { onprem: "庁内で処理しています", domestic: "国内で処理しています", overseas: "海外で処理しています" }[zone] ?? "";
+    const article = document.createElement("article");
+    article.className = "p-msg";
+    article.setAttribute("aria-label", "回答（作成中）");
+    article.setAttribute("aria-busy", "true");
+    // The seconds tick for the eye only; read out each second they would drown the answer.
+    article.innerHTML =
+      '<p class="p-msg__who">回答</p><div class="p-msg__body p-answer is-coming"></div>' +
+      '<div class="p-live"><span class="k-spin" aria-hidden="true"></span><p><b>回答を作成しています</b><span class="k-soft k-small" aria-hidden="true"></span></p></div>';
+    const note = $(".p-live .k-small", article);
+    const began = Date.now();
+    const tick = () => { note.textContent = `${Math.round((Date.now() - began) / 1000)}秒　${words}`; };
+    tick();
+    const timer = setInterval(tick, 1000);
+    const blocks = [];
+    const body = $(".p-answer", article);
+    const show = ({ from, blocks: changed }) => {
+      for (const old of blocks.splice(from)) old.remove();
+      for (const html of changed) {
+        const element = fragment(html).firstElementChild;
+        if (!element) continue;
+        blocks.push(element);
+        body.append(element);
+      }
+    };
+    return { article, show, end: () => clearInterval(timer) };
+  };
+  const setBusy = (busy) => {
+    const hadFocus = [$("#send"), $("#stop")].includes(document.activeElement);
+    $("#send").hidden = busy;
+    $("#stop").hidden = !busy;
+    area.placeholder = busy ? "続きを書いておけます（回答が終わると送れます）" : "続けて質問する";
+    if (hadFocus) (busy ? $("#stop") : area).focus({ preventScroll: true });
+  };
+  const dropFrom = (element) => {
+    while (element) {
+      const next = element.nextElementSibling;
+      element.remove();
+      element = next;
+    }
+  };
+  const begin = (start, live, isCompose) => {
+    $("#cards")?.remove();
+    $("#main").classList.remove("is-new");
+    dropFrom(document.getElementById(`m-${start.question}`));
+    flow.querySelectorAll(":scope > .k-banner").forEach((banner) => banner.remove());
+    flow.append(fragment(start.html), live.article);
+    globalThis.htmx?.process(flow);
+    if (location.pathname + location.search !== start.href) history[isCompose ? "pushState" : "replaceState"]({}, "", start.href);
+    if (isCompose) {
+      form.dispatchEvent(new CustomEvent("kumiai:sent"));
+      area.value = "";
+      newFiles.replaceChildren();
+      for (const name of ["card_id", "folder"]) $(`input[name="${name}"]`, form).value = "";
+      $('input[name="conversation"]', form).value = start.conversation;
+      form.dataset.draft = `chat:${start.conversation}`;
+      area.rows = 2;
+      countGaps();
+      document.title = `${start.title}｜${document.title.split("｜").pop()}`;
+      $("#title").textContent = start.title;
+      const weights = $('select[name="data_class"]', form);
+      for (const option of weights.options) option.disabled = option.value < weights.value;
+    }
+    const question = document.getElementById(`m-${start.question}`);
+    if (live.article.getBoundingClientRect().bottom > innerHeight - form.offsetHeight) question?.scrollIntoView({ block: "start" });
+    scrollTo({ top: page.scrollHeight });
+  };
+  const finish = (article, html, words) => {
+    atEnd(() => {
+      const fresh = fragment(html);
+      article.replaceWith(fresh);
+      globalThis.htmx?.process(flow);
+    });
+    say(words);
+  };
+  const ENDS = { done: "回答が届きました。", stopped: "回答を止めました。", failed: "回答を作れませんでした。" };
+
+  const ask = async (asking) => {
+    if (running) return;
+    const isCompose = asking === form;
+    const controller = new AbortController();
+    running = controller;
+    setBusy(true);
+    place.replaceChildren();
+    let live = null;
+    let conversation = $('input[name="conversation"]', form).value;
+    try {
+      if (isCompose && !(await uploaded())) return;
+      live = waiting();
+      const data = new FormData(asking);
+      data.delete("file");
+      for (const name of ["model", "data_class"]) {
+        const chosen = new FormData(form).get(name);
+        if (!data.has(name) && chosen) data.set(name, chosen);
+      }
+      say("回答を作成しています。");
+      const response = await post(asking.action, data, { accept: "text/event-stream", signal: controller.signal });
+      let state = "";
+      for await (const { name, data: told } of serverEvents(response)) {
+        if (name === "start") {
+          conversation = told.conversation;
+          begin(told, live, isCompose);
+        } else if (name === "blocks") atEnd(() => live.show(told));
+        else if (name === "done") {
+          state = told.state;
+          finish(live.article, told.html, ENDS[state]);
+        }
+      }
+      if (!state) throw offline;
+      tellOthers(conversation);
+      await refreshAround(conversation);
+    } catch (problem) {
+      if (problem.name === "AbortError") await showStopped(conversation, live.article);
+      else {
+        // What came so far is kept by the server; the page shows it when it is reached again.
+        live?.article.remove();
+        showProblem(place, problem.title ? problem : offline);
+      }
+    } finally {
+      live?.end();
+      running = null;
+      setBusy(false);
+      if (isCompose) area.focus({ preventScroll: true });
+    }
+  };
+  const get = async (url) => {
+    const response = await fetch(url, { headers: { "kumiai-request": "fetch", "hx-request": "true" } }).catch(() => null);
+    return response?.status === 200 ? response.text() : null;
+  };
+  const refreshAround = async (conversation) => {
+    // A first answer brings the conversation into the history and its tools into the head of the page.
+    const html = await get(`/apps/chat/c/${conversation}/around`);
+    if (!html) return;
+    const fresh = fragment(html);
+    for (const selector of ["#history", "#head", ".p-compose__left"]) {
+      const there = $(selector);
+      const replacement = fresh.querySelector(selector);
+      if (!there || !replacement) continue;
+      if (there.contains(document.activeElement) || (selector === "#history" && $("#hq").value)) continue;
+      there.replaceWith(replacement);
+      globalThis.htmx?.process(replacement);
+    }
+  };
+  const showStopped = async (conversation, article) => {
+    // The server keeps what came so far; it may need a moment to notice that we left.
+    const last = article.previousElementSibling?.dataset.message;
+    for (let i = 0; i < 20 && conversation && article.isConnected; i += 1) {
+      await new Promise((go) => setTimeout(go, 150));
+      const html = await get(`/apps/chat/c/${conversation}/last?after=${last ?? ""}`);
+      if (html) {
+        finish(article, html, ENDS.stopped);
+        tellOthers(conversation);
+        await refreshAround(conversation);
+        return;
+      }
+    }
+    article.remove();
+  };
+  document.addEventListener("submit", (event) => {
+    const asking = event.target.closest("form[data-stream]");
+    if (!asking) return;
+    event.preventDefault();
+    ask(asking);
+  });
+  $("#stop").addEventListener("click", () => running?.abort());
+
+  // ── Several tabs with one conversation ──────────────────────────────────────────────────────────────────────────
+  const channel = "BroadcastChannel" in globalThis ? new BroadcastChannel("kumiai-chat") : null;
+  const tellOthers = (conversation) => channel?.postMessage({ conversation });
+  channel?.addEventListener("message", ({ data }) => {
+    if (data.conversation !== $('input[name="conversation"]', form).value || running || $("#others")) return;
+    const note = fragment(
+      '<div class="k-banner k-banner--thin" id="others" role="status"><div class="k-banner__body"><p><b>ほかの画面で、この会話が続いています。</b>' +
+      '<a>続きを表示する</a></p></div></div>').firstElementChild;
+    $("a", note).href = location.pathname;
+    place.append(note);
+  });
+
+  // ── Files ───────────────────────────────────────────────────────────────────────────────────────────────────────
+  const reading = new Set();
+  const changed = () => form.dispatchEvent(new CustomEvent("kumiai:files"));
+  const uploaded = async () => {
+    // Sent while a file is still being read, the question waits for it; if it cannot be read, nothing is sent.
+    if (reading.size) say("資料を読み取っています。終わりしだい送ります。");
+    return (await Promise.all(reading)).every(Boolean);
+  };
+  const attach = (files) => {
+    place.replaceChildren();
+    for (const file of files) {
+      const work = read(file).finally(() => reading.delete(work));
+      reading.add(work);
+    }
+  };
+  const read = async (file) => {
+    const busy = document.createElement("div");
+    busy.className = "p-newfile is-busy";
+    busy.innerHTML = '<span class="k-spin" aria-hidden="true"></span><p role="status"></p>';
+    $("p", busy).textContent = `${file.name} を読み取っています…`;
+    newFiles.append(busy);
+    const data = new FormData();
+    data.append("file", file);
+    try {
+      const response = await post("/apps/chat/files", data);
+      busy.replaceWith(fragment(await response.text()));
+      changed();
+      return true;
+    } catch (problem) {
+      busy.remove();
+      const told = problem.title ? problem : offline;
+      showProblem(place, { ...told, title: told.status === 401 ? told.title : `「${file.name}」：${told.title}` });
+      return false;
+    }
+  };
+  const input = $("#file");
+  input.addEventListener("change", () => {
+    attach([...input.files]);
+    input.value = "";
+  });
+  form.addEventListener("dragover", (event) => {
+    if (![...event.dataTransfer.types].includes("Files")) return;
+    event.preventDefault();
+    form.classList.add("is-drop");
+  });
+  for (const name of ["dragleave", "drop"]) form.addEventListener(name, () => form.classList.remove("is-drop"));
+  form.addEventListener("drop", (event) => {
+    if (!event.dataTransfer.files.length) return;
+    event.preventDefault();
+    attach([...event.dataTransfer.files]);
+  });
+  area.addEventListener("paste", (event) => {
+    // A table copied in Excel comes as text and as a picture; the text is meant.
+    if (!event.clipboardData.files.length || event.clipboardData.types.includes("text/plain")) return;
+    event.preventDefault();
+    attach([...event.clipboardData.files]);
+  });
+  newFiles.addEventListener("click", (event) => {
+    const remove = event.target.closest("[data-remove]");
+    if (!remove) return;
+    remove.closest(".p-newfile").remove();
+    changed();
+    area.focus();
+  });
+  form.addEventListener("kumiai:restored", async ({ detail }) => {
+    if (!detail.files?.length) return;
+    const html = await get(`/apps/chat/files?ids=${detail.files.join(",")}`);
+    if (html) newFiles.append(fragment(html));
+  });
+
+  // ── The weight of what is put in decides which models may answer ─────────────────────────────────────────────────
+  $('select[name="data_class"]', form).addEventListener("change", async (event) => {
+    const before = $('input[name="model"]:checked');
+    const html = await get(`/apps/chat/models?data_class=${event.target.value}&model=${before?.value ?? ""}`);
+    if (!html) return;
+    $("#models").replaceWith(fragment(html));
+    if ($('input[name="model"]:checked')) return;
+    const other = $('input[name="model"]:not(:disabled)');
+    if (!other) return;
+    other.checked = true;
+    const name = (option) => $(".p-model__name", option.closest(".p-model")).textContent;
+    toast(before ? `「${name(before)}」では扱えないため、「${name(other)}」に替えました` : `「${name(other)}」を選びました`);
+  });
+  document.addEventListener("click", (event) => {
+    const clear = event.target.closest("[data-clear]");
+    if (clear) $(clear.dataset.clear).value = "";
+  });
+  addEventListener("popstate", () => location.reload());
+})();
