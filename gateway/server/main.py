@@ -31,7 +31,7 @@ from tenants.identity.issuers import Issuer
 from tenants.keyfiles import ensure_key, read_key
 from tenants.models import Price
 from tenants.quota.ledger import LedgerWriter
-from tenants.quota.pricing import register_price
+from tenants.quota.pricing import register_shipped_price
 from tenants.settings import Settings
 
 log = structlog.get_logger("gateway")
@@ -95,7 +95,7 @@ class Gateway:
         async with self.db.platform_session("catalogue prices") as session:
             for deployment in self._deployments:
                 if deployment.price is not None:
-                    await register_price(session, _price_row(deployment))
+                    await register_shipped_price(session, _price_row(deployment))
         await self.configuration.load()
         await self.access.load()
         self.ledger.start()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Self
 
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -12,6 +13,8 @@ from tenants.models import FxRate, Price
 from tenants.quota.terms import FrozenPrice, UnknownPrice
 
 UYEN_PER_YEN = 1_000_000
+# How the source of a price begins that came with the software and not from the operator's contract.
+SHIPPED = "同梱の一覧："
 _TOKENS_PER_PRICE = 1_000_000
 
 
@@ -96,6 +99,23 @@ async def register_price(session: AsyncSession, price: Price) -> bool:
         return False
     session.add(price)
     await session.flush()
+    return True
+
+
+async def register_shipped_price(session: AsyncSession, price: Price) -> bool:
+    """Adds a price of the shipped catalogue, unless the operator has set one: a contract beats a list.
+
+    Gateways that start at the same moment all try; one of them adds the row. True when this one did.
+    """
+    known = (await session.exec(select(Price).where(col(Price.deployment) == price.deployment))).all()
+    if any(row.version == price.version or not row.source.startswith(SHIPPED) for row in known):
+        return False
+    price.source = SHIPPED + price.source
+    try:
+        async with session.begin_nested():
+            session.add(price)
+    except IntegrityError:
+        return False
     return True
 
 
