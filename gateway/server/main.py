@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Final
 from uuid import uuid4
 
@@ -50,7 +51,10 @@ class Gateway:
         self.access = AccessList(self.db)
         self.configuration = ConfigurationSource(self.db, deployments)
         self.ledger = LedgerWriter(
-            settings.urls.filled(), owner_epoch=f"gateway-{uuid4()}", spool_dir=settings.home / "spool"
+            settings.urls.filled(),
+            owner_epoch=f"gateway-{uuid4()}",
+            spool_dir=settings.home / "spool",
+            lease=timedelta(seconds=gateway_settings.hold_lease_s),
         )
         self.issuer = Issuer(settings.resolved_issuer)
         self.authenticator = Authenticator(

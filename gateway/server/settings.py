@@ -46,6 +46,8 @@ class GatewaySettings(BaseSettings):
     first_byte_timeout_s: float = Field(default=60.0, gt=0)
     between_chunks_timeout_s: float = Field(default=30.0, gt=0)
     total_timeout_s: float = Field(default=600.0, gt=0)
+    # For how long a hold stands without a sign of life of its gateway; then the worker moves it to suspense.
+    hold_lease_s: float = Field(default=120.0, ge=1)
     demo_delay_s: float = Field(default=0.03, ge=0)
     # The way out: a CONNECT proxy, an internal CA, a client certificate.
     egress_proxy: str = ""

@@ -75,7 +75,7 @@ class Postgres:
                 [bin_dir / "initdb", "-D", data, "-U", "postgres", "-A", "scram-sha-256", "--pwfile", secret,
                  "-E", "UTF8", "--locale=C", "--no-instructions", *([] if self._fsync else ["--no-sync"])]
             )  # fmt: skip
-        self.port = free_port()
+        self.port = self.port or free_port()
         settings = {
             "listen_addresses": "127.0.0.1",
             "port": self.port,

@@ -110,13 +110,18 @@ class LedgerWriter:
         *,
         owner_epoch: str,
         spool_dir: Path,
+        lease: timedelta = LEASE,
         max_queue_wait_s: float = MAX_QUEUE_WAIT_S,
         open_connection: Callable[[DatabaseUrls], LedgerBook] = open_book,
     ) -> None:
-        """owner_epoch: a name no other process has had, so that the sweeper can tell the dead from the slow."""
+        """owner_epoch: a name no other process has had, so that the sweeper can tell the dead from the slow.
+
+        lease: for how long a hold stands without a sign of life of this process.
+        """
         self._urls = urls
         self._open = open_connection
         self._epoch = owner_epoch
+        self._lease = lease
         self._spool = spool_dir / f"settles-{owner_epoch}.jsonl"
         self._max_queue_wait_s = max_queue_wait_s
         self._queue: queue.SimpleQueue[_Reserve | _Close | None] = queue.SimpleQueue()
@@ -213,7 +218,7 @@ class LedgerWriter:
 
         Holds go at once. Settles wait until the oldest is `LINGER_S` old, then go with whatever there is.
         """
-        timeout = LEASE.total_seconds() / 4
+        timeout = self._lease.total_seconds() / 4
         if batch.closes:
             # Settles that a failed batch left behind.
             timeout = 0.0 if self._book else RECONNECT_S
@@ -408,13 +413,13 @@ class LedgerWriter:
             hold.tenant_id, reservation.created_at, hold.call_id, month, "held", hold.person_id, hold.section_id,
             hold.api_key_id, hold.app, hold.operation, hold.alias, hold.deployment, hold.zone, hold.data_class.value,
             hold.streamed, reservation.hold_uyen, 0, ",".join(a.hex for a in reservation.account_ids), 0, 0, "", "",
-            "", self._epoch, reservation.created_at + LEASE,
+            "", self._epoch, reservation.created_at + self._lease,
         )  # fmt: skip
 
     def _heartbeat(self, book: LedgerBook, now: datetime) -> None:
         if time.monotonic() >= self._next_heartbeat:
-            book.extend_leases(self._epoch, now + LEASE)
-            self._next_heartbeat = time.monotonic() + LEASE.total_seconds() / 3
+            book.extend_leases(self._epoch, now + self._lease)
+            self._next_heartbeat = time.monotonic() + self._lease.total_seconds() / 3
 
     def _answer(self, batch: _Batch) -> None:
         for reserve, reservation in batch.granted:

@@ -83,6 +83,24 @@ def usage_of(value: object) -> Usage | None:
     return Usage(prompt, completion, cached if isinstance(cached, int) and 0 <= cached <= prompt else 0)
 
 
+# What stands beside the words in a message or a delta.
+_NOT_WRITTEN = frozenset({"role", "id", "type", "index"})
+
+
+def text_bytes(value: object) -> int:
+    """UTF-8 bytes of all a model wrote in a message or a delta, whatever the field is called: thoughts, tool calls.
+
+    No tokenizer makes more tokens of a text than it has bytes, so this bounds what may be billed.
+    """
+    if isinstance(value, str):
+        return len(value) if value.isascii() else len(value.encode())
+    if isinstance(value, dict):
+        return sum(text_bytes(part) for name, part in value.items() if name not in _NOT_WRITTEN)
+    if isinstance(value, list):
+        return sum(map(text_bytes, value))
+    return 0
+
+
 class _Json:
     content_type = "application/json"
 
@@ -105,8 +123,10 @@ class _Json:
         items = answer.get("data" if request.operation is Operation.EMBEDDINGS else "choices")
         if not isinstance(items, list) or not items:
             raise UpstreamBroken(_BROKEN, dispatched=True)
-        finish = items[0].get("finish_reason") if isinstance(items[0], dict) else None
-        return cls(body, usage_of(answer.get("usage")), finish, len(body))
+        if not all(isinstance(item, dict) for item in items):
+            raise UpstreamBroken(_BROKEN, dispatched=True)
+        written = sum(text_bytes(item.get("message") or item.get("text")) for item in items)
+        return cls(body, usage_of(answer.get("usage")), items[0].get("finish_reason"), written)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         yield self._body
@@ -170,8 +190,7 @@ class _Stream:
             choices = payload.get("choices") or []
             for choice in choices:
                 self.finish_reason = choice.get("finish_reason") or self.finish_reason
-            if choices:
-                self.output_text_bytes += len(data)
+                self.output_text_bytes += text_bytes(choice.get("delta") or choice.get("text"))
         except (orjson.JSONDecodeError, AttributeError) as error:
             raise UpstreamBroken(_BROKEN, dispatched=True) from error
         if payload.get("error"):
