@@ -45,6 +45,10 @@ def serve(app: object, *, sock: socket.socket, process: str, settings: Settings)
         timeout_keep_alive=75,
         h11_max_incomplete_event_size=65_536,
     )
+    # Once it has shut down, uvicorn raises the signal again; the default handler would then end the process before
+    # what is left to write (traces) is written, and as if it had failed.
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sig, lambda *_: None)
     uvicorn.Server(config).run(sockets=[sock])
 
 

@@ -209,7 +209,8 @@ class LedgerWriter:
             self._deferred = batch.deferred
             self._write(batch)
         for close in self._waiting:
-            self._spool_close(close)
+            if not close.spooled:
+                self._spool_close(close)
         if self._book is not None:
             self._book.close()
 
