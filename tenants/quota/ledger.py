@@ -207,7 +207,11 @@ class LedgerWriter:
             self._waiting = []
             stopping = self._collect(batch)
             self._deferred = batch.deferred
-            self._write(batch)
+            try:
+                self._write(batch)
+            except Exception:  # the worker loop: a bug must cost one batch, not every call from here on
+                log.error("ledger_batch_lost", items=len(batch.reserves) + len(batch.closes), exc_info=True)
+                self._give_up(batch)
         for close in self._waiting:
             if not close.spooled:
                 self._spool_close(close)
@@ -286,9 +290,25 @@ class LedgerWriter:
             self._disconnect()
             self._look_up(batch)
             return
+        except Exception:
+            # Statements travel together, so one that failed may speak up only here; then nothing was committed.
+            log.warning("ledger_batch_failed", items=len(batch.reserves) + len(batch.closes), exc_info=True)
+            book.rollback()
+            self._accounts.clear()
+            self._one_by_one(_Batch(reserves=batch.reserves, closes=batch.closes))
+            return
         self._answer(batch)
         metrics.LEDGER_BATCH_ITEMS.observe(len(batch.reserves) + len(batch.closes))
         metrics.LEDGER_COMMIT_SECONDS.observe(time.perf_counter() - began)
+
+    def _give_up(self, batch: _Batch) -> None:
+        """Nobody waits for ever: reserves are refused, settles are left on disk for the next process."""
+        self._disconnect()
+        for reserve in batch.reserves:
+            _reject(reserve.answer, LedgerUnavailable("少し待って、もう一度送ってください。", retry_after_s=5))
+        for close in batch.closes:
+            if not close.answer.done() and not close.spooled:
+                self._spool_close(close)
 
     def _in_time(self, reserves: list[_Reserve]) -> list[_Reserve]:
         """Those that did not wait too long; the others are refused.
@@ -328,8 +348,10 @@ class LedgerWriter:
         accounts_of = self._accounts_of(book, batch.reserves, month)
         needed = {a for c in batch.closes for a in c.account_ids} | {a for ids in accounts_of for a in ids or ()}
         states = book.lock_accounts(sorted(needed))
-        before = book.close_calls([c.closing for c in batch.closes])
-        for close in batch.closes:
+        # The same call may stand twice in a spool; the first word counts, as it would in two transactions.
+        closes = list({c.closing.call_id: c for c in reversed(batch.closes)}.values())
+        before = book.close_calls([c.closing for c in closes])
+        for close in closes:
             self._post(book, close, before.get(close.closing.call_id), states, now)
         calls: list[tuple[object, ...]] = []
         attempts: list[tuple[object, ...]] = []
