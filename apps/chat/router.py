@@ -256,7 +256,7 @@ async def again(
 
 
 @routes.post("/c/{conversation_id}/choose")
-async def choose_answer(ctx: Context, conversation_id: UUID, answer: Annotated[str, Form()]) -> Response:
+async def choose_answer(ctx: Context, conversation_id: UUID, answer: Annotated[str, Form()] = "") -> Response:
     """Back to an answer that was made anew."""
     await Chat(ctx).choose_answer(conversation_id, _uuid(answer))
     return _back(conversation_id, "前の回答に戻しました", "#last")
