@@ -148,7 +148,7 @@ async def upload(ctx: Context, file: Annotated[list[UploadFile], File()]) -> Res
     """Reads files and keeps them, sealed, until a question takes them along."""
     chat = Chat(ctx)
     read = [await _attach(chat, f) for f in file if f.filename]
-    return await ctx.page("_new_files.html", files=read)
+    return await ctx.page("_new_files.html", files=read, plain=False)
 
 
 @routes.get("/files")
@@ -161,7 +161,7 @@ async def waiting_files(ctx: Context, ids: str = "") -> Response:
             found.append(await chat.file(_uuid(text)))
         except NotFound:
             continue
-    return await ctx.page("_new_files.html", files=found)
+    return await ctx.page("_new_files.html", files=found, plain=False)
 
 
 @routes.get("/files/{file_id}")

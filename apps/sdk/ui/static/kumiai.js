@@ -83,7 +83,7 @@ globalThis.kumiai = (() => {
   const isForged = (response, problem) => response.status === 403 && String(problem.type).endsWith(":forged-request");
   const freshToken = async () => {
     // Another tab signed in anew: its pages have another token. Ours may go on only for the same person.
-    const response = await fetch(location.pathname, { headers: { "kumiai-request": "fetch" } });
+    const response = await fetch("/settings", { headers: { "kumiai-request": "fetch" } });
     if (!response.ok) throw await problemOf(response);
     const page = new DOMParser().parseFromString(await response.text(), "text/html");
     const of = (name) => page.querySelector(`meta[name="${name}"]`)?.content ?? "";
