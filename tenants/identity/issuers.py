@@ -7,11 +7,12 @@ looks much like an access token, and `iss` can follow a Host header. So everythi
 import asyncio
 import base64
 import json
+import math
 import ssl
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeGuard
 
 import httpx
 from joserfc import jwt
@@ -111,7 +112,8 @@ class Issuer:
     async def verify_logout(self, token: str, *, client_id: str) -> tuple[str, str]:
         """(sid, sub) of a back-channel logout."""
         claims = await self._verify(token, audience=client_id, header_type="logout+jwt", claim_type="Logout")
-        if BACKCHANNEL_LOGOUT not in claims.get("events", {}) or "nonce" in claims:
+        events = claims.get("events")
+        if not isinstance(events, dict) or BACKCHANNEL_LOGOUT not in events or "nonce" in claims:
             raise BadToken("events")
         return str(claims.get("sid", "")), str(claims.get("sub", ""))
 
@@ -139,7 +141,7 @@ class Issuer:
         if audience not in (aud if isinstance(aud, list) else [aud]):
             raise BadToken("aud")
         issued, expires = claims.get("iat"), claims.get("exp")
-        if not isinstance(issued, int | float) or not isinstance(expires, int | float):
+        if not _is_time(issued) or not _is_time(expires):
             raise BadToken("exp")
         if expires <= now - LEEWAY_S or issued > now + LEEWAY_S or expires - issued > MAX_LIFETIME_S:
             raise BadToken("exp")
@@ -190,6 +192,11 @@ class Issuer:
         if not isinstance(document, dict):
             raise IssuerUnavailable("数分待ってから、もう一度試してください。")
         return document
+
+
+def _is_time(value: object) -> TypeGuard[float]:
+    """JSON knows truth values, and Python's reader also NaN and Infinity, which compare with nothing."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _key_id(token: str) -> str:
