@@ -308,6 +308,8 @@ def _serve_front(sock: socket.socket, targets: Mapping[str, str]) -> tuple[uvico
         http="httptools",
         server_header=False,
         date_header=False,
+        # Nobody stands before this proxy: what a client says of its address is not believed.
+        proxy_headers=False,
         timeout_graceful_shutdown=5,
     )
     server = uvicorn.Server(config)

@@ -1,7 +1,8 @@
 """The settings every process shares, read once from the environment (prefix `KUMIAI_`) and passed down."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -9,6 +10,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from tenants.db import DatabaseUrls
 
 ENV_FILE = "kumiai.env"
+
+
+LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 class Settings(BaseSettings):
@@ -57,10 +61,16 @@ class Settings(BaseSettings):
     session_max_s: int = Field(default=10 * 3600, ge=300)
 
     @model_validator(mode="after")
-    def _refuse_unsafe_production(self) -> "Settings":
-        if self.env != "production":
-            return self
+    def _refuse_unsafe(self) -> "Settings":
         problems = []
+        address = urlsplit(self.public_url)
+        if address.scheme != "https" and address.hostname not in LOOPBACK:
+            # Without https a browser would send the session's cookie in clear.
+            problems.append("KUMIAI_PUBLIC_URL: needs https anywhere but on loopback")
+        if self.env != "production":
+            if problems:
+                raise ValueError("; ".join(problems))
+            return self
         if self.urls.is_sqlite:
             problems.append("KUMIAI_DATABASE_URL: SQLite is for evaluation only")
         if self.issuer_kind == "dev":

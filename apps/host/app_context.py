@@ -46,6 +46,9 @@ def bind_office(*roles: Role, with_content: bool = False):  # type: ignore[no-un
     async def dependency(request: Request, who: SignedRequest, own: OwnServices) -> None:
         if not any(who.actor.has(role) for role in roles):
             raise NotFound
+        if with_content and who.actor.has(Role.OPERATOR):
+            # Also where the operator's own body has made one person both.
+            raise NotFound
 
         async def render(template: str, *, status: int = 200, **facts: object) -> Response:
             return await page(request, template, status=status, **facts)

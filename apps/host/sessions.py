@@ -88,9 +88,12 @@ class Sessions:
         self._longest = longest
 
     async def start(
-        self, token: VerifiedToken, tokens: dict[str, Any], tenant_id: TenantId, person_id: PersonId
+        self, token: VerifiedToken, tokens: dict[str, Any], tenant_id: TenantId, person_id: PersonId, *, replaces: str
     ) -> str:
-        """A new session under a new name; returns the cookie's value, which is stored nowhere."""
+        """A new session under a new name; returns the cookie's value, which is stored nowhere.
+
+        replaces: the cookie this browser came with. Its session ends: nobody goes on under the old name.
+        """
         cookie = secrets.token_urlsafe(32)
         id_hash = _hash(cookie)
         now = datetime.now(UTC)
@@ -111,6 +114,12 @@ class Sessions:
         )
         async with self._db.platform_session("portal sessions") as session:
             session.add(row)
+            if replaces:
+                await session.exec(
+                    update(PortalSession)
+                    .where(col(PortalSession.id_hash) == _hash(replaces), col(PortalSession.ended_at).is_(None))
+                    .values(ended_at=now, tokens=b"")
+                )
         return cookie
 
     async def load(self, cookie: str) -> SignedIn:

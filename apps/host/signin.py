@@ -173,7 +173,8 @@ async def callback(
         except NotFound:
             raise NotRegistered("町の管理者に、職員の登録を依頼してください。") from None
     own.access.check(tenant_id, issued_at=identity.issued_at, person_id=person_id, sid=identity.sid, sub=identity.sub)
-    cookie = await own.sessions.start(identity, tokens, tenant_id, person_id)
+    before = request.cookies.get(own.cookie_name, "")
+    cookie = await own.sessions.start(identity, tokens, tenant_id, person_id, replaces=before)
     response = RedirectResponse(next_page, status_code=303)
     set_session_cookie(response, own, cookie)
     response.set_cookie(

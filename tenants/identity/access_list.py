@@ -5,7 +5,7 @@ The issuer's own revocation is seen only when a token expires (≤ 5 minutes); t
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Final, Literal
 
@@ -23,6 +23,8 @@ from tenants.policy import bump_configuration
 log = structlog.get_logger("identity")
 
 POLL_S: Final = 0.5
+# Tokens live for minutes, cached keys for one; the rows themselves say for good that a person or a key has ended.
+KEEP: Final = timedelta(days=2)
 Kind = Literal["tenant", "person", "sid", "sub", "key"]
 
 
@@ -85,7 +87,10 @@ class AccessList:
             tenants = (await session.exec(select(Tenant.id, Tenant.status, Tenant.revoked_before))).all()
             revocations = (
                 await session.exec(
-                    select(Revocation).where(or_(col(Revocation.until).is_(None), col(Revocation.until) > now))
+                    select(Revocation)
+                    .where(or_(col(Revocation.until).is_(None), col(Revocation.until) > now))
+                    # The newest of several for one person counts: the later entry of a mapping wins.
+                    .order_by(col(Revocation.since))
                 )
             ).all()
         self._snapshot = _Snapshot(
@@ -110,6 +115,10 @@ class AccessList:
 async def revoke(
     session: AsyncSession, kind: Kind, value: str, *, tenant_id: TenantId | None, until: datetime | None = None
 ) -> None:
-    """Ends what was issued until now; in a platform session. The lists of all processes follow within two polls."""
-    session.add(Revocation(kind=kind, value=value, tenant_id=tenant_id, until=until))
+    """Ends what was issued until now; in a platform session. The lists of all processes follow within two polls.
+
+    until: when nothing issued before can live any more; by default after `KEEP`.
+    """
+    since = datetime.now(UTC)
+    session.add(Revocation(kind=kind, value=value, tenant_id=tenant_id, since=since, until=until or since + KEEP))
     await bump_configuration(session)
