@@ -7,15 +7,18 @@ import json
 import secrets
 import shlex
 import sys
+import unicodedata
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 import psycopg
 import typer
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from observability.problems import Conflict, InvalidInput, Unavailable
 from tenants import audit
@@ -35,7 +38,7 @@ from tenants.identity.directories import open_directory, realm_spec
 from tenants.models import FxRate, Price, Tenant
 from tenants.people import code_of, list_people, list_sections
 from tenants.policy import bump_configuration
-from tenants.quota.pricing import UYEN_PER_YEN, register_price, set_fx_rate
+from tenants.quota.pricing import UYEN_PER_YEN, PriceBook, in_force, register_price, set_fx_rate
 from tenants.quota.tree import budget_rows, set_budget
 from tenants.quota.windows import parse_month, window_start
 from tenants.registry import (
@@ -55,6 +58,11 @@ from tenants.usage import usage_rows
 T = TypeVar("T")
 Town = Annotated[str, typer.Argument(help="団体コード (6 digits) or name.")]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
+
+
+class NoDatabase(Unavailable):
+    type = "urn:problem:tenants:no-database"
+    title = "データベースを使えません"
 
 
 def register(app: typer.Typer) -> None:
@@ -92,6 +100,10 @@ def _by() -> By:
 def _run(work: Callable[[Settings, Database], Awaitable[T]]) -> T:
     """One command: settings, database, work, closed again."""
     settings = _settings()
+    if settings.urls.is_sqlite and not settings.urls.sqlite_path.exists():
+        raise NoDatabase(
+            f"{settings.urls.sqlite_path} がありません。make demo で作るか、KUMIAI_HOME か KUMIAI_DATABASE_URL を確かめてください。"
+        )
 
     async def main() -> T:
         db = Database(settings.urls, push_url=settings.valkey_url.get_secret_value())
@@ -100,7 +112,12 @@ def _run(work: Callable[[Settings, Database], Awaitable[T]]) -> T:
         finally:
             await db.close()
 
-    return asyncio.run(main())
+    try:
+        return asyncio.run(main())
+    except (OperationalError, ProgrammingError) as error:
+        raise NoDatabase(
+            "つながらないか、表がまだありません。kumiai doctor と kumiai db migrate を試してください。"
+        ) from error
 
 
 async def _find(db: Database, text: str) -> tuple[Tenant, TenantId]:
@@ -396,12 +413,13 @@ def budget_show(
         async with db.platform_session("command", read_only=True) as session:
             codes = {t.id: t.code for t in await list_tenants(session)}
             rows = await budget_rows(session, tenant_id=tenant_id)
-        month = window_start("month", datetime.now(UTC)).isoformat()
+        start = window_start("month", datetime.now(UTC))
         told = [
             {
                 "code": codes.get(r.tenant_id, ""),
                 "node": r.node if not r.node_id else f"{r.node}:{r.node_id}",
-                "window": f"month:{month}",
+                "window": "month",
+                "window_start": start.isoformat(),
                 "limit_uyen": r.limit_uyen,
                 "held_uyen": r.held_uyen,
                 "posted_uyen": r.posted_uyen,
@@ -419,6 +437,11 @@ def budget_show(
     _run(work)
 
 
+def _cell(value: object) -> object:
+    """A name that a spreadsheet would run as a formula is shown as text."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t")) else value
+
+
 def usage(
     town: Annotated[str, typer.Argument(help="団体コード or name; all if left out.")] = "",
     month: Annotated[str, typer.Option(help="YYYY-MM; default this month.")] = "",
@@ -428,6 +451,8 @@ def usage(
     """Show calls, tokens and yen by town, section, app and model."""
 
     async def work(_settings: Settings, db: Database) -> None:
+        if as_json and as_csv:
+            raise InvalidInput("--json と --csv は、どちらか1つにしてください。")
         start = parse_month(month) if month else window_start("month", datetime.now(UTC))
         tenant_id = (await _find(db, town))[1] if town else None
         async with db.platform_session("command", read_only=True) as session:
@@ -464,7 +489,7 @@ def usage(
             ]
             writer = csv.DictWriter(sys.stdout, fieldnames=[*names, "cost_uyen"])
             writer.writeheader()
-            writer.writerows(told)
+            writer.writerows({k: _cell(v) for k, v in row.items()} for row in told)
         else:
             for row in told:
                 yen = -(-row["cost_uyen"] // UYEN_PER_YEN)
@@ -474,60 +499,117 @@ def usage(
     _run(work)
 
 
+def _micro(text: str, field: str, *, least: Decimal) -> int:
+    """A typed amount in micro-units; more than six decimals or anything but a number is refused, never rounded."""
+    try:
+        amount = Decimal(unicodedata.normalize("NFKC", text).replace(",", ""))
+    except InvalidOperation:
+        raise InvalidInput(f"「{text}」は数ではありません。", field=field) from None
+    if not amount.is_finite() or amount < least or amount > 10**9 or amount != round(amount, 6):
+        raise InvalidInput(f"「{text}」は使えません。小数は6桁までの、{least}以上の数で入れてください。", field=field)
+    return int(amount * 1_000_000)
+
+
+def _currency(text: str) -> str:
+    currency = text.upper()
+    if not (len(currency) == 3 and currency.isascii() and currency.isalpha()):
+        raise InvalidInput("通貨はJPYやUSDのように、英字3文字で入れてください。", field="currency")
+    return currency
+
+
 def price_set(
     deployment: Annotated[str, typer.Argument(help="Deployment id of the catalogue, e.g. plamo/plamo-2.2-prime.")],
-    input_yen: Annotated[float, typer.Option(help="Per million input tokens.")],
-    output_yen: Annotated[float, typer.Option(help="Per million output tokens.")],
     source: Annotated[str, typer.Option(help="Where the price is written.")],
-    currency: Annotated[str, typer.Option(help="JPY or USD.")] = "JPY",
+    input_price: Annotated[str, typer.Option("--input", help="Per million input tokens, in the currency.")],
+    output_price: Annotated[str, typer.Option("--output", help="Per million output tokens.")] = "0",
+    cached_price: Annotated[str, typer.Option("--cached-input", help="Per million cached input tokens.")] = "",
+    currency: Annotated[str, typer.Option(help="JPY, USD, …; another than JPY needs `kumiai price fx`.")] = "JPY",
 ) -> None:
-    """Register a price from now on. A row is never changed, only followed."""
+    """Register a price from now on. A row is never changed, only followed; it beats the shipped list's."""
 
     async def work(_settings: Settings, db: Database) -> None:
-        if currency not in ("JPY", "USD") or input_yen < 0 or output_yen < 0:
-            raise InvalidInput("通貨はJPYかUSD、価格は0以上で入れてください。", field="currency")
         now = datetime.now(UTC)
+        price = Price(
+            version=f"{deployment}@{now:%Y%m%dT%H%M%S.%f}",
+            deployment=deployment,
+            currency=_currency(currency),
+            input_u_per_mtok=_micro(input_price, "input", least=Decimal(0)),
+            output_u_per_mtok=_micro(output_price, "output", least=Decimal(0)),
+            cached_input_u_per_mtok=_micro(cached_price, "cached_input", least=Decimal(0)) if cached_price else None,
+            valid_from=now,
+            source=source,
+        )
         async with db.platform_session("command") as session:
-            await register_price(
-                session,
-                Price(
-                    version=f"{deployment}@{now:%Y%m%dT%H%M%S}",
-                    deployment=deployment,
-                    currency=currency,
-                    input_u_per_mtok=round(input_yen * 1_000_000),
-                    output_u_per_mtok=round(output_yen * 1_000_000),
-                    valid_from=now,
-                    source=source,
-                ),
-            )
+            known = price.deployment in (await PriceBook.load(session)).prices
+            await register_price(session, price)
             await bump_configuration(session)
         print(f"{deployment} の価格を登録しました。")
+        if not known:
+            print("この名前の価格ははじめてです。kumiai price list で綴りを確かめてください。")
+
+    _run(work)
+
+
+def price_list(as_json: AsJson = False) -> None:
+    """Show the price in force of each deployment, and the exchange rates."""
+
+    async def work(_settings: Settings, db: Database) -> None:
+        async with db.platform_session("command", read_only=True) as session:
+            book = await PriceBook.load(session)
+        now = datetime.now(UTC)
+        prices = [p for rows in book.prices.values() if (p := in_force(rows, now))]
+        rates = [r for rows in book.rates.values() if (r := in_force(rows, now))]
+        told = [
+            {
+                "deployment": p.deployment,
+                "currency": p.currency,
+                "input_u_per_mtok": p.input_u_per_mtok,
+                "output_u_per_mtok": p.output_u_per_mtok,
+                "cached_input_u_per_mtok": p.cached_input_u_per_mtok,
+                "valid_from": p.valid_from,
+                "source": p.source,
+            }
+            for p in sorted(prices, key=lambda p: p.deployment)
+        ]
+        fx = [
+            {"currency": r.currency, "uyen_per_unit": r.uyen_per_unit, "valid_from": r.valid_from, "source": r.source}
+            for r in sorted(rates, key=lambda r: r.currency)
+        ]
+        if as_json:
+            _print_json({"prices": told, "rates": fx})
+            return
+        for p in sorted(prices, key=lambda p: p.deployment):
+            amounts = (p.input_u_per_mtok, p.output_u_per_mtok)
+            told_in, told_out = (f"{Decimal(u) / 1_000_000:f}" for u in amounts)
+            print(
+                f"{p.deployment:<36} 入力 {told_in:>10}  出力 {told_out:>10} {p.currency}（百万トークン）  {p.source}"
+            )
+        for r in sorted(rates, key=lambda r: r.currency):
+            print(
+                f"1{r.currency} = {Decimal(r.uyen_per_unit) / UYEN_PER_YEN:f}円  {r.valid_from:%Y-%m-%d}から  {r.source}"
+            )
 
     _run(work)
 
 
 def price_fx(
-    currency: str, yen: Annotated[float, typer.Option(help="Yen per unit.")], source: Annotated[str, typer.Option()]
+    currency: str, yen: Annotated[str, typer.Option(help="Yen per unit.")], source: Annotated[str, typer.Option()]
 ) -> None:
     """Set an exchange rate from now on; holds that are open keep theirs."""
 
     async def work(_settings: Settings, db: Database) -> None:
-        if yen <= 0:
-            raise InvalidInput("為替は0より大きい数で入れてください。", field="yen")
         now = datetime.now(UTC)
+        rate = FxRate(
+            version=f"{_currency(currency)}@{now:%Y%m%dT%H%M%S.%f}",
+            currency=_currency(currency),
+            uyen_per_unit=_micro(yen, "yen", least=Decimal("0.000001")),
+            valid_from=now,
+            source=source,
+        )
         async with db.platform_session("command") as session:
-            await set_fx_rate(
-                session,
-                FxRate(
-                    version=f"{currency}@{now:%Y%m%dT%H%M%S}",
-                    currency=currency,
-                    uyen_per_unit=round(yen * UYEN_PER_YEN),
-                    valid_from=now,
-                    source=source,
-                ),
-            )
+            await set_fx_rate(session, rate)
             await bump_configuration(session)
-        print(f"1{currency} = {yen}円を登録しました。")
+        print(f"1{rate.currency} = {yen}円を登録しました。")
 
     _run(work)
 
@@ -683,7 +765,7 @@ _TENANT = {
 }
 _KEY = {"create": key_create, "list": key_list, "rotate": key_rotate, "revoke": key_revoke, "pepper": key_pepper}
 _BUDGET = {"set": budget_set, "show": budget_show}
-_PRICE = {"set": price_set, "fx": price_fx}
+_PRICE = {"set": price_set, "list": price_list, "fx": price_fx}
 _PEOPLE = {"list": people_list, "import": people_import}
 _AUDIT = {"verify": audit_verify}
 _KEYCLOAK = {"up": keycloak_up}

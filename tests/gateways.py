@@ -6,6 +6,7 @@ gateway processes may serve it.
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -22,10 +23,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
+from unittest import mock
 
 from openai import OpenAI
 from sqlmodel import col, select
 
+from kumiai.__main__ import main as kumiai_command
 from kumiai.processes import listen
 from tenants.audit import By
 from tenants.context import DataClass, TenantId
@@ -87,6 +90,15 @@ def in_thread(work: Coroutine[Any, Any, T]) -> T:
     if failure:
         raise failure[0]
     return outcome[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 class Region:
@@ -212,15 +224,31 @@ class Region:
 
         self.with_database(work)
 
-    def command(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """`kumiai …` as the operator would type it."""
-        done = subprocess.run(
+    def command(self, *words: str, check: bool = True) -> "Done":
+        """`kumiai …` as the operator would type it, in this process: an interpreter's start takes longer than it."""
+        out, err = io.StringIO(), io.StringIO()
+        code = 0
+        with (
+            mock.patch.dict(os.environ, self.environment, clear=True),  # noqa: TID251 - what a shell would have set
+            mock.patch.object(sys, "argv", ["kumiai", *words]),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            try:
+                kumiai_command()
+            except SystemExit as ended:
+                code = ended.code if isinstance(ended.code, int) else 1
+        done = Done(code, out.getvalue(), err.getvalue())
+        assert done.returncode == 0 or not check, done.stderr
+        return done
+
+    def command_of_its_own(self, *words: str) -> "Done":
+        """The same by the interpreter, as from a shell."""
+        ran = subprocess.run(
             [sys.executable, "-m", "kumiai", *words],
             cwd=self.home, env=self.environment, capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
-        if check:
-            assert done.returncode == 0, done.stderr
-        return done
+        return Done(ran.returncode, ran.stdout, ran.stderr)
 
     # ── what the ledger says ─────────────────────────────────────────────────────────────────────────────────────
 

@@ -303,9 +303,12 @@ class PostgresBook:
 
     def mark_settled_late(self, closing: Closing) -> None:
         self._cursor.execute(
-            """update call set state = 'settled', prompt_tokens = %s, completion_tokens = %s, usage_source = %s,
-                      settled_at = clock_timestamp() where tenant_id = %s and created_at = %s and id = %s""",
+            """update call set state = 'settled', cost_uyen = %s, problem = %s, prompt_tokens = %s,
+                      completion_tokens = %s, usage_source = %s, settled_at = clock_timestamp()
+               where tenant_id = %s and created_at = %s and id = %s""",
             (
+                closing.cost_uyen,
+                closing.problem,
                 closing.prompt_tokens,
                 closing.completion_tokens,
                 closing.usage_source,
@@ -491,9 +494,12 @@ class SqliteBook:
 
     def mark_settled_late(self, closing: Closing) -> None:
         self._run(
-            """update "call" set state = 'settled', prompt_tokens = ?, completion_tokens = ?, usage_source = ?,
-               settled_at = ? where tenant_id = ? and created_at = ? and id = ?""",
+            """update "call" set state = 'settled', cost_uyen = ?, problem = ?, prompt_tokens = ?,
+               completion_tokens = ?, usage_source = ?, settled_at = ?
+               where tenant_id = ? and created_at = ? and id = ?""",
             (
+                closing.cost_uyen,
+                closing.problem,
                 closing.prompt_tokens,
                 closing.completion_tokens,
                 closing.usage_source,

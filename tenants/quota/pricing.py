@@ -1,9 +1,9 @@
 """What a call costs, in integers: micro-yen, rounded up, at the price and exchange rate frozen in its hold."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Self
+from typing import Self, TypeVar
 
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, select
@@ -11,6 +11,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from tenants.models import FxRate, Price
 from tenants.quota.terms import FrozenPrice, UnknownPrice
+
+_Dated = TypeVar("_Dated", Price, FxRate)
 
 UYEN_PER_YEN = 1_000_000
 # How the source of a price begins that came with the software and not from the operator's contract.
@@ -51,6 +53,11 @@ def affordable_output_tokens(price: FrozenPrice, hold_uyen: int, *, input_bound:
     return max(room // (price.output_u_per_mtok * choices), 0)
 
 
+def in_force(rows: Sequence[_Dated], at: datetime) -> _Dated | None:
+    """The newest row that is valid at an instant; rows from newest to oldest."""
+    return next((row for row in rows if row.valid_from <= at), None)
+
+
 @dataclass(frozen=True, slots=True)
 class PriceBook:
     """All price and exchange rows, to be asked for the one in force at an instant."""
@@ -71,13 +78,13 @@ class PriceBook:
 
     def freeze(self, deployment: str, at: datetime) -> FrozenPrice:
         """The price in force. Raises `UnknownPrice` when the price or the exchange rate is missing."""
-        price = next((p for p in self.prices.get(deployment, ()) if p.valid_from <= at), None)
+        price = in_force(self.prices.get(deployment, ()), at)
         if price is None:
             raise UnknownPrice("共同利用の事務局に、料金の登録を依頼してください。", deployment=deployment)
         if price.currency == "JPY":
             version, uyen_per_unit = "", UYEN_PER_YEN
         else:
-            rate = next((r for r in self.rates.get(price.currency, ()) if r.valid_from <= at), None)
+            rate = in_force(self.rates.get(price.currency, ()), at)
             if rate is None:
                 raise UnknownPrice(
                     "共同利用の事務局に、為替の登録を依頼してください。", deployment=deployment, currency=price.currency

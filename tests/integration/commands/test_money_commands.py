@@ -1,0 +1,285 @@
+"""`kumiai budget | usage | price | key` as an operator types them, on both databases."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from tenants.db import DatabaseUrls
+from tests.gateways import Region, Town
+
+MONTH = datetime.now(ZoneInfo("Asia/Tokyo")).strftime("%Y-%m")
+YEN = 1_000_000
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def region(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Region:
+    home = tmp_path_factory.mktemp("commands")
+    if request.param == "sqlite":
+        return Region.on_sqlite(home, request.getfixturevalue("sqlite_template"))
+    return Region(home, request.getfixturevalue("modules_postgres"))
+
+
+@pytest.fixture(scope="module")
+def town(region: Region) -> Iterator[Town]:
+    """A town whose system asked twice."""
+    town = region.make_town(month_yen=10_000, app="minutes")
+    with region.gateway() as gateway, town.client(gateway.url) as client:
+        for _ in range(2):
+            client.chat.completions.create(model="sample", messages=[{"role": "user", "content": "防災訓練"}])
+        region.settled(town, 2)
+    yield town
+
+
+def told(region: Region, *words: str) -> Any:
+    return json.loads(region.command(*words, "--json").stdout)
+
+
+# ── budget ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_budget_is_set_and_shown(region: Region) -> None:
+    town = region.make_town(month_yen=100)
+    said = region.command("budget", "set", town.code, "--month-yen", "12345").stdout
+    assert said == f"{town.name}の予算を月12,345円にしました。\n"
+    [row] = told(region, "budget", "show", town.code)
+    assert row == {
+        "code": town.code,
+        "node": "town",
+        "window": "month",
+        "window_start": f"{MONTH}-01",
+        "limit_uyen": 12_345 * YEN,
+        "held_uyen": 0,
+        "posted_uyen": 0,
+    }
+
+
+def test_budget_counts_what_was_used(region: Region, town: Town) -> None:
+    rows = {row["node"]: row for row in told(region, "budget", "show", town.code)}
+    spent = sum(call.cost_uyen for call in region.calls(town))
+    assert rows["town"]["posted_uyen"] == spent > 0
+    assert rows["town"]["held_uyen"] == 0
+
+
+def test_budget_of_all_towns(region: Region, town: Town) -> None:
+    other = region.make_town(month_yen=7)
+    codes = {row["code"]: row for row in told(region, "budget", "show")}
+    assert {town.code, other.code} <= set(codes)
+    assert codes[other.code]["limit_uyen"] == 7 * YEN
+    shown = region.command("budget", "show").stdout
+    assert other.code in shown
+    assert "7円" in shown
+
+
+def test_budget_of_a_section(region: Region) -> None:
+    from tenants.db import Database
+    from tenants.people import list_sections
+
+    town = region.make_town(month_yen=100)
+
+    async def first(db: Database) -> Any:
+        async with db.platform_session("test", read_only=True) as session:
+            return (await list_sections(session, town.id))[0]
+
+    section = region.with_database(first)
+    region.set_budget(town, 40, node="section", node_id=str(section.id))
+    rows = {row["node"]: row["limit_uyen"] for row in told(region, "budget", "show", town.code)}
+    assert rows == {"town": 100 * YEN, f"section:{section.id}": 40 * YEN}
+
+
+def test_town_by_name_and_by_full_width_code(region: Region, town: Town) -> None:
+    by_code = told(region, "budget", "show", town.code)
+    assert told(region, "budget", "show", town.name) == by_code
+    assert (
+        told(region, "budget", "show", town.code.translate(str.maketrans("0123456789", "０１２３４５６７８９")))
+        == by_code
+    )
+
+
+def test_budget_cannot_fall_below_what_was_used(region: Region, town: Town) -> None:
+    before = told(region, "budget", "show", town.code)
+    done = region.command("budget", "set", town.code, "--month-yen", "0", check=False)
+    assert done.returncode == 1
+    assert "すでに使った分より小さくはできません" in done.stderr
+    assert told(region, "budget", "show", town.code) == before
+
+
+@pytest.mark.parametrize("amount", ["-1", "10000000001"])
+def test_budget_out_of_range(region: Region, town: Town, amount: str) -> None:
+    done = region.command("budget", "set", town.code, f"--month-yen={amount}", check=False)
+    assert done.returncode == 1
+    assert "0円から" in done.stderr
+
+
+@pytest.mark.parametrize("amount", ["many", "1.5"])
+def test_budget_that_is_no_whole_number(region: Region, town: Town, amount: str) -> None:
+    before = told(region, "budget", "show", town.code)
+    assert region.command("budget", "set", town.code, f"--month-yen={amount}", check=False).returncode == 2
+    assert told(region, "budget", "show", town.code) == before
+
+
+# ── What is typed wrong ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("command", [("budget", "show"), ("usage",), ("key", "list"), ("tenant", "show")])
+def test_wrong_check_digit_shows_the_right_one(region: Region, town: Town, command: tuple[str, ...]) -> None:
+    wrong = town.code[:5] + str((int(town.code[5]) + 1) % 10)
+    done = region.command(*command, wrong, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert town.code in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_five_digits_are_told_their_sixth(region: Region, town: Town) -> None:
+    done = region.command("budget", "show", town.code[:5], check=False)
+    assert (done.returncode, f"検査数字は {town.code[5]}" in done.stderr) == (1, True)
+
+
+def test_unknown_town(region: Region) -> None:
+    done = region.command("budget", "show", "どこにもない村", check=False)
+    assert done.returncode == 1
+    assert "どこにもない村" in done.stderr
+
+
+def test_wrong_month(region: Region, town: Town) -> None:
+    done = region.command("usage", town.code, "--month", "2026/11", check=False)
+    assert done.returncode == 1
+    assert "2026-11" in done.stderr
+
+
+def test_no_database_is_said_plainly(tmp_path: Path) -> None:
+    nowhere = Region(tmp_path, DatabaseUrls(f"sqlite:///{tmp_path / 'none.sqlite3'}"))
+    done = nowhere.command_of_its_own("budget", "show")
+    assert done.returncode == 1
+    assert "データベース" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "none.sqlite3").exists()
+
+
+# ── usage ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_usage_as_json(region: Region, town: Town) -> None:
+    calls = region.calls(town)
+    [row] = told(region, "usage", town.code, "--month", MONTH)
+    assert row == {
+        "code": town.code,
+        "month": MONTH,
+        "section": "",
+        "app": "minutes",
+        "model": "sample",
+        "calls": 2,
+        "failed": 0,
+        "prompt_tokens": sum(call.prompt_tokens for call in calls),
+        "completion_tokens": sum(call.completion_tokens for call in calls),
+        "cost_uyen": sum(call.cost_uyen for call in calls),
+    }
+
+
+def test_usage_as_csv_says_the_same(region: Region, town: Town) -> None:
+    [row] = told(region, "usage", town.code, "--month", MONTH)
+    text = region.command("usage", town.code, "--month", MONTH, "--csv").stdout
+    [read] = csv.DictReader(io.StringIO(text))
+    assert read == {name: str(value) for name, value in row.items()}
+
+
+def test_usage_is_what_the_budget_posted(region: Region, town: Town) -> None:
+    used = sum(row["cost_uyen"] for row in told(region, "usage", town.code, "--month", MONTH))
+    assert used == region.budget(town).posted_uyen
+
+
+def test_usage_of_another_month_is_empty(region: Region, town: Town) -> None:
+    assert told(region, "usage", town.code, "--month", "2020-01") == []
+    assert region.command("usage", town.code, "--month", "2020-01", "--csv").stdout.startswith("code,month,")
+
+
+def test_usage_of_all_towns_in_words(region: Region, town: Town) -> None:
+    assert f"{town.code}  minutes" in region.command("usage").stdout
+
+
+# ── price ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_price_is_kept_to_the_last_digit(region: Region) -> None:
+    region.command(
+        "price", "set", "plamo/exact", "--input", "0.000001", "--output", "1,234.567891", "--source", "契約書"
+    )
+    [row] = [p for p in told(region, "price", "list")["prices"] if p["deployment"] == "plamo/exact"]
+    assert (row["input_u_per_mtok"], row["output_u_per_mtok"]) == (1, 1_234_567_891)
+    assert (row["currency"], row["cached_input_u_per_mtok"], row["source"]) == ("JPY", None, "契約書")
+
+
+@pytest.mark.parametrize("amount", ["-1", "0.0000001", "NaN", "1e400", "安い"])
+def test_price_that_is_none(region: Region, amount: str) -> None:
+    done = region.command("price", "set", "plamo/bad", f"--input={amount}", "--source", "x", check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert not [p for p in told(region, "price", "list")["prices"] if p["deployment"] == "plamo/bad"]
+
+
+def test_the_newest_price_counts(region: Region) -> None:
+    for amount in ("1", "2", "3"):
+        region.command("price", "set", "plamo/newest", "--input", amount, "--source", "契約書")
+    [row] = [p for p in told(region, "price", "list")["prices"] if p["deployment"] == "plamo/newest"]
+    assert row["input_u_per_mtok"] == 3 * YEN
+
+
+def test_exchange_rate(region: Region) -> None:
+    assert "1EUR = 162.35円" in region.command("price", "fx", "eur", "--yen", "162.35", "--source", "契約書").stdout
+    [rate] = [r for r in told(region, "price", "list")["rates"] if r["currency"] == "EUR"]
+    assert rate["uyen_per_unit"] == 162_350_000
+    assert region.command("price", "fx", "EUR", "--yen", "0", "--source", "x", check=False).returncode == 1
+    assert region.command("price", "fx", "円", "--yen", "1", "--source", "x", check=False).returncode == 1
+
+
+# ── key ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_key_is_shown_once(region: Region, town: Town) -> None:
+    made = region.command(
+        "key", "create", town.code, "--label", "会議録システム", "--scope", "chat", "--model", "sample", "--app", "minutes"
+    ).stdout.strip()  # fmt: skip
+    environment, key_id, secret = made.split("_")[1:]
+    assert environment == "test"
+    listed = region.command("key", "list", town.code, "--json").stdout
+    assert secret not in listed
+    [row] = [key for key in json.loads(listed) if key["key_id"] == key_id]
+    assert (row["label"], row["app"], row["scopes"], row["models"]) == (
+        "会議録システム",
+        "minutes",
+        ["chat"],
+        ["sample"],
+    )
+    assert 364 <= (datetime.fromisoformat(row["expires_at"]) - datetime.now(UTC)).days <= 365
+    assert f"{key_id}  live" in region.command("key", "list", town.code).stdout
+
+
+def test_key_is_revoked(region: Region, town: Town) -> None:
+    key_id = region.make_key(town).split("_")[2]
+    region.command("key", "revoke", town.code, key_id)
+    assert f"{key_id}  revoked" in region.command("key", "list", town.code).stdout
+
+
+def test_another_town_s_key_is_not_found(region: Region, town: Town) -> None:
+    other = region.make_town()
+    key_id = region.make_key(other).split("_")[2]
+    for verb in ("revoke", "rotate"):
+        done = region.command("key", verb, town.code, key_id, check=False)
+        assert (done.returncode, "見つかりません" in done.stderr) == (1, True)
+    region.command("key", "revoke", other.code, key_id)
+
+
+@pytest.mark.parametrize("wrong", [("--scope", "everything"), ("--days=-1",), ("--label", "")])
+def test_key_that_cannot_be(region: Region, town: Town, wrong: tuple[str, ...]) -> None:
+    words = ["--label", "a", *wrong]
+    done = region.command("key", "create", town.code, *words, check=False)
+    assert done.returncode in (1, 2)
+    assert "kmi_" not in done.stdout
+    assert "Traceback" not in done.stderr
