@@ -17,7 +17,7 @@ from apps.host.services import Services
 from apps.host.sessions import exchange
 from observability.problems import InvalidInput, NotAllowed, NotFound
 from tenants.context import TenantId
-from tenants.identity.issuers import BadToken
+from tenants.identity.issuers import BadToken, NoOrganization
 from tenants.models import Tenant, TenantIdentity
 from tenants.people import clean_login, load_actor, person_of_token
 from tenants.registry import ListedTenant, find_tenant, list_tenants
@@ -121,7 +121,7 @@ async def signin(request: Request, own: OwnServices, town: str, login: str = "",
         asked["login_hint"] = f"{entry.alias}.{number}"
     response = RedirectResponse(f"{(await own.issuer.endpoints()).authorization}?{urlencode(asked)}", status_code=303)
     pending = _pending(request, own)[-(MAX_PENDING - 1) :]
-    pending.append([state, nonce, verifier, entry.alias, entry.organization_id, safe_next(next), time.time()])
+    pending.append([state, nonce, verifier, entry.alias, entry.organization_id, number, safe_next(next), time.time()])
     sealed = base64.urlsafe_b64encode(own.seal.seal({"pending": pending}, PENDING_COOKIE)).decode()
     response.set_cookie(
         PENDING_COOKIE,
@@ -143,7 +143,7 @@ async def callback(
     found = next((p for p in _pending(request, own) if secrets.compare_digest(str(p[0]), state)), None)
     if found is None:
         raise SignInFailed("時間が過ぎたか、別の画面で始めたサインインです。町の入口からやり直してください。")
-    _, nonce, verifier, alias, organization_id, next_page, began = found
+    _, nonce, verifier, alias, organization_id, number, next_page, began = found
     if time.time() - float(began) > PENDING_S or (iss and iss != own.issuer.url):
         raise SignInFailed("時間が過ぎました。町の入口からやり直してください。")
     if error or not code:
@@ -160,18 +160,22 @@ async def callback(
             },
         )
         identity = await own.issuer.verify_id(tokens["id_token"], client_id=own.client[0], nonce=nonce)
+    except NoOrganization:
+        return _other_account(alias)
     except (BadToken, KeyError):
         raise SignInFailed("町の入口からやり直してください。続くときは町の管理者に知らせてください。") from None
     if identity.organization_id != organization_id:
-        raise SignInFailed("選んだ町と、アカウントの町が違います。町の入口からやり直してください。")
+        return _other_account(alias)
     async with own.db.platform_session("sign-in", read_only=True) as session:
         try:
             tenant_id, person_id = await person_of_token(
                 session, issuer=identity.issuer, sub=identity.sub, organization_id=identity.organization_id
             )
-            await load_actor(session, tenant_id, person_id)
+            actor = await load_actor(session, tenant_id, person_id)
         except NotFound:
             raise NotRegistered("町の管理者に、職員の登録を依頼してください。") from None
+    if number and actor.login != number:
+        return _other_account(alias)
     own.access.check(tenant_id, issued_at=identity.issued_at, person_id=person_id, sid=identity.sid, sub=identity.sub)
     before = request.cookies.get(own.cookie_name, "")
     cookie = await own.sessions.start(identity, tokens, tenant_id, person_id, replaces=before)
@@ -184,12 +188,23 @@ async def callback(
     return response
 
 
+def _other_account(alias: str) -> Response:
+    """The issuer answered at once, for whoever signed in before on this machine: nobody may slip into that session."""
+    return RedirectResponse(f"/t/{quote(alias)}?why=other", status_code=303)
+
+
+@routes.get("/auth/signout-other")
+async def signout_other(own: OwnServices) -> Response:
+    """To the issuer's own question whether to sign out: asked there, so that no link from elsewhere can do it."""
+    asked = {"post_logout_redirect_uri": _signed_out(own), "client_id": own.client[0], "ui_locales": "ja"}
+    return RedirectResponse(f"{(await own.issuer.endpoints()).end_session}?{urlencode(asked)}", status_code=303)
+
+
 @routes.post("/auth/signout")
 async def signout(request: Request, own: OwnServices, who: SignedRequest) -> Response:
     """Ends our session, then the issuer's."""
     id_token = await own.sessions.end(who.session.id)
-    target = f"{own.settings.public_url}/?why=signed_out"
-    asked = {"post_logout_redirect_uri": target, "client_id": own.client[0]}
+    asked = {"post_logout_redirect_uri": _signed_out(own), "client_id": own.client[0]}
     if id_token:
         asked["id_token_hint"] = id_token
     response = RedirectResponse(f"{(await own.issuer.endpoints()).end_session}?{urlencode(asked)}", status_code=303)
@@ -209,6 +224,11 @@ async def backchannel_logout(request: Request, own: OwnServices) -> Response:
     if sid or sub:
         await own.sessions.end_all(sid=sid, sub=sub)
     return Response(status_code=200, headers={"cache-control": "no-store"})
+
+
+def _signed_out(own: Services) -> str:
+    """Registered at the issuer, to the letter."""
+    return f"{own.settings.public_url}/?why=signed_out"
 
 
 def set_session_cookie(response: Response, own: Services, cookie: str) -> None:

@@ -39,6 +39,13 @@ class BadToken(NotSignedIn):
         self.reason = reason
 
 
+class NoOrganization(BadToken):
+    """A good token of somebody who is not, or not now, of exactly the organization that was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__("organization")
+
+
 class IssuerUnavailable(Unavailable):
     type = "urn:problem:identity:issuer-unavailable"
     title = "サインインのサービスにつながりません"
@@ -153,10 +160,10 @@ class Issuer:
         if not isinstance(sub, str) or not isinstance(sid, str):
             raise BadToken("sub")
         if not isinstance(organizations, dict) or len(organizations) != 1:
-            raise BadToken("organization")
+            raise NoOrganization
         organization = next(iter(organizations.values()))
         if not isinstance(organization, dict) or not isinstance(organization.get("id"), str):
-            raise BadToken("organization")
+            raise NoOrganization
         return VerifiedToken(
             issuer=self.url,
             sub=sub,
