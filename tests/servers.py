@@ -16,6 +16,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from kumiai.local.keycloak import Keycloak
 from kumiai.local.pgbouncer import PgBouncer
 from kumiai.local.postgres import Postgres, ServerNotFound
 from kumiai.local.valkey import Valkey
@@ -105,8 +106,15 @@ def migrated_sqlite(sqlite_template: DatabaseUrls, tmp_path: Path) -> DatabaseUr
 @pytest.fixture
 def pooled_postgres(migrated_postgres: DatabaseUrls) -> Iterator[DatabaseUrls]:
     """The same through PgBouncer in transaction mode, as in a cluster."""
+    with pooled(migrated_postgres) as urls:
+        yield urls
+
+
+@contextlib.contextmanager
+def pooled(direct: DatabaseUrls) -> Iterator[DatabaseUrls]:
+    """A pooler of the caller's own before a database."""
     folder = Path(tempfile.mkdtemp(prefix="kumiai-pgbouncer-"))
-    pooler = PgBouncer(folder, migrated_postgres)
+    pooler = PgBouncer(folder, direct)
     try:
         pooler.start()
     except ServerNotFound as missing:
@@ -123,6 +131,22 @@ def valkey_server() -> Iterator[Valkey]:
     """A Valkey of this test process alone, from the wheel."""
     folder = Path(tempfile.mkdtemp(prefix="kumiai-valkey-"))
     server = Valkey(folder)
+    try:
+        server.start()
+    except ServerNotFound as missing:
+        not_available(str(missing))
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def keycloak_server(postgres_server: Postgres) -> Iterator[Keycloak]:
+    """A Keycloak of this test process alone, on its PostgreSQL; the first ever is fetched and built."""
+    folder = Path(tempfile.mkdtemp(prefix="kumiai-keycloak-"))
+    server = Keycloak(folder, postgres_server.access, environment=os.environ)  # noqa: TID251 - where Java and Maven are
     try:
         server.start()
     except ServerNotFound as missing:

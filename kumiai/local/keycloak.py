@@ -32,7 +32,7 @@ SHA256: Final = "27a6535553c3cdcd083872ba40629efafb3475e3b758e0c6f691395561dd0f1
 ADMIN_USER: Final = "kumiai-admin"
 DATABASE: Final = "keycloak"
 HEAP: Final = "-Xms128m -Xmx512m"
-START_TIMEOUT_S: Final = 180
+START_TIMEOUT_S: Final = 240
 _OLDEST_JAVA: Final = 17
 
 

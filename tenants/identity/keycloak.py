@@ -1,6 +1,6 @@
 """Keycloak's administration: list, compare, write what differs. A second run writes nothing.
 
-python-keycloak signs in and keeps the token fresh; every call goes through `_Admin`, because the library's own methods
+python-keycloak signs in and keeps the token fresh; every call goes through `Admin`, because the library's own methods
 change the query they are given, stop at 100 identity providers, retry a POST and take an id token for an access token.
 What must hold is in `tenants.identity.realm`; why, in docs/adr.
 """
@@ -115,7 +115,7 @@ class DirectoryClient:
 Credentials = Administrator | DirectoryClient
 
 
-class _Admin:
+class Admin:
     """One administrator's calls below /admin/realms/<realm>. Not shared between threads."""
 
     def __init__(self, url: str, realm: str, who: Credentials) -> None:
@@ -200,7 +200,8 @@ class _Admin:
                 f"{self._url} が応えません。動いているか、KUMIAI_KEYCLOAK_URL が正しいかを確かめてください。"
             ) from error
         except KeycloakError as error:
-            if error.response_code in (400, 401, 403):
+            # OAuth's own refusals, and no other server's.
+            if error.response_code in (400, 401) and b'"error"' in (error.response_body or b""):
                 raise KeycloakRefused(f"{self._settings} を確かめてください。") from error
             raise KeycloakUnavailable(
                 f"{self._url} は Keycloak のようには応えません（{error.response_code}）。KUMIAI_KEYCLOAK_URL を確かめてください。"
@@ -223,7 +224,7 @@ def _message(response: Any) -> str:
 class _Reconciler:
     """Reads, decides, writes; after an unsure write it reads again and decides anew."""
 
-    def __init__(self, admin: _Admin) -> None:
+    def __init__(self, admin: Admin) -> None:
         self.admin = admin
         self.changes = Changes()
 
@@ -370,7 +371,8 @@ class _Reconciler:
             if not changed:
                 return None
             words = f"クライアント {client_id} の {'、'.join(_names(changed))} を直しました"
-            return words, lambda: self.admin.write("put", f"/clients/{found['id']}", {"clientId": client_id, **changed})
+            # All of it: a PUT of redirect URIs alone makes web origins of them.
+            return words, lambda: self.admin.write("put", f"/clients/{found['id']}", wanted.settings)
 
         self.bring(read, decide)
         found = read()
@@ -536,7 +538,7 @@ class _Reconciler:
             raise
 
 
-def find_organization(admin: _Admin, alias: str) -> Json | None:
+def find_organization(admin: Admin, alias: str) -> Json | None:
     """By alias, which Keycloak cannot search for: by our attribute first, then through the whole list."""
     by_attribute = admin.pages("/organizations", q=f"{CODE_ATTRIBUTE}:{alias[1:]}")
     for brief in chain(by_attribute, admin.pages("/organizations")):
@@ -548,7 +550,7 @@ def find_organization(admin: _Admin, alias: str) -> Json | None:
 
 def reconcile_realm(spec: RealmSpec) -> Changes:
     """Realm, key, profile, events, scope and clients as they must be. Raises `Unavailable` in several kinds."""
-    work = _Reconciler(_Admin(spec.url, spec.realm, Administrator(spec.admin_user, spec.admin_password)))
+    work = _Reconciler(Admin(spec.url, spec.realm, Administrator(spec.admin_user, spec.admin_password)))
     work.realm(spec)
     work.key()
     work.profile()
@@ -566,7 +568,7 @@ def reconcile_accounts(spec: RealmSpec, wanted: Sequence[AccountSpec]) -> Change
 
     Left open because Keycloak was away when somebody was suspended, or lost with a realm: both are put right here.
     """
-    work = _Reconciler(_Admin(spec.url, spec.realm, Administrator(spec.admin_user, spec.admin_password)))
+    work = _Reconciler(Admin(spec.url, spec.realm, Administrator(spec.admin_user, spec.admin_password)))
     for alias, group in groupby(sorted(wanted, key=lambda a: a.alias), key=lambda a: a.alias):
         work.accounts(alias, list(group))
     return work.changes
@@ -579,7 +581,7 @@ def reconcile_organizations(
 
     All are listed once; only what differs is read again, under its lock, and written.
     """
-    work = _Reconciler(_Admin(spec.url, spec.realm, Administrator(spec.admin_user, spec.admin_password)))
+    work = _Reconciler(Admin(spec.url, spec.realm, Administrator(spec.admin_user, spec.admin_password)))
     found = {o["alias"]: o for o in work.admin.pages("/organizations", briefRepresentation="false")}
     for town in wanted:
         now = found.get(town.alias)
@@ -605,11 +607,11 @@ class KeycloakDirectory:
         self._own = threading.local()
 
     @property
-    def _admin(self) -> _Admin:
+    def _admin(self) -> Admin:
         """One connection per thread: the library renews its token without a lock."""
-        admin: _Admin | None = getattr(self._own, "admin", None)
+        admin: Admin | None = getattr(self._own, "admin", None)
         if admin is None:
-            admin = self._own.admin = _Admin(*self._access)
+            admin = self._own.admin = Admin(*self._access)
         return admin
 
     def ensure_organization(self, *, alias: str, name: str, code: str) -> str:

@@ -77,15 +77,20 @@ def realm_settings(spec: RealmSpec) -> Json:
 
 def login_texts() -> dict[str, str]:
     """Keycloak's own Japanese pages in the words of our slips and entry pages."""
+    # Keycloak checks the password of whoever is still signed in on this machine, whatever name it shows; its
+    # 入れ直す signs that person out. Locked out reads the same on purpose: who guesses must not learn that a name exists.
+    refused = (
+        "ログイン名かパスワードが違います。続けて間違えると、しばらく入れなくなります。"
+        "ほかの人が使った後の端末では、ログイン名の右の「入れ直す」を押してから試してください。"
+    )
     return {
         "loginAccountTitle": "サインイン",
         "username": "ログイン名（町の番号.職員番号）",
         "password": "パスワード",
-        "invalidUserMessage": "ログイン名かパスワードが違います。続けて間違えると、しばらく入れなくなります。",
-        # The same on purpose: who guesses must not learn that a name exists.
-        "accountTemporarilyDisabledMessage": "ログイン名かパスワードが違います。続けて間違えると、しばらく入れなくなります。",
+        "invalidUserMessage": refused,
+        "accountTemporarilyDisabledMessage": refused,
         "accountDisabledMessage": "このアカウントは止められています。町の管理者に連絡してください。",
-        "restartLoginTooltip": "ログイン名を入れ直す",
+        "restartLoginTooltip": "入れ直す",
         "updatePasswordTitle": "新しいパスワードを決めてください",
         "updatePasswordMessage": "初期パスワードは最初の1回だけ使えます。これから使うパスワードを決めてください。",
         "passwordNew": f"新しいパスワード（{MIN_PASSWORD}文字以上）",

@@ -1,0 +1,18 @@
+"""In a parallel run, tests that share one heavy server go to one process; all others go wherever there is room."""
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+# Folders whose tests want a server too big to be started twice, and the server's name.
+HEAVY = {"tests/integration/keycloak/": "keycloak", "tests/e2e/cluster/": "keycloak"}
+
+
+class OneProcessPerServer(LoadScopeScheduling):  # type: ignore[misc]  # xdist is not typed
+    """By folder: the marker for this (`xdist_group`) is not seen with every version of pytest."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return next((server for folder, server in HEAVY.items() if nodeid.startswith(folder)), nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> OneProcessPerServer:
+    return OneProcessPerServer(config, log)
