@@ -368,7 +368,7 @@ def test_the_issuer_ends_all_sessions_of_an_account(alone: DemoProcess) -> None:
 
 
 def test_wrong_passwords_make_an_account_wait(alone: DemoProcess) -> None:
-    person = alone.person("staff", 2)
+    person = alone.person("staff", 2, nth=1)
     with alone.browser() as guesser, alone.browser() as owner:
         for _ in range(5):
             answer = guesser.try_to_sign_in(person.tenant, person.login, "wrong-1234-wrong")
