@@ -1,6 +1,9 @@
 """こまったとき: the queue of the town's administrator. What was ticked lies in `content`, the rest beside it."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Final, Literal
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -10,13 +13,30 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from observability.problems import InvalidInput, NotFound
 from tenants import audit
 from tenants.audit import By
-from tenants.context import Actor, TenantId, new_id
+from tenants.context import Actor, PersonId, TenantId, new_id
 from tenants.db import Database
-from tenants.documents import Documents, Viewer
+from tenants.documents import AppDocuments, Documents, Viewer
 from tenants.models import Report
 
-KINDS = {"wrong_answer": "答えがまちがっている", "not_working": "動かない・使い方が分からない", "other": "その他"}
-MAX_CONTENT = 60_000
+KINDS: Final[Mapping[str, str]] = {
+    "wrong_answer": "答えがまちがっている",
+    "not_working": "動かない・使い方が分からない",
+    "quota": "枠を増やしてほしい",
+    "other": "その他",
+}
+MAX_CONTENT: Final = 60_000
+MAX_ANSWER: Final = 4_000
+State = Literal["open", "answered", "closed"]
+# The desk's documents: what was ticked, and what the administrator answered.
+DESK: Final = "desk"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the administrator wrote back."""
+
+    text: str = field(repr=False)
+    at: datetime
 
 
 async def file_report(
@@ -60,35 +80,69 @@ async def file_report(
             with_content=content is not None,
         )
     if content and actor.person_id is not None:
-        own = documents.of(actor.context, app="desk", viewer=Viewer(actor.person_id, actor.section_id))
+        own = documents.of(actor.context, app=DESK, viewer=Viewer(actor.person_id, actor.section_id))
         await own.create("report", {"text": content}, of_town=True, id=document_id)
     return report_id
 
 
-async def list_reports(session: AsyncSession, tenant_id: TenantId, *, state: str = "open") -> list[Report]:
-    """Newest first; no content is in these rows."""
+async def list_reports(
+    session: AsyncSession,
+    tenant_id: TenantId,
+    *,
+    states: Sequence[State] = ("open",),
+    person_id: PersonId | None = None,
+) -> list[Report]:
+    """Newest first, at most 500; no content is in these rows. person_id: only what this person sent."""
+    query = select(Report).where(col(Report.tenant_id) == tenant_id, col(Report.state).in_(states))
+    if person_id is not None:
+        query = query.where(col(Report.person_id) == person_id)
+    return list((await session.exec(query.order_by(col(Report.created_at).desc()).limit(500))).all())
+
+
+async def count_reports(session: AsyncSession, tenant_id: TenantId) -> dict[State, int]:
+    """How many are in each state."""
     found = await session.exec(
-        select(Report)
-        .where(col(Report.tenant_id) == tenant_id, col(Report.state) == state)
-        .order_by(col(Report.created_at).desc())
-        .limit(500)
+        select(Report.state, func.count()).where(col(Report.tenant_id) == tenant_id).group_by(col(Report.state))
     )
-    return list(found.all())
+    counts = dict(found.all())
+    return {"open": counts.get("open", 0), "answered": counts.get("answered", 0), "closed": counts.get("closed", 0)}
 
 
-async def count_open(session: AsyncSession, tenant_id: TenantId) -> int:
-    found = await session.exec(
-        select(func.count()).select_from(Report).where(col(Report.tenant_id) == tenant_id, col(Report.state) == "open")
-    )
-    return int(found.one())
-
-
-async def close_report(session: AsyncSession, actor: Actor, report_id: UUID) -> None:
+async def get_report(session: AsyncSession, tenant_id: TenantId, report_id: UUID) -> Report:
+    """Raises `NotFound`, also for another town's."""
     report = await session.get(Report, report_id)
-    if report is None or report.tenant_id != actor.tenant_id:
+    if report is None or report.tenant_id != tenant_id:
         raise NotFound
-    report.state, report.closed_at, report.closed_by = "closed", datetime.now(UTC), actor.person_id
+    return report
+
+
+async def answer_report(db: Database, desk: AppDocuments, actor: Actor, report_id: UUID, text: str) -> None:
+    """Writes back to who sent it; the words are content, kept in the desk. Raises `InvalidInput`, `NotFound`."""
+    text = text.strip()
+    if not 1 <= len(text) <= MAX_ANSWER:
+        raise InvalidInput(f"返事を{MAX_ANSWER:,}字までで書いてください。", field="answer")
+    async with db.tenant_session(actor.context) as session:
+        report = await get_report(session, actor.tenant_id, report_id)
+        report.state = "answered"
+        session.add(report)
+        await audit.record(
+            session, actor.tenant_id, By("person", str(actor.person_id)), "report.answer", about=("report", report_id)
+        )
+    await desk.create("answer", {"text": text}, of_town=True, index={"report": str(report_id)})
+
+
+async def list_answers(desk: AppDocuments, report_id: UUID) -> list[Answer]:
+    """Oldest first. Who may see the report has been decided before."""
+    page = await desk.list("answer", index={"report": str(report_id)}, order="oldest", limit=50)
+    return [Answer(str(d.body["text"]), d.created_at) for d in page.items]
+
+
+async def set_report_state(session: AsyncSession, actor: Actor, report_id: UUID, state: State) -> None:
+    """Closes, or opens again; without an answer it goes on waiting. Raises `NotFound`."""
+    report = await get_report(session, actor.tenant_id, report_id)
+    report.state = state
+    report.closed_at, report.closed_by = (datetime.now(UTC), actor.person_id) if state == "closed" else (None, None)
     session.add(report)
     await audit.record(
-        session, actor.tenant_id, By("person", str(actor.person_id)), "report.close", about=("report", report_id)
+        session, actor.tenant_id, By("person", str(actor.person_id)), f"report.{state}", about=("report", report_id)
     )

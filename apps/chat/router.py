@@ -16,7 +16,7 @@ from fastapi import APIRouter, File, Form, Query, Request, UploadFile
 from starlette.responses import PlainTextResponse, RedirectResponse, Response, StreamingResponse
 
 from apps.chat import service
-from apps.chat.cards import card, cards_for
+from apps.chat.cards import all_cards, card, cards_for
 from apps.chat.checklist import checklist
 from apps.chat.service import Chat, Conversation, Finished, Message, Piece, Turn
 from apps.sdk import App, AppContext, InvalidInput, NotFound, Problem, load_manifest
@@ -718,9 +718,50 @@ async def _home(ctx: AppContext) -> HomeParts:
     ]
     recent = (await Chat(ctx).history())[:3]
     resume = tuple(
-        HomeItem(c.title, f"/apps/chat/c/{c.id}", f"チャット　{when(c.updated_at, ctx.now)}", "i-chat") for c in recent
+        HomeItem(
+            c.title, f"/apps/chat/c/{c.id}", f"チャット　{when(c.updated_at, ctx.now)}", "i-chat", act="会話を開く"
+        )
+        for c in recent
     )
     return HomeParts(tuple(items[: len(due)])[:6], tuple(items[len(due) :]), resume)
 
 
-app = App(manifest=load_manifest(Path(__file__).parent), router=routes, folder=Path(__file__).parent, home=_home)
+async def _search(ctx: AppContext, query: str) -> tuple[HomeItem, ...]:
+    """Task cards, the person's own prompts and conversations with every word of a query, whatever its widths."""
+    words = service.folded(query).split()
+
+    def has_all(*texts: str) -> bool:
+        told = service.folded(" ".join(texts))
+        return bool(words) and all(word in told for word in words)
+
+    chat = Chat(ctx)
+    cards = [
+        HomeItem(c.title, f"/apps/chat?{urlencode({'card_id': c.id})}", c.lead, f"i-{c.icon}", "仕事")
+        for c in all_cards()
+        if c.is_for(ctx.actor.section_name) and has_all(c.title, c.lead)
+    ]
+    prompts = [
+        HomeItem(p.title, f"/apps/chat?{urlencode({'prompt': str(p.id)})}", p.text[:60], "i-save", "保存したプロンプト")
+        for p in await chat.prompts()
+        if has_all(p.title, p.text)
+    ]
+    conversations = [
+        HomeItem(
+            found.conversation.title,
+            f"/apps/chat/c/{found.conversation.id}",
+            "".join(text for text, _ in found.excerpt),
+            "i-chat",
+            "会話",
+        )
+        for found in (await chat.search(query))[0][:20]
+    ]
+    return (*cards, *prompts, *conversations)
+
+
+app = App(
+    manifest=load_manifest(Path(__file__).parent),
+    router=routes,
+    folder=Path(__file__).parent,
+    home=_home,
+    search=_search,
+)

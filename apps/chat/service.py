@@ -240,7 +240,7 @@ class Chat:
 
     async def search(self, query: str) -> tuple[list[Found], int]:
         """Conversations in which every word occurs somewhere, whatever width it has; and how many texts went unread."""
-        words = _folded(query).split()
+        words = folded(query).split()
         result = await self._ctx.documents.search(
             query,
             kinds=("conversation", "message"),
@@ -452,7 +452,7 @@ class Chat:
         """By name, as people look for them."""
         page = await self._ctx.documents.list("prompt", mine=True, limit=200)
         found = [Prompt(d.id, str(d.body["title"]), str(d.body["text"])) for d in page.items]
-        return sorted(found, key=lambda p: _folded(p.title))
+        return sorted(found, key=lambda p: folded(p.title))
 
     async def prompt(self, prompt_id: UUID) -> Prompt:
         """Raises `NotFound`."""
@@ -664,7 +664,7 @@ def _folder(name: str) -> str:
     return " ".join(name.split())[:20]
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
 

@@ -1,7 +1,6 @@
 """What the console shows, computed from ledger rows: numbers only."""
 
 import unicodedata
-from calendar import monthrange
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -13,6 +12,7 @@ from apps.sdk.ui.charts import ZONE_FILLS, Columns, Lines, columns, lines
 from apps.sdk.ui.render import ZONE_WORDS
 from observability.problems import InvalidInput
 from tenants.db import Database
+from tenants.quota.pace import dry_day, month_end
 from tenants.quota.tree import MAX_YEN, BudgetRow, budget_rows
 from tenants.quota.windows import window_start
 from tenants.registry import ListedTenant, list_tenants
@@ -125,29 +125,12 @@ def alert(t: TownFigures) -> Alert | None:
     return None
 
 
-def dry_day(used_uyen: int, limit_uyen: int, today: date) -> date | None:
-    """At the month's average pace until today. None: it lasts until the month ends, or nothing was used."""
-    if limit_uyen <= used_uyen:
-        return today
-    if used_uyen <= 0:
-        return None
-    days = (limit_uyen - used_uyen) * today.day // used_uyen
-    # Compared as a number first: a slow pace reaches beyond what a date can hold.
-    days_left = monthrange(today.year, today.month)[1] - today.day
-    return today + timedelta(days=days) if days <= days_left else None
-
-
 def parse_yen(text: str) -> int:
     """Whole yen as people type them: commas, full width, 円. Raises `InvalidInput`."""
     folded = unicodedata.normalize("NFKC", text).replace(",", "").replace("円", "").strip()
     if not (folded.isascii() and folded.isdigit()) or len(folded) > len(str(MAX_YEN)):
         raise InvalidInput(f"金額は0円から{MAX_YEN:,}円までの整数で入れてください。", field="month_yen")
     return int(folded)
-
-
-def month_end(used_uyen: int, today: date) -> int:
-    """What will have been used when the month ends, at its pace until today."""
-    return used_uyen * monthrange(today.year, today.month)[1] // today.day
 
 
 async def load_towns(db: Database, now: datetime) -> list[TownFigures]:

@@ -14,7 +14,7 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from apps.console import town_keys, town_people, town_settings
-from apps.console.figures import day_chart, dry_day, month_end
+from apps.console.figures import day_chart
 from apps.sdk.dates import local
 from apps.sdk.office import Office, OfficeContext, csv_file
 from tenants.context import Role
@@ -22,6 +22,7 @@ from tenants.identity.api_keys import list_keys
 from tenants.models import ApiKey, Section
 from tenants.people import Listed, list_people, list_sections
 from tenants.policy import load_policy, preset_of
+from tenants.quota.pace import dry_day, month_end
 from tenants.quota.tree import BudgetRow, budget_rows
 from tenants.quota.windows import parse_month, window_bounds, window_start
 from tenants.reports import KINDS, list_reports

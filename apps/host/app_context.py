@@ -20,7 +20,7 @@ from tenants.context import DataClass, Role, Zone
 from tenants.documents import Viewer
 from tenants.identity.delegation import Delegation, mint
 from tenants.models import Person
-from tenants.policy import Policy, load_policy
+from tenants.policy import Policy
 from tenants.quota.tree import remaining_share
 from tenants.reports import file_report
 
@@ -31,11 +31,9 @@ def bind(app: App):  # type: ignore[no-untyped-def]  # FastAPI reads the inner f
     """The dependency of everything below `/apps/<id>`: no route of an app runs without it."""
 
     async def dependency(request: Request, who: SignedRequest, own: OwnServices) -> None:
-        async with own.db.tenant_session(who.actor.context, read_only=True) as session:
-            policy, _ = await load_policy(session, who.actor.tenant_id)
-        if not policy.allows_app(app.manifest.id) or not set(app.manifest.roles) & who.actor.roles:
+        if not who.may_use(app):
             raise NotFound("このアプリは、町の管理者が使えるようにすると開けます。")
-        request.state.app_context = create_context(request, own, who, app, policy)
+        request.state.app_context = create_context(request, own, who, app)
 
     return dependency
 
@@ -77,7 +75,7 @@ def bind_office(*roles: Role, with_content: bool = False):  # type: ignore[no-un
     return dependency
 
 
-def create_context(request: Request, own: Services, who: Signed, app: App, policy: Policy) -> AppContext:
+def create_context(request: Request, own: Services, who: Signed, app: App) -> AppContext:
     actor = who.actor
     assert actor.person_id is not None
     viewer = Viewer(actor.person_id, actor.section_id)
@@ -101,7 +99,7 @@ def create_context(request: Request, own: Services, who: Signed, app: App, polic
             )
 
     async def models(data_class: DataClass) -> tuple[ModelChoice, ...]:
-        return choices(await gateway.models(), app.manifest.models, policy, data_class)
+        return choices(await gateway.models(), app.manifest.models, who.policy, data_class)
 
     async def report(*, page: str, kind: str, problem_number: str, content: str | None) -> UUID:
         return await file_report(

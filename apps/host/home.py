@@ -1,26 +1,38 @@
-"""The home page, a person's own settings, こまったとき, and the pages everybody may read."""
+"""The home page, what is left of the month, a person's own settings, こまったとき, and the pages everybody may read."""
 
 import contextlib
-from datetime import UTC, datetime
-from urllib.parse import quote
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from fractions import Fraction
+from typing import Annotated, Final
+from uuid import UUID
 
 from fastapi import APIRouter, Form, Request
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from apps.host import requests
 from apps.host.app_context import create_context
-from apps.host.requests import OwnServices, SignedRequest, page
+from apps.host.requests import OwnServices, Signed, SignedRequest, page
+from apps.host.services import Services
 from apps.host.sessions import SessionEnded
 from apps.host.signin import entry_page, safe_next
-from apps.sdk.app import HomeParts
+from apps.host.tips import tip_of
+from apps.sdk.app import HomeItem, HomeParts
 from apps.sdk.dates import local
-from observability.problems import NotFound
-from tenants.models import Person
-from tenants.policy import Policy, load_policy
-from tenants.quota.tree import remaining_share
-from tenants.reports import KINDS, file_report
+from apps.sdk.office import back, place
+from observability.problems import InvalidInput, NotFound
+from tenants.context import Role
+from tenants.models import Person, Report
+from tenants.people import Listed, list_people
+from tenants.policy import Policy
+from tenants.quota.pace import dry_day, next_month
+from tenants.quota.tree import BudgetRow, budget_rows
+from tenants.reports import DESK, KINDS, count_reports, file_report, list_answers, list_reports
 
 routes = APIRouter()
+
+SEASON_SHOWN: Final = 3
+SEARCHED_SHOWN: Final = 30
 
 
 @routes.get("/portal/ready")
@@ -37,23 +49,128 @@ async def home(request: Request, own: OwnServices, q: str = "", why: str = "") -
         who = await requests.signed(request)
     except SessionEnded as ended:
         return await entry_page(request, own, query=q, why=why or ("" if ended.why == "none" else ended.why))
+    query = " ".join(q.split())[:80]
+    apps = [a for a in own.apps.values() if who.may_use(a)]
+    parts, found = HomeParts(), list[HomeItem]()
+    for app in apps:
+        context = create_context(request, own, who, app)
+        if app.home is not None and not query:
+            more = await app.home(context)
+            parts = HomeParts(parts.due + more.due, parts.often + more.often, parts.resume + more.resume)
+        if app.search is not None and query:
+            found += await app.search(context, query)
+    now = datetime.now(UTC)
+    return await page(
+        request,
+        "host/home.html",
+        parts=parts,
+        season_shown=SEASON_SHOWN,
+        apps=apps,
+        left=await _left(own, who, now),
+        greeting=greeting(local(now).hour),
+        query=query,
+        found=found[:SEARCHED_SHOWN],
+        notices=await _notices(own, who, now),
+        policy=who.policy,
+        tip=tip_of(local(now).date()),
+    )
+
+
+def greeting(hour: int) -> str:
+    return "おはようございます" if 4 <= hour < 11 else "こんにちは" if 11 <= hour < 18 else "おつかれさまです"
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something a person should know today: `tone` of the mark, its words, where it leads."""
+
+    mark: str
+    tone: str
+    icon: str
+    words: str
+    href: str
+
+
+async def _notices(own: Services, who: Signed, now: datetime) -> list[Notice]:
+    """Answers that have come; for administrators, who waits for one."""
+    found: list[Notice] = []
+    async with own.db.tenant_session(who.actor.context, read_only=True) as session:
+        answered = await list_reports(session, who.actor.tenant_id, states=("answered",), person_id=who.actor.person_id)
+        waiting = (await count_reports(session, who.actor.tenant_id))["open"] if who.actor.has(Role.TOWN_ADMIN) else 0
+    if answered:
+        words = f"「{KINDS[answered[0].kind]}」に返事があります"
+        found.append(Notice("町の管理者から", "info", "mail", words, "/report/mine"))
+    if waiting:
+        words = f"職員{waiting}人の「こまったとき」が返事を待っています"
+        found.append(Notice("町の管理者の仕事", "warn", "flag", words, "/desk/reports"))
+    return found
+
+
+# ── what is left of the month ────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """The tightest limit above a person. `whose` says which one; `dry_on` when its pace ends it before the month."""
+
+    share: Fraction
+    whose: str
+    dry_on: date | None
+    back_on: date
+
+
+async def _nodes(own: Services, who: Signed, now: datetime) -> list[tuple[str, BudgetRow | None]]:
+    """Whose limit, and the limit: the section's and the person's only where there is one."""
     actor = who.actor
     async with own.db.tenant_session(actor.context, read_only=True) as session:
-        policy, _ = await load_policy(session, actor.tenant_id)
-        left = await remaining_share(session, actor.tenant_id, section_id=actor.section_id, person_id=actor.person_id)
-    apps = [a for a in own.apps.values() if policy.allows_app(a.manifest.id) and set(a.manifest.roles) & actor.roles]
-    parts = HomeParts()
-    for app in apps:
-        if app.home is not None:
-            more = await app.home(create_context(request, own, who, app, policy))
-            parts = HomeParts(parts.due + more.due, parts.often + more.often, parts.resume + more.resume)
-    hour = local(datetime.now(UTC)).hour
-    greeting = "おはようございます" if 4 <= hour < 11 else "こんにちは" if hour < 18 else "おつかれさまです"
-    words = q.split()
-    found = [i for i in (*parts.due, *parts.often) if words and all(w in i.title + i.text for w in words)]
+        rows = {(r.node, r.node_id): r for r in await budget_rows(session, tenant_id=actor.tenant_id, now=now)}
+    found: list[tuple[str, BudgetRow | None]] = [(f"{actor.tenant_name}の予算", rows.get(("town", "")))]
+    for words, key in (
+        (f"{actor.section_name}の枠", ("section", str(actor.section_id))),
+        ("あなたの枠", ("person", str(actor.person_id))),
+    ):
+        row = rows.get(key)
+        if row is not None and row.limit_uyen is not None:
+            found.append((words, row))
+    return found
+
+
+def _as_left(whose: str, row: BudgetRow | None, today: date) -> Left:
+    if row is None or row.left is None or row.limit_uyen is None:
+        return Left(Fraction(0), whose, today, next_month(today))
+    return Left(row.left, whose, dry_day(row.posted_uyen + row.held_uyen, row.limit_uyen, today), next_month(today))
+
+
+async def _left(own: Services, who: Signed, now: datetime) -> Left:
+    today = local(now).date()
+    return min((_as_left(w, r, today) for w, r in await _nodes(own, who, now)), key=lambda left: left.share)
+
+
+@routes.get("/quota")
+async def quota(request: Request, own: OwnServices, who: SignedRequest) -> Response:
+    """Which limit is how far used, when it comes back, what works meanwhile, whom to ask."""
+    now = datetime.now(UTC)
+    today = local(now).date()
+    async with own.db.tenant_session(who.actor.context, read_only=True) as session:
+        people = [p for p in await list_people(session, who.actor.tenant_id) if p.status == "active"]
+    limits = [_as_left(w, r, today) for w, r in await _nodes(own, who, now)]
     return await page(
-        request, "host/home.html", parts=parts, apps=apps, left=left, greeting=greeting, query=q, found=found
+        request,
+        "host/quota.html",
+        limits=limits,
+        empty=[left for left in limits if left.share <= 0],
+        back_on=next_month(today),
+        heads=[p for p in people if Role.SECTION_ADMIN in p.roles and p.section_id == who.actor.section_id],
+        admins=[p for p in people if Role.TOWN_ADMIN in p.roles],
+        told=told,
     )
+
+
+def told(person: Listed) -> str:
+    return f"{person.section_name} {person.display_name or person.login}".strip()
+
+
+# ── settings ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @routes.get("/settings")
@@ -73,17 +190,36 @@ async def save_settings(
         session.add(person)
     if request.headers.get("kumiai-request") == "fetch":
         return Response(status_code=204)
-    response = RedirectResponse(safe_next(next), status_code=303)
-    response.set_cookie("kumiai_toast", quote("設定を保存しました"), max_age=20, httponly=True, samesite="lax")
-    return response
+    return back(safe_next(next), "設定を保存しました")
+
+
+# ── こまったとき ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @routes.get("/report")
 async def report_page(
-    request: Request, own: OwnServices, who: SignedRequest, page_path: str = "", number: str = ""
+    request: Request, own: OwnServices, who: SignedRequest, page: str = "", number: str = "", kind: str = ""
 ) -> Response:
-    path = request.query_params.get("page", page_path)
-    return await page(request, "host/report.html", kinds=KINDS, page_path=path[:200], number=number[:40])
+    return await _report_page(request, own, typed={"page": page[:200], "number": number[:40], "kind": kind})
+
+
+async def _report_page(
+    request: Request, own: Services, *, typed: dict[str, str], problem: InvalidInput | None = None
+) -> Response:
+    typed = {"page": "", "number": "", "kind": "", "content": "", "with_content": ""} | typed
+    return await page(
+        request,
+        "host/report.html",
+        status=200 if problem is None else int(problem.status),
+        kinds=KINDS,
+        typed=typed,
+        where=place(typed["page"], _titles(own)),
+        problem=problem,
+    )
+
+
+def _titles(own: Services) -> dict[str, str]:
+    return {a.manifest.id: a.manifest.title for a in own.apps.values()}
 
 
 @routes.post("/report")
@@ -91,36 +227,76 @@ async def send_report(
     request: Request,
     own: OwnServices,
     who: SignedRequest,
-    page_path: str = Form(""),
-    number: str = Form(""),
-    kind: str = Form("other"),
-    with_content: str = Form(""),
-    content: str = Form(""),
+    page_path: Annotated[str, Form()] = "",
+    number: Annotated[str, Form()] = "",
+    kind: Annotated[str, Form()] = "other",
+    with_content: Annotated[str, Form()] = "",
+    content: Annotated[str, Form()] = "",
 ) -> Response:
     """Page, time and number always go; the text only when its box is ticked."""
-    await file_report(
-        own.db,
-        own.documents,
-        who.actor,
-        app="",
-        page=page_path,
-        kind=kind,
-        problem_number=number,
-        content=content if with_content and content.strip() else None,
+    typed = {"page": page_path, "number": number, "kind": kind, "content": content, "with_content": with_content}
+    if content.strip() and not with_content:
+        # What was written is neither sent unasked nor dropped unsaid.
+        problem = InvalidInput(
+            "文を送るときは印を付けてください。送らないときは、文を消してください。", field="content"
+        )
+        return await _report_page(request, own, typed=typed, problem=problem)
+    try:
+        await file_report(
+            own.db,
+            own.documents,
+            who.actor,
+            app="",
+            page=page_path,
+            kind=kind,
+            problem_number=number,
+            content=content if content.strip() else None,
+        )
+    except InvalidInput as problem:
+        return await _report_page(request, own, typed=typed, problem=problem)
+    return back("/report/mine", "町の管理者に知らせました")
+
+
+@routes.get("/report/mine")
+async def my_reports(request: Request, own: OwnServices, who: SignedRequest) -> Response:
+    """What this person has sent, and what was answered."""
+    async with own.db.tenant_session(who.actor.context, read_only=True) as session:
+        found = await list_reports(
+            session, who.actor.tenant_id, states=("open", "answered", "closed"), person_id=who.actor.person_id
+        )
+    desk = own.documents.of(who.actor.context, app=DESK, viewer=None)
+    answers = {r.id: await list_answers(desk, r.id) for r in found[:50] if r.state != "open"}
+    return await page(
+        request,
+        "host/reports.html",
+        reports=found[:50],
+        answers=answers,
+        kinds=KINDS,
+        places={r.id: place(r.page, _titles(own)) for r in found},
     )
-    response = RedirectResponse("/", status_code=303)
-    response.set_cookie("kumiai_toast", quote("町の管理者に知らせました"), max_age=20, httponly=True, samesite="lax")
-    return response
+
+
+@routes.post("/report/{report_id}/done")
+async def report_done(request: Request, own: OwnServices, who: SignedRequest, report_id: UUID) -> Response:
+    """解決した: the person's own report is done with. Raises `NotFound` for anybody else's."""
+    async with own.db.tenant_session(who.actor.context) as session:
+        report = await session.get(Report, report_id)
+        if report is None or report.person_id != who.actor.person_id:
+            raise NotFound
+        report.state, report.closed_at, report.closed_by = "closed", datetime.now(UTC), who.actor.person_id
+        session.add(report)
+    return back("/report/mine", "済みにしました")
+
+
+# ── what everybody may read ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @routes.get("/about/{name}")
 async def about(request: Request, own: OwnServices, name: str) -> Response:
-    """使い方, 取り扱ってよい情報, 内容が見えないしくみ, アクセシビリティ方針: readable without signing in."""
-    if name not in ("use", "rules", "blindness", "accessibility"):
+    """使い方, 入れないとき, 取り扱ってよい情報, 内容が見えないしくみ, アクセシビリティ方針: without signing in."""
+    if name not in ("use", "signin", "rules", "blindness", "accessibility"):
         raise NotFound
     policy = Policy()
     with contextlib.suppress(SessionEnded):
-        who = await requests.signed(request)
-        async with own.db.tenant_session(who.actor.context, read_only=True) as session:
-            policy, _ = await load_policy(session, who.actor.tenant_id)
+        policy = (await requests.signed(request)).policy
     return await page(request, f"host/about_{name}.html", policy=policy)

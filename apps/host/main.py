@@ -7,6 +7,8 @@ from urllib.parse import quote, urlsplit
 import structlog
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartParser
 from starlette.responses import JSONResponse, RedirectResponse, Response
@@ -25,6 +27,7 @@ from apps.host.requests import (
     check_origin,
     identified,
     page,
+    problem_number,
     problem_page,
     session_ended_page,
 )
@@ -33,7 +36,7 @@ from apps.host.sessions import SessionEnded
 from apps.sdk.intake import close_intake
 from apps.sdk.ui.render import STATIC
 from observability import metrics
-from observability.problems import InvalidInput, NotFound, Problem
+from observability.problems import InvalidInput, NotFound, Problem, Unavailable
 from tenants.context import Role, new_id
 from tenants.identity.access_list import Revoked
 from tenants.identity.dev_issuer.app import DevIssuer
@@ -87,7 +90,20 @@ def create_portal(settings: Settings) -> FastAPI:
                     await identified(request)
             except Problem as problem:
                 return await _render(request, problem)
-        response = await call_next(request)
+        try:
+            response = await call_next(request)
+        except (OperationalError, InterfaceError, PoolTimeout):
+            # The database is away or full: a passing state, told as one.
+            log.warning("database_unavailable", path=request.url.path, number=problem_number(request), exc_info=True)
+            response = await _render(
+                request, Unavailable("数分待ってから、もう一度開いてください。書いた文章は残っています。")
+            )
+        except Exception:  # the HTTP edge: a bug becomes a page with a number, and somebody hears of it
+            log.error("page_failed", path=request.url.path, number=problem_number(request), exc_info=True)
+            response = await _render(
+                request,
+                Problem("こちらの不具合です。記録しましたので、操作をやり直してください。書いた文章は残っています。"),
+            )
         area = request.url.path.split("/")[2] if request.url.path.startswith("/apps/") else "shell"
         metrics.PAGES.labels(area if area in apps else "shell", f"{response.status_code // 100}xx").inc()
         if request.url.path.startswith("/static/"):
@@ -117,17 +133,10 @@ def create_portal(settings: Settings) -> FastAPI:
 
     @portal.exception_handler(HTTPException)
     async def _http(request: Request, error: HTTPException) -> Response:
-        if error.status_code == 404:
+        if error.status_code in (404, 405):
+            # A form's address opened as a page is no page either.
             return await _render(request, NotFound())
-        return Response(status_code=error.status_code)
-
-    @portal.exception_handler(Exception)
-    async def _unexpected(request: Request, error: Exception) -> Response:
-        log.error("page_failed", path=request.url.path, trace_id=str(request.state.trace_id), exc_info=True)
-        return await _render(
-            request,
-            Problem("こちらの不具合です。記録しましたので、操作をやり直してください。書いた文章は残っています。"),
-        )
+        return await _render(request, InvalidInput("ページを開き直して、もう一度操作してください。"))
 
     portal.include_router(signin.routes)
     portal.include_router(home.routes)
@@ -143,11 +152,12 @@ def create_portal(settings: Settings) -> FastAPI:
 
 async def _render(request: Request, problem: Problem) -> Response:
     """A problem for whoever asked: a page, or problem+json for scripts; a missing session leads to the entry."""
+    log.info("refused", type=problem.type, status=int(problem.status), number=problem_number(request))
     wants_json = request.headers.get("kumiai-request") == "fetch" or "text/event-stream" in request.headers.get(
         "accept", ""
     )
     if wants_json:
-        body = problem.as_json(str(getattr(request.state, "trace_id", "")))
+        body = problem.as_json(problem_number(request))
         return JSONResponse(body, status_code=int(problem.status), media_type="application/problem+json")
     is_part = request.headers.get("hx-request") == "true"
     if isinstance(problem, SessionEnded | Revoked) and request.method == "GET":

@@ -66,7 +66,7 @@ async def _finish(
     except Problem as problem:
         done.set_exception(problem)
     except Exception:  # as in main: a bug becomes a page with a number
-        log.error("work_failed", path=request.url.path, trace_id=str(request.state.trace_id), exc_info=True)
+        log.error("work_failed", path=request.url.path, number=problem_number(request), exc_info=True)
         done.set_exception(Problem("こちらの不具合です。記録しましたので、問合せ番号を事務局に知らせてください。"))
     # A page that was left behind never asks for it.
     done.exception()

@@ -1,5 +1,6 @@
 """One request of a signed-in person: session, access list, actor, CSRF, and the page around what an app renders."""
 
+import contextlib
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,10 +14,12 @@ from starlette.responses import HTMLResponse, Response
 
 from apps.host.services import Services
 from apps.host.sessions import SessionEnded, SignedIn
+from apps.sdk.app import App
 from observability.problems import NotAllowed, NotFound, Problem
 from tenants.context import Actor, Role, TenantContext
 from tenants.models import Person
 from tenants.people import load_actor
+from tenants.policy import Policy, load_policy
 
 # 30,000 characters of three bytes, each written as three in a form, and the fields around them.
 MAX_WRITTEN_BYTES: Final = 300 * 1024
@@ -51,6 +54,11 @@ class Signed:
     session: SignedIn
     actor: Actor
     preferences: Mapping[str, Any] = field(default_factory=dict)
+    policy: Policy = field(default_factory=Policy)
+
+    def may_use(self, app: App) -> bool:
+        """Whether the town has switched the app on and it is meant for one of this person's roles."""
+        return self.policy.allows_app(app.manifest.id) and bool(set(app.manifest.roles) & self.actor.roles)
 
 
 def services(request: Request) -> Services:
@@ -81,9 +89,10 @@ async def identified(request: Request) -> Signed:
         async with own.db.tenant_session(TenantContext(session.tenant_id), read_only=True) as db:
             actor = await load_actor(db, session.tenant_id, session.person_id)
             person = await db.get(Person, session.person_id)
+            policy, _ = await load_policy(db, session.tenant_id)
     except NotFound:
         raise SessionEnded("ended") from None
-    found = Signed(session, actor, dict(person.preferences) if person else {})
+    found = Signed(session, actor, dict(person.preferences) if person else {}, policy)
     request.state.signed = found
     return found
 
@@ -139,8 +148,9 @@ def is_operator_page(actor: Actor | None, path: str) -> bool:
     return inside and actor is not None and actor.has(Role.OPERATOR)
 
 
-def navigation(own: Services, actor: Actor, path: str) -> list[NavItem]:
+def navigation(own: Services, who: Signed, path: str) -> list[NavItem]:
     """Home, the apps this person may use, and the offices of administrators; in the operator's console its own."""
+    actor = who.actor
     if is_operator_page(actor, path):
         root = _OPERATOR_NAV[0][1]
         nav = [
@@ -149,12 +159,16 @@ def navigation(own: Services, actor: Actor, path: str) -> list[NavItem]:
         return [*nav, NavItem("自分のホーム", "/", "user", current=False)]
     items = [("ホーム", "/", "home")]
     items += [
-        (a.manifest.title, f"/apps/{a.manifest.id}", a.manifest.icon.removeprefix("i-")) for a in own.apps.values()
+        (a.manifest.title, f"/apps/{a.manifest.id}", a.manifest.icon.removeprefix("i-"))
+        for a in own.apps.values()
+        if who.may_use(a)
     ]
     if actor.has(Role.TOWN_ADMIN):
-        items += [("町の管理", "/console/town", "gear"), ("報告の確認", "/desk/reports", "flag")]
+        items.append(("町の管理", "/console/town", "gear"))
     if actor.has(Role.OPERATOR):
         items.append(("運用", "/console/operator", "coins"))
+    # The desk is the part of the town's office that opens content.
+    path = path.replace("/desk", "/console/town", 1) if path.startswith("/desk/") else path
     return [NavItem(t, h, i, current=path == h or (h != "/" and path.startswith(h + "/"))) for t, h, i in items]
 
 
@@ -166,7 +180,7 @@ def render(request: Request, template: str, /, **facts: object) -> str:
         "product_name": own.settings.product_name,
         "actor": who.actor if who else None,
         "csrf": who.session.csrf if who else "",
-        "nav": navigation(own, who.actor, request.url.path) if who else [],
+        "nav": navigation(own, who, request.url.path) if who else [],
         "here": request.url.path,
         "now": datetime.now(UTC),
         "toast": _toast(request),
@@ -190,6 +204,9 @@ def _toast(request: Request) -> str:
     return unquote(request.cookies.get("kumiai_toast", ""))[:80]
 
 
+_ICONS: Final[Mapping[int, str]] = {401: "lock", 403: "lock", 404: "search", 413: "doc", 429: "clock", 503: "clock"}
+
+
 async def problem_page(request: Request, problem: Problem) -> Response:
     """An expected failure as a whole page; 403 and 404 look the same on purpose."""
     hidden = (
@@ -197,23 +214,30 @@ async def problem_page(request: Request, problem: Problem) -> Response:
         and not isinstance(problem, ForgedRequest)
         and type(problem) in (NotFound, NotAllowed)
     )
-    number = problem_number(request)
-    return await page(
+    if problem.status == 404:
+        # An address that leads nowhere asked nobody who they are; their menu should still be there.
+        with contextlib.suppress(Problem):
+            await identified(request)
+    who: Signed | None = getattr(request.state, "signed", None)
+    status = 404 if hidden else int(problem.status)
+    detail = problem.detail if problem.detail != problem.title else ""
+    if hidden:
+        detail = "消されたか、見ることのできる人が限られています。" + (detail or "アドレスを確かめてください。")
+    response = await page(
         request,
         "ui/problem.html",
-        status=404 if hidden else int(problem.status),
+        status=status,
         problem_title="ページが見つかりません" if hidden else problem.title,
-        problem_detail=(
-            "消されたか、見ることのできる人が限られています。"
-            + (problem.detail if problem.detail != problem.title else "")
-            if hidden
-            else problem.detail
-        ),
-        problem_icon="search" if hidden else "error",
-        back_href="/",
-        back_words="ホームへ戻る",
-        number=number,
+        problem_detail=detail,
+        problem_icon=_ICONS.get(status, "error"),
+        # Opening a page again is harmless; a form is sent again only by who sent it.
+        again=str(request.url.path) if request.method == "GET" and status >= 500 else "",
+        back_words="ホームへ戻る" if who else "町の入口へ",
+        number=problem_number(request),
     )
+    if problem.retry_after_s is not None or status == 503:
+        response.headers["retry-after"] = str(problem.retry_after_s or 30)
+    return response
 
 
 async def session_ended_page(request: Request, problem: Problem, entry: str) -> Response:
@@ -233,7 +257,7 @@ async def session_ended_page(request: Request, problem: Problem, entry: str) -> 
 
 
 def problem_number(request: Request) -> str:
-    """The number a clerk can read out; the log has the same."""
+    """The number a clerk can read out; the log has the same. Of the id its end, which no other shares."""
     found: UUID | None = getattr(request.state, "trace_id", None)
-    text = (found or uuid4()).hex
-    return f"{text[:4]}-{text[4:8]}"
+    text = (found or uuid4()).hex[-8:]
+    return f"{text[:4]}-{text[4:]}"

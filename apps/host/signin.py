@@ -4,6 +4,7 @@ import base64
 import hashlib
 import secrets
 import time
+import unicodedata
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote, urlencode, urlsplit
@@ -15,15 +16,21 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from apps.host.requests import OwnServices, SignedRequest, page
 from apps.host.services import Services
 from apps.host.sessions import exchange
+from apps.sdk.office import back
 from observability.problems import InvalidInput, NotAllowed, NotFound
 from tenants.context import TenantId
+from tenants.identity.access_list import TenantSuspended
 from tenants.identity.issuers import BadToken, NoOrganization
+from tenants.lgcode import parse_code
 from tenants.models import Tenant, TenantIdentity
 from tenants.people import clean_login, load_actor, person_of_token
 from tenants.registry import ListedTenant, find_tenant, list_tenants
 
 PENDING_COOKIE: Final = "kumiai_signin"
 PENDING_S: Final = 600
+# All towns are listed where they fit on a page; else the person searches.
+TOWNS_LISTED: Final = 12
+TOWNS_SHOWN: Final = 50
 # Sign-ins one browser may have open at a time, so that two tabs do not break each other.
 MAX_PENDING: Final = 4
 
@@ -64,21 +71,40 @@ async def find_entry(own: Services, text: str) -> Entry:
                 )
             )
         ).first()
+    if tenant.status == "suspended":
+        raise TenantSuspended("共同利用の事務局に問い合わせてください。データは消えていません。")
     if tenant.status != "active" or identity is None:
         raise NotFound("団体コードか名前を確かめてください。")
     return Entry(TenantId(tenant.id), tenant.name, tenant.alias, text, identity.organization_id)
 
 
 async def entry_page(request: Request, own: Services, *, query: str = "", why: str = "") -> Response:
-    """The choice of the town, by code or name."""
-    towns: list[ListedTenant] = []
+    """The choice of the town, by code or name; the town this browser was in last comes first."""
+    query, wrong = " ".join(query.split())[:60], ""
     async with own.db.platform_session("sign-in", read_only=True) as session:
         active = [t for t in await list_tenants(session) if t.status == "active"]
-    if query.strip():
-        towns = [t for t in active if query.strip() in (t.code, t.name) or query.strip() in t.name]
-    elif own.settings.env == "demo" or len(active) <= 12:
+    towns: list[ListedTenant] = []
+    words = unicodedata.normalize("NFKC", query).casefold()
+    if query:
+        towns = [t for t in active if words == t.code or words in unicodedata.normalize("NFKC", t.name).casefold()]
+        if not towns and words.replace("-", "").isdigit():
+            try:
+                parse_code(words)
+            except InvalidInput as problem:
+                wrong = problem.detail
+    elif own.settings.env == "demo" or len(active) <= TOWNS_LISTED:
         towns = active
-    return await page(request, "host/entry.html", towns=towns, query=query, why=why)
+    alias = request.cookies.get("kumiai_town", "")
+    return await page(
+        request,
+        "host/entry.html",
+        towns=towns[:TOWNS_SHOWN],
+        more=len(towns) if len(towns) > TOWNS_SHOWN else 0,
+        last=next((t for t in active if t.alias == alias), None) if not query else None,
+        query=query,
+        wrong=wrong,
+        why=why,
+    )
 
 
 @routes.get("/t/{town}")
@@ -105,6 +131,20 @@ async def signin(request: Request, own: OwnServices, town: str, login: str = "",
             error=problem.detail,
             typed=login,
         )
+    return await _to_issuer(request, own, entry, number, next_page=next)
+
+
+@routes.get("/auth/password")
+async def change_password(request: Request, own: OwnServices, who: SignedRequest) -> Response:
+    """To the issuer, which asks for the present password and then for a new one; then back to the settings."""
+    entry = await find_entry(own, who.actor.tenant_code)
+    return await _to_issuer(request, own, entry, who.actor.login, next_page="/settings", kc_action="UPDATE_PASSWORD")
+
+
+async def _to_issuer(
+    request: Request, own: Services, entry: Entry, number: str, *, next_page: str, **more: str
+) -> Response:
+    """An authorization request; what must come back with it is sealed into a short-lived cookie."""
     verifier, state, nonce = (secrets.token_urlsafe(48) for _ in range(3))
     asked = {
         "client_id": own.client[0],
@@ -116,12 +156,15 @@ async def signin(request: Request, own: OwnServices, town: str, login: str = "",
         "code_challenge": _challenge(verifier),
         "code_challenge_method": "S256",
         "ui_locales": "ja",
+        **more,
     }
     if number:
         asked["login_hint"] = f"{entry.alias}.{number}"
     response = RedirectResponse(f"{(await own.issuer.endpoints()).authorization}?{urlencode(asked)}", status_code=303)
     pending = _pending(request, own)[-(MAX_PENDING - 1) :]
-    pending.append([state, nonce, verifier, entry.alias, entry.organization_id, number, safe_next(next), time.time()])
+    pending.append(
+        [state, nonce, verifier, entry.alias, entry.organization_id, number, safe_next(next_page), time.time()]
+    )
     sealed = base64.urlsafe_b64encode(own.seal.seal({"pending": pending}, PENDING_COOKIE)).decode()
     response.set_cookie(
         PENDING_COOKIE,
@@ -137,7 +180,13 @@ async def signin(request: Request, own: OwnServices, town: str, login: str = "",
 
 @routes.get("/auth/callback")
 async def callback(
-    request: Request, own: OwnServices, code: str = "", state: str = "", error: str = "", iss: str = ""
+    request: Request,
+    own: OwnServices,
+    code: str = "",
+    state: str = "",
+    error: str = "",
+    iss: str = "",
+    kc_action_status: str = "",
 ) -> Response:
     """Back from the issuer: everything is compared with what was asked before a session begins."""
     found = next((p for p in _pending(request, own) if secrets.compare_digest(str(p[0]), state)), None)
@@ -179,7 +228,8 @@ async def callback(
     own.access.check(tenant_id, issued_at=identity.issued_at, person_id=person_id, sid=identity.sid, sub=identity.sub)
     before = request.cookies.get(own.cookie_name, "")
     cookie = await own.sessions.start(identity, tokens, tenant_id, person_id, replaces=before)
-    response = RedirectResponse(next_page, status_code=303)
+    changed = kc_action_status == "success"
+    response = back(next_page, "パスワードを変えました") if changed else RedirectResponse(next_page, status_code=303)
     set_session_cookie(response, own, cookie)
     response.set_cookie(
         "kumiai_town", alias, max_age=180 * 86400, httponly=True, samesite="lax", secure=own.secure_cookies

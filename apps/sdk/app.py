@@ -53,6 +53,7 @@ class HomeItem:
     note: str = ""
     minutes: int = 0
     data_class: str = ""
+    act: str = "開く"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,8 @@ class App:
     router: APIRouter
     folder: Path
     home: Callable[[AppContext], Awaitable[HomeParts]] | None = None
+    # What of this app has every word of a search on the home page; `note` says what kind of thing each is.
+    search: Callable[[AppContext, str], Awaitable[tuple[HomeItem, ...]]] | None = None
 
 
 def load_manifest(folder: Path) -> Manifest:

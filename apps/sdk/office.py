@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated
@@ -72,6 +72,21 @@ def back(href: str, words: str) -> RedirectResponse:
     response = RedirectResponse(href, status_code=303)
     response.set_cookie("kumiai_toast", quote(words), max_age=20, httponly=True, samesite="lax")
     return response
+
+
+def place(path: str, titles: Mapping[str, str]) -> str:
+    """Where in the product a path is, in words. titles: app id → its title."""
+    parts = path.split("?")[0].strip("/").split("/")
+    known = {
+        "": "ホーム",
+        "settings": "自分の設定",
+        "console": "管理の画面",
+        "desk": "こまったとき",
+        "about": "説明のページ",
+    }
+    if parts[0] == "apps" and len(parts) > 1:
+        return titles.get(parts[1], "アプリ")
+    return known.get(parts[0], "そのほかのページ") if path else "指定なし"
 
 
 def csv_file(name: str, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> Response:

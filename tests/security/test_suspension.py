@@ -79,8 +79,11 @@ def test_a_stopped_town_is_refused_by_portal_and_gateway(alone: DemoProcess) -> 
         assert call(alone, token) == 403
         assert "止められています" in clerk.get("/").text
         assert clerk.submit("/apps/chat/send", {"text": "水"}).status_code == 403
-        assert anew.get(f"/t/{code}").status_code == 404
-        assert anew.get("/auth/signin", params={"town": code}).status_code == 404
+        # Its own people are told why, and that nothing is lost; the list of towns does not lead there.
+        for path in (f"/t/{code}", f"/auth/signin?town={code}"):
+            refused = anew.get(path)
+            assert refused.status_code == 403
+            assert "止められています" in refused.text
         assert code not in anew.get("/").text
         # The neighbour notices nothing.
         assert (neighbour.get("/apps/chat").status_code, call(alone, alone.api_key(1))) == (200, 200)

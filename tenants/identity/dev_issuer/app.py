@@ -105,7 +105,8 @@ class DevIssuer:
         if request.method == "GET":
             sid = request.cookies.get(_SSO_COOKIE, "")
             running = await anyio.to_thread.run_sync(self._store.session, sid) if sid else None
-            if running is not None and running.alias == alias and asked.get("prompt") != "login":
+            anew = asked.get("prompt") == "login" or _asks_for_password(asked)
+            if running is not None and running.alias == alias and not anew:
                 return await self._back(asked, running.sid)
             return self._login_page(request, asked)
         form = await request.form()
@@ -123,10 +124,10 @@ class DevIssuer:
         if account is None or account.alias != alias:
             message = "職員番号かパスワードが違います。"
             return self._login_page(request, asked, error=message, typed=str(form.get("username", "")), status=401)
-        if account.must_change:
+        if account.must_change or _asks_for_password(asked):
             token = secrets.token_urlsafe(32)
             self._pending[token] = (time.time() + 600, account, asked)
-            response: Response = self._page("password.html", action=f"{self._path}/protocol/openid-connect/password")
+            response: Response = self._password_page(account)
             response.set_cookie(_PENDING_COOKIE, token, httponly=True, samesite="strict", path=self._path, max_age=600)
             return response
         return await self._sign_in(account, asked)
@@ -148,11 +149,9 @@ class DevIssuer:
         elif account.login in new:
             error = "職員番号を含まないパスワードにしてください。"
         elif await anyio.to_thread.run_sync(self._store.check_password, account.username, new):
-            error = "初期パスワードとは別のパスワードにしてください。"
+            error = "今のパスワードとは別のパスワードにしてください。"
         if error:
-            return self._page(
-                "password.html", status=400, action=f"{self._path}/protocol/openid-connect/password", error=error
-            )
+            return self._password_page(account, error=error)
         await anyio.to_thread.run_sync(
             lambda: self._store.set_password(account.sub, new, must_change=False, end_sessions=False)
         )
@@ -214,6 +213,8 @@ class DevIssuer:
         grant = Grant(sid, asked["redirect_uri"], asked["code_challenge"], asked.get("nonce", ""))
         code = await anyio.to_thread.run_sync(self._store.issue_code, grant)
         answer = {"code": code, "state": asked["state"], "iss": self._url}
+        if _asks_for_password(asked):
+            answer["kc_action_status"] = "success"
         return RedirectResponse(f"{self._redirect_uri}?{urlencode(answer)}", status_code=303)
 
     async def _tokens(self, sid: str, *, nonce: str, old_refresh: str | None) -> JSONResponse:
@@ -272,6 +273,15 @@ class DevIssuer:
             error=error,
         )
 
+    def _password_page(self, account: Account, *, error: str = "") -> HTMLResponse:
+        return self._page(
+            "password.html",
+            status=400 if error else 200,
+            action=f"{self._path}/protocol/openid-connect/password",
+            is_first=account.must_change,
+            error=error,
+        )
+
     def _page(self, name: str, *, status: int = 200, **facts: object) -> HTMLResponse:
         html = self._pages.get_template(name).render(product_name=self._product_name, **({"error": ""} | facts))
         headers = {
@@ -291,6 +301,11 @@ def _asked_organization(scope: str) -> str:
     """The alias in `organization:<alias>`; exactly one must be asked for."""
     found = [s.removeprefix("organization:") for s in scope.split() if s.startswith("organization:")]
     return found[0] if len(found) == 1 else ""
+
+
+def _asks_for_password(asked: dict[str, str]) -> bool:
+    """Keycloak's application-initiated action: sign in once more, then choose another password."""
+    return asked.get("kc_action") == "UPDATE_PASSWORD"
 
 
 def _challenge(verifier: str) -> str:

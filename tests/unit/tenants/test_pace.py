@@ -4,7 +4,7 @@ from datetime import date
 
 import pytest
 
-from apps.console.figures import dry_day
+from tenants.quota.pace import dry_day, next_month
 
 UYEN = 1_000_000
 
@@ -25,3 +25,8 @@ def test_it_runs_dry_at_the_pace_of_the_month(used_yen: int, limit_yen: int, day
 
 def test_a_pace_too_slow_for_the_calendar_lasts() -> None:
     assert dry_day(1, 10_000_000_000 * UYEN, date(2026, 11, 28)) is None
+
+
+def test_a_year_ends_in_january() -> None:
+    assert next_month(date(2026, 12, 31)) == date(2027, 1, 1)
+    assert next_month(date(2026, 11, 30)) == date(2026, 12, 1)

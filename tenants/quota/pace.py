@@ -1,0 +1,26 @@
+"""How long a month's money lasts at the pace it was used until today."""
+
+from calendar import monthrange
+from datetime import date, timedelta
+
+
+def dry_day(used_uyen: int, limit_uyen: int, today: date) -> date | None:
+    """At the month's average pace until today. None: it lasts until the month ends, or nothing was used."""
+    if limit_uyen <= used_uyen:
+        return today
+    if used_uyen <= 0:
+        return None
+    days = (limit_uyen - used_uyen) * today.day // used_uyen
+    # Compared as a number first: a slow pace reaches beyond what a date can hold.
+    days_left = monthrange(today.year, today.month)[1] - today.day
+    return today + timedelta(days=days) if days <= days_left else None
+
+
+def month_end(used_uyen: int, today: date) -> int:
+    """What will have been used when the month ends, at its pace until today."""
+    return used_uyen * monthrange(today.year, today.month)[1] // today.day
+
+
+def next_month(today: date) -> date:
+    """The day on which a monthly limit begins anew."""
+    return date(today.year + today.month // 12, today.month % 12 + 1, 1)
