@@ -6,7 +6,7 @@ export KUMIAI_HOME
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: help demo demo-stop demo-reset demo-cluster check test install install-dev install-models test-models test-vllm locks bench
+.PHONY: help demo demo-stop demo-reset demo-cluster demo-cluster-reset check test install install-dev install-models test-models test-vllm locks bench
 
 help:
 	@echo "make demo          start everything on one address and print how to sign in"
@@ -36,6 +36,9 @@ demo-reset: install
 
 demo-cluster: install-dev
 	@$(BIN)/kumiai demo-cluster --port $(PORT)
+
+demo-cluster-reset: install-dev
+	@$(BIN)/kumiai demo-cluster --port $(PORT) --reset
 
 check: install-dev
 	$(BIN)/ruff format --check .

@@ -7,13 +7,14 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import SecretStr
 
-from kumiai.demo import DemoError, environment_of, run_demo, say
+from kumiai.demo import DemoError, cluster_home, environment_of, reset_demo, run_demo, say
 from kumiai.local.keycloak import Keycloak
 from kumiai.local.pgbouncer import PgBouncer
 from kumiai.local.postgres import Postgres, ServerNotFound
@@ -105,10 +106,23 @@ def _write_environment(file: Path, settings: Settings) -> None:
 
 def run_cluster(settings: Settings, *, port: int, environment: Mapping[str, str]) -> int:
     """Like `run_demo`, in a folder of its own beside the plain demo's. Returns the exit code."""
-    home = settings.home.absolute().with_name(settings.home.absolute().name + "-cluster")
-    settings = settings.model_copy(update={"home": home})
+    settings = _beside(settings)
+    home = settings.home
     say("PostgreSQL、PgBouncer、Valkey、Keycloak の上で動かします（初回は1〜2分かかります）。")
     return run_demo(settings, port=port, environment=environment, servers=LocalCluster(home, environment))
+
+
+def reset_cluster(settings: Settings) -> int:
+    """Ends the demo on servers and deletes its folders. Returns the exit code."""
+    settings = _beside(settings)
+    code = reset_demo(settings)
+    if code == 0:
+        shutil.rmtree(_servers_folder(settings.home), ignore_errors=True)
+    return code
+
+
+def _beside(settings: Settings) -> Settings:
+    return settings.model_copy(update={"home": cluster_home(settings.home)})
 
 
 def _servers_folder(home: Path) -> Path:

@@ -33,10 +33,10 @@ def demo(port: Port = 8000) -> None:
 
 
 def demo_stop() -> None:
-    """End a demo that runs in KUMIAI_HOME."""
-    from kumiai.demo import stop_demo
+    """End the demos that run in KUMIAI_HOME, plain or on servers."""
+    from kumiai.demo import stop_demos
 
-    raise typer.Exit(stop_demo(Settings()))
+    raise typer.Exit(stop_demos(Settings()))
 
 
 def demo_reset(port: Port = 8000) -> None:
@@ -49,10 +49,14 @@ def demo_reset(port: Port = 8000) -> None:
     raise typer.Exit(code)
 
 
-def demo_cluster(port: Port = 8000) -> None:
+def demo_cluster(
+    port: Port = 8000, reset: Annotated[bool, typer.Option("--reset", help="Delete its data first.")] = False
+) -> None:
     """The demo on PostgreSQL, PgBouncer, Valkey and Keycloak, all started here on loopback."""
-    from kumiai.cluster import run_cluster
+    from kumiai.cluster import reset_cluster, run_cluster
 
+    if reset and (code := reset_cluster(Settings())):
+        raise typer.Exit(code)
     raise typer.Exit(run_cluster(Settings(), port=port, environment=os.environ))  # noqa: TID251 - as above
 
 

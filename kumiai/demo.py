@@ -401,6 +401,17 @@ def print_facts(facts: Mapping[str, Any], home: DemoHome) -> None:
     say(f"  同じ内容は {home.facts_file} にあります。終えるには Ctrl-C、または別の端末で make demo-stop\n")
 
 
+def cluster_home(home: Path) -> Path:
+    """Where the demo on servers lives: beside the plain one."""
+    return home.absolute().with_name(home.absolute().name + "-cluster")
+
+
+def stop_demos(settings: Settings) -> int:
+    """Ends the plain demo of a home and the one on servers beside it, whichever runs. Returns the exit code."""
+    homes = [h for h in (settings.home, cluster_home(settings.home)) if DemoHome(h.absolute()).running_pid()]
+    return max(stop_demo(settings.model_copy(update={"home": h})) for h in homes or [settings.home])
+
+
 def stop_demo(settings: Settings) -> int:
     """Ends a demo running in the home folder; 0 also when none runs."""
     home = DemoHome(settings.home.absolute())

@@ -3,11 +3,9 @@
 import contextlib
 import fcntl
 import hashlib
-import os
 import re
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
@@ -23,6 +21,7 @@ from typing import Final
 import psycopg
 from psycopg import sql
 
+from kumiai.local.child import Child
 from kumiai.local.postgres import ServerNotFound, free_port
 from tenants.schema import PostgresServer
 
@@ -46,7 +45,7 @@ class Keycloak:
         self._folder = folder
         self._postgres = postgres
         self._environment = environment
-        self._process: subprocess.Popen[bytes] | None = None
+        self._child = Child(folder, "keycloak")
         self.admin_user = ADMIN_USER
         self.port = 0
 
@@ -57,10 +56,6 @@ class Keycloak:
     @property
     def admin_password(self) -> str:
         return self._secret("admin")
-
-    @property
-    def log(self) -> Path:
-        return self._folder / "keycloak.log"
 
     def start(self) -> None:
         """Starts the server and waits until it answers. Raises `ServerNotFound`."""
@@ -76,29 +71,12 @@ class Keycloak:
             # One node: no cluster ports, which would not stay on loopback.
             "--cache=local",
         ]  # fmt: skip
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - the pinned distribution
-                [str(word) for word in words], stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                env=self._own_environment(), start_new_session=True,
-            )  # fmt: skip
+        self._child.start(words, environment=self._own_environment())
         self._wait()
 
     def stop(self) -> None:
         """Ends the server; sessions and tokens live on in its database."""
-        if self._process is not None and self._process.poll() is None:
-            # The start script and the Java process are one group.
-            self._end(signal.SIGTERM)
-            try:
-                self._process.wait(20)
-            except subprocess.TimeoutExpired:
-                self._end(signal.SIGKILL)
-                self._process.wait()
-        self._process = None
-
-    def _end(self, sig: signal.Signals) -> None:
-        if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, sig)
+        self._child.stop()
 
     def _own_environment(self) -> dict[str, str]:
         return _basics(self._environment) | {
@@ -145,15 +123,14 @@ class Keycloak:
     def _wait(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
-            if self._process is not None and self._process.poll() is not None:
+            if self._child.has_ended:
                 break
             with contextlib.suppress(urllib.error.URLError, OSError):
                 urllib.request.urlopen(f"{self.url}/realms/master", timeout=5).close()  # noqa: S310 - our own loopback address
                 return
             time.sleep(0.2)
         self.stop()
-        tail = self.log.read_text(errors="replace")[-800:]
-        raise ServerNotFound(f"Keycloak did not answer; the end of {self.log}:\n{tail}")
+        raise ServerNotFound(f"Keycloak did not answer; the end of {self._child.log}:\n{self._child.tail()}")
 
 
 def ensure_distribution(environment: Mapping[str, str]) -> Path:

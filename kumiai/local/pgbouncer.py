@@ -3,7 +3,6 @@
 import os
 import pwd
 import shutil
-import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from urllib.parse import urlsplit
 
 import psycopg
 
+from kumiai.local.child import Child
 from kumiai.local.postgres import ServerNotFound, free_port
 from tenants.db import DatabaseUrls
 
@@ -25,7 +25,7 @@ class PgBouncer:
         self._folder = folder
         self._direct = urls
         self._pool_size = pool_size
-        self._process: subprocess.Popen[bytes] | None = None
+        self._child = Child(folder, "pgbouncer")
         self.port = 0
 
     @property
@@ -68,20 +68,12 @@ class PgBouncer:
         if os.geteuid() == 0:
             # It refuses to run as root, as the database does.
             words = self._as_nobody(words)
-        with (self._folder / "pgbouncer.log").open("ab") as log:
-            self._process = subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)  # noqa: S603 - fixed words
+        self._child.start(words)
         self._wait()
 
     def stop(self) -> None:
         """Ends the pooler; open connections are cut."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        self._process = None
+        self._child.stop()
 
     def _through(self, url: str) -> str:
         parts = urlsplit(url)
@@ -96,7 +88,7 @@ class PgBouncer:
     def _wait(self) -> None:
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
-            if self._process is not None and self._process.poll() is not None:
+            if self._child.has_ended:
                 break
             try:
                 psycopg.connect(self.urls.app, connect_timeout=2).close()
@@ -104,5 +96,4 @@ class PgBouncer:
                 time.sleep(0.1)
             else:
                 return
-        tail = (self._folder / "pgbouncer.log").read_text(errors="replace")[-500:]
-        raise ServerNotFound(f"PgBouncer did not answer: {tail}")
+        raise ServerNotFound(f"PgBouncer did not answer: {self._child.tail()}")

@@ -5,6 +5,7 @@ import os
 import pwd
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import psycopg
 
+from kumiai.local.child import Child
 from tenants.schema import PostgresServer
 
 
@@ -34,7 +36,8 @@ class Postgres:
         self._folder = folder
         self._fsync = fsync
         self._max_connections = max_connections
-        self._process: subprocess.Popen[bytes] | None = None
+        # Its "fast" shutdown: clients are not waited for.
+        self._child = Child(folder, "postgres", ends_by=signal.SIGINT)
         self._user: str | None = None
         self.port = 0
 
@@ -85,24 +88,14 @@ class Postgres:
             "log_min_duration_statement": "-1",
         }
         options = [arg for name, value in settings.items() for arg in ("-c", f"{name}={value}")]
-        log = (self._folder / "postgres.log").open("ab")
-        self._give(self._folder / "postgres.log")
-        self._process = subprocess.Popen(  # noqa: S603 - our own wheel's program
-            self._as_user([bin_dir / "postgres", "-D", data, *options]), stdout=log, stderr=log, start_new_session=True
-        )
-        log.close()
+        self._child.log.touch()
+        self._give(self._child.log)
+        self._child.start(self._as_user([bin_dir / "postgres", "-D", data, *options]))
         self._wait()
 
     def stop(self) -> None:
         """Ends the server; open connections are cut."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(2)
-            try:
-                self._process.wait(20)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        self._process = None
+        self._child.stop()
 
     def _reachable(self, bin_dir: Path) -> Path:
         """The programs, copied into the folder when their user may not enter where the wheel lies (/root)."""
@@ -119,9 +112,8 @@ class Postgres:
     def _wait(self) -> None:
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
-            if self._process is not None and self._process.poll() is not None:
-                tail = (self._folder / "postgres.log").read_text(errors="replace")[-500:]
-                raise ServerNotFound(f"PostgreSQL ended at once: {tail}")
+            if self._child.has_ended:
+                raise ServerNotFound(f"PostgreSQL ended at once: {self._child.tail()}")
             try:
                 psycopg.connect(self.superuser_url, connect_timeout=2).close()
             except psycopg.OperationalError:

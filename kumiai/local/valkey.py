@@ -3,12 +3,12 @@
 import contextlib
 import importlib.util
 import shutil
-import subprocess
 import time
 from pathlib import Path
 
 import valkey
 
+from kumiai.local.child import Child
 from kumiai.local.postgres import ServerNotFound, free_port
 
 
@@ -17,7 +17,7 @@ class Valkey:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
+        self._child = Child(folder, "valkey")
         self.port = 0
 
     @property
@@ -31,30 +31,20 @@ class Valkey:
         self.port = free_port()
         words = [program, "--bind", "127.0.0.1", "--port", self.port, "--save", "", "--appendonly", "no",
                  "--dir", self._folder, "--maxmemory", "64mb"]  # fmt: skip
-        with (self._folder / "valkey.log").open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - our own wheel's program
-                [str(w) for w in words], stdout=log, stderr=log, start_new_session=True
-            )
+        self._child.start(words)
         deadline = time.monotonic() + 20
         with valkey.Valkey(port=self.port, socket_connect_timeout=1) as client:
-            while time.monotonic() < deadline and self._process.poll() is None:
+            while time.monotonic() < deadline and not self._child.has_ended:
                 with contextlib.suppress(valkey.exceptions.ConnectionError):
                     client.ping()
                     return
                 time.sleep(0.05)
         self.stop()
-        raise ServerNotFound(f"Valkey did not answer; see {self._folder / 'valkey.log'}")
+        raise ServerNotFound(f"Valkey did not answer: {self._child.tail()}")
 
     def stop(self) -> None:
         """Ends the server."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(10)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-        self._process = None
+        self._child.stop()
 
 
 def _program() -> Path:
