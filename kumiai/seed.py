@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from sqlmodel import col, update
+from sqlmodel import col, select, update
 
 from gateway.server.providers.base import UpstreamProblem
 from gateway.server.providers.factory import compile_all, is_loopback
@@ -26,7 +26,7 @@ from tenants.identity.api_keys import create_key, load_peppers
 from tenants.identity.directories import open_directory
 from tenants.identity.directory import IdentityDirectory
 from tenants.lgcode import check_digit
-from tenants.models import FxRate, PersonIdentity, TenantIdentity
+from tenants.models import Budget, FxRate, Person, PersonIdentity, TenantIdentity
 from tenants.people import NewPerson, add_people, list_sections
 from tenants.policy import Policy
 from tenants.quota.pricing import set_fx_rate
@@ -154,18 +154,20 @@ async def _ensure_town(
             temporary=False,
         )
         tenant_id, alias = created.tenant_id, created.alias
-        rest = [
-            (NewPerson(n, shown, town.sections[s], frozenset({Role.STAFF, role})), passwords[n][1])
-            for n, shown, s, role in people[1:]
-        ]
-        if rest:
-            await add_people(db, directory, created.tenant_id, alias, rest, by=BY, temporary=False)
+    async with db.platform_session("demo") as session:
+        there = (await session.exec(select(Person.login).where(col(Person.tenant_id) == tenant_id))).all()
         if not is_operator:
-            async with db.platform_session("demo") as session:
-                first = (await list_sections(session, created.tenant_id))[0].id
-                await set_budget(
-                    session, created.tenant_id, yen=town.month_yen // 2, node="section", node_id=str(first)
-                )
+            first = str((await list_sections(session, TenantId(tenant_id)))[0].id)
+            limits = await session.exec(select(Budget.id).where(col(Budget.node_id) == first))
+            if limits.first() is None:
+                await set_budget(session, TenantId(tenant_id), yen=town.month_yen // 2, node="section", node_id=first)
+    missing = [
+        (NewPerson(n, shown, town.sections[s], frozenset({Role.STAFF, role})), passwords[n][1])
+        for n, shown, s, role in people
+        if n not in there
+    ]
+    if missing:
+        await add_people(db, directory, TenantId(tenant_id), alias, missing, by=BY, temporary=False)
     if not is_operator and town.code not in known["api_keys"]:
         peppers = load_peppers(settings)
         async with db.platform_session("demo") as session:

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Final, Literal
 from uuid import UUID
 
 from sqlmodel import col, select
@@ -15,6 +15,8 @@ from tenants.context import TenantId
 from tenants.models import Audit, AuditHead
 
 ActorKind = Literal["person", "operator", "system", "command"]
+# The action of a sign-in: by it one sees whether a town was ever used.
+SIGNED_IN: Final = "session.start"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,23 +4,24 @@ import asyncio
 import csv
 import getpass
 import json
+import os
 import secrets
 import shlex
 import sys
 import unicodedata
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 import psycopg
 import typer
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
-from observability.problems import Conflict, InvalidInput, Unavailable
+from observability.problems import Conflict, InvalidInput, NotFound, Unavailable
 from tenants import audit
 from tenants.audit import By
 from tenants.context import Role, TenantContext, TenantId
@@ -36,13 +37,14 @@ from tenants.identity.api_keys import (
 )
 from tenants.identity.directories import open_directory, realm_spec
 from tenants.models import FxRate, Price, Tenant
-from tenants.people import code_of, list_people, list_sections
+from tenants.people import clean_login, code_of, list_people, list_sections, reset_password
 from tenants.policy import bump_configuration
 from tenants.quota.pricing import UYEN_PER_YEN, PriceBook, in_force, register_price, set_fx_rate
 from tenants.quota.tree import budget_rows, set_budget
-from tenants.quota.windows import parse_month, window_start
+from tenants.quota.windows import JST, parse_month, window_start
 from tenants.registry import (
     NewTenant,
+    check_new,
     create_tenant,
     find_tenant,
     list_tenants,
@@ -130,6 +132,24 @@ def _print_json(value: object) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
 
 
+def _today() -> date:
+    return datetime.now(JST).date()
+
+
+def _check_folder(path: Path) -> None:
+    """Before anything is made: what holds a password must find its place afterwards."""
+    if not path.absolute().parent.is_dir() or path.is_dir():
+        raise InvalidInput(f"{path} には書けません。あるフォルダーの中のファイル名を指定してください。", field="path")
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    """Readable by its owner only, also where a file of that name was there before."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(data)
+
+
 # ── tenant ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -140,35 +160,51 @@ def tenant_create(
     month_yen: Annotated[int, typer.Option(help="Budget per month in yen, from this month on.")],
     admin_name: Annotated[str, typer.Option(help="How the administrator is shown.")] = "情報担当",
     section: Annotated[list[str] | None, typer.Option(help="A section; may be given several times.")] = None,
-    sheet: Annotated[Path | None, typer.Option(help="Where the hand-over sheet (PDF) goes.")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Where the hand-over sheet (PDF) goes; handover-CODE.pdf if left out.")
+    ] = None,
+    operator: Annotated[
+        bool, typer.Option("--operator", help="The regional operator's own body: its administrator is an operator.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Create a town in one step: accounts, organization, policy, sections, budget, administrator."""
+    """Create a town in one step: accounts, organization, policy, sections, budget, administrator.
+
+    Prints the administrator's initial password once and writes the hand-over sheet. Interrupted, the same command
+    completes it.
+    """
 
     async def work(settings: Settings, db: Database) -> None:
         from tenants.printing import Handover, handover_sheet
 
-        directory = open_directory(settings)
-        wanted = NewTenant(name, code, admin_login, admin_name, tuple(section or ("情報担当課",)), month_yen)
-        created = await create_tenant(db, directory, wanted, by=_by())
-        path = sheet or Path(f"handover-{created.alias[1:]}.pdf")
-        url = f"{settings.public_url}/t/{created.alias[1:]}"
+        kind: Literal["operator", "municipality"] = "operator" if operator else "municipality"
+        sections = tuple(section or ("情報担当課",))
+        wanted = check_new(NewTenant(name, code, admin_login, admin_name, sections, month_yen, kind=kind))
+        path = sheet or Path(f"handover-{wanted.code}.pdf")
+        _check_folder(path)
+        url = f"{settings.public_url}/t/{wanted.code}"
+        created = await create_tenant(db, open_directory(settings), wanted, by=_by())
         pdf = handover_sheet(
             Handover(
                 product_name=settings.product_name,
-                town=name,
-                code=created.alias[1:],
+                town=wanted.name,
+                code=wanted.code,
                 admin_login=created.admin_login,
                 full_login=f"{created.alias}.{created.admin_login}",
                 password=created.admin_password,
                 entry_url=url,
                 sections=wanted.sections,
                 month_yen=month_yen,
-                made_on=datetime.now(UTC).date(),
+                made_on=_today(),
             )
         )
-        path.touch(mode=0o600)
-        path.write_bytes(pdf)
-        print(f"{name}（{created.alias[1:]}）を作りました。")
+        _write_private(path, pdf)
+        if as_json:
+            admin = {"login": created.admin_login, "password": created.admin_password}
+            facts = {"id": created.tenant_id, "code": wanted.code, "name": wanted.name, "alias": created.alias}
+            _print_json(facts | {"entry_url": url, "is_new": created.is_new, "admin": admin, "sheet": str(path)})
+            return
+        print(f"{wanted.name}（{wanted.code}）を{'作りました' if created.is_new else '仕上げました'}。")
         print(f"  入口        {url}")
         print(f"  職員番号    {created.admin_login}")
         print(f"  初期パスワード  {created.admin_password}")
@@ -195,7 +231,7 @@ def tenant_list(as_json: AsJson = False) -> None:
 def tenant_show(town: Town, as_json: AsJson = False) -> None:
     """Show one town: state, sections, people, this month's money."""
 
-    async def work(_settings: Settings, db: Database) -> None:
+    async def work(settings: Settings, db: Database) -> None:
         tenant, tenant_id = await _find(db, town)
         async with db.platform_session("command", read_only=True) as session:
             facts = {
@@ -206,6 +242,7 @@ def tenant_show(town: Town, as_json: AsJson = False) -> None:
                 "status": tenant.status,
                 "sections": [s.name for s in await list_sections(session, tenant_id)],
                 "people": len(await list_people(session, tenant_id)),
+                "entry_url": f"{settings.public_url}/t/{await code_of(session, tenant_id)}",
             }
             town_row = [r for r in await budget_rows(session, tenant_id=tenant_id) if r.node == "town"]
         if town_row:
@@ -244,7 +281,9 @@ def tenant_resume(town: Town) -> None:
     _run(work)
 
 
-def tenant_export(town: Town, to: Annotated[Path, typer.Option(help="The ZIP file to write (mode 0600).")]) -> None:
+def tenant_export(
+    town: Town, to: Annotated[Path, typer.Option(help="The ZIP file to write (mode 0600).")], as_json: AsJson = False
+) -> None:
     """Write everything of a town into one ZIP. It holds content: hand it to the town, and to nobody else."""
 
     async def work(settings: Settings, db: Database) -> None:
@@ -252,6 +291,9 @@ def tenant_export(town: Town, to: Annotated[Path, typer.Option(help="The ZIP fil
 
         tenant, tenant_id = await _find(db, town)
         report = await export_tenant(db, open_content(settings, db), tenant_id, to, by=_by())
+        if as_json:
+            _print_json({"path": str(to), "sha256": report.sha256, "counts": dict(report.counts)})
+            return
         print(f"{tenant.name}を {to} に書き出しました。")
         print(f"  SHA-256 {report.sha256}")
         for words, count in report.counts.items():
@@ -262,19 +304,30 @@ def tenant_export(town: Town, to: Annotated[Path, typer.Option(help="The ZIP fil
 
 def tenant_erase(
     town: Town,
-    export: Annotated[Path, typer.Option(help="The export made before; it is checked first.")],
-    typed_name: Annotated[str, typer.Option("--name", help="The town's name, typed in full.")] = "",
+    export: Annotated[
+        Path, typer.Option(help="The export to keep (ZIP): one made before is checked, a missing one is written first.")
+    ],
+    typed_name: Annotated[
+        str, typer.Option("--name", help="The town's name, typed in full; asked for if left out.")
+    ] = "",
+    as_json: AsJson = False,
 ) -> None:
-    """Erase a town's content and persons for good. Ledger and audit stay, pseudonymised."""
+    """Export a town, then erase its content and persons for good. Ledger and audit stay, pseudonymised."""
 
     async def work(settings: Settings, db: Database) -> None:
-        from tenants.erasure import erase_tenant, open_content
+        from tenants.erasure import check_typed_name, erase_tenant, export_tenant, open_content
 
         tenant, tenant_id = await _find(db, town)
-        name = typed_name or typer.prompt(f"「{tenant.name}」を消去します。団体の名前を入れてください")
+        name = typed_name or typer.prompt(f"「{tenant.name}」を消去します。団体の名前を入れてください", err=as_json)
+        check_typed_name(tenant, name)
+        content = open_content(settings, db)
+        if not export.exists():
+            exported = await export_tenant(db, content, tenant_id, export, by=_by())
+            if not as_json:
+                print(f"{tenant.name}を {export} に書き出しました。\n  SHA-256 {exported.sha256}")
         report = await erase_tenant(
             db,
-            open_content(settings, db),
+            content,
             tenant_id,
             typed_name=name,
             export_path=export,
@@ -282,6 +335,9 @@ def tenant_erase(
             by=_by(),
             directory=open_directory(settings),
         )
+        if as_json:
+            _print_json({"erased": dict(report.counts), "kept": dict(report.kept), "export": str(export)})
+            return
         print(f"{tenant.name}を消去しました。")
         for words, count in report.counts.items():
             print(f"  {words} {count:,}")
@@ -617,72 +673,147 @@ def price_fx(
 # ── people ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def people_list(town: Town) -> None:
-    """List a town's staff."""
+def people_list(town: Town, as_json: AsJson = False) -> None:
+    """List a town's staff who have not left, by section and number."""
 
     async def work(_settings: Settings, db: Database) -> None:
         _, tenant_id = await _find(db, town)
         async with db.tenant_session(TenantContext(tenant_id), read_only=True) as session:
-            for p in await list_people(session, tenant_id):
-                roles = ",".join(r.value for r in p.roles if r is not Role.STAFF)
-                print(f"{p.login:<12}{p.status:<10}{p.section_name}　{p.display_name}　{roles}")
+            people = await list_people(session, tenant_id)
+        if as_json:
+            _print_json(
+                [
+                    {
+                        "id": p.id,
+                        "login": p.login,
+                        "display_name": p.display_name,
+                        "status": p.status,
+                        "section": p.section_name,
+                        "roles": sorted(r.value for r in p.roles),
+                    }
+                    for p in people
+                ]
+            )
+            return
+        for p in people:
+            roles = ",".join(r.value for r in p.roles if r is not Role.STAFF)
+            print(f"{p.login:<12}{p.status:<10}{p.section_name}　{p.display_name}　{roles}")
 
     _run(work)
 
 
 def people_import(
     town: Town,
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="CSV: 職員番号, 氏名, 所属, 役割, 終了日.")],
     apply: Annotated[bool, typer.Option("--apply", help="Do it; without, it only shows what would change.")] = False,
-    remove_absent: Annotated[bool, typer.Option(help="Who is not in the file has left.")] = False,
+    remove_absent: Annotated[bool, typer.Option("--remove-absent", help="Who is not in the file has left.")] = False,
     slips: Annotated[Path, typer.Option(help="Where the slips of new staff (PDF) go.")] = Path("slips.pdf"),
+    as_json: AsJson = False,
 ) -> None:
-    """Bring staff and sections in line with a CSV (UTF-8 or CP932). A dry run unless --apply."""
+    """Bring staff and sections in line with a CSV (UTF-8 or CP932). A dry run unless --apply.
+
+    An error anywhere in the file is told with its row, and nothing is applied.
+    """
 
     async def work(settings: Settings, db: Database) -> None:
         from tenants.people_import import apply as apply_plan
         from tenants.people_import import load_current, parse_people, plan
-        from tenants.printing import Slip, initial_password_slips
 
         tenant, tenant_id = await _find(db, town)
         rows = parse_people(file.read_bytes())
         async with db.tenant_session(TenantContext(tenant_id), read_only=True) as session:
             people, sections = await load_current(session, tenant_id, now=datetime.now(UTC))
-            code = await code_of(session, tenant_id)
         planned = plan(rows, people, sections, remove_absent=remove_absent)
-        for line in planned.lines:
-            print(line)
+        facts: dict[str, object] = {
+            "adds": len(planned.adds),
+            "moves": len(planned.moves),
+            "leaves": len(planned.leaves),
+            "new_sections": len(planned.new_sections),
+            "other_changes": len(planned.renames) + len(planned.role_changes) + len(planned.end_changes),
+            "unchanged": planned.unchanged,
+            "lines": planned.lines,
+        }
+        if not as_json:
+            for line in planned.lines:
+                print(line)
         if not apply:
-            print("まだ何も変えていません。変えるには --apply を付けてください。")
+            if as_json:
+                _print_json(facts | {"applied": False})
+            else:
+                print("まだ何も変えていません。変えるには --apply を付けてください。")
             return
+        if planned.adds:
+            _check_folder(slips)
         applied = await apply_plan(
             db, open_directory(settings), tenant_id, tenant.alias, planned, by=_by(), passwords=new_password
         )
+        if applied.added:
+            await _print_slips(
+                settings, db, tenant, slips, [(a.login, a.display_name, a.section, a.password) for a in applied.added]
+            )
+        if as_json:
+            _print_json(facts | {"applied": True, "still_open": len(applied.still_open)})
+            return
         print("変えました。")
         if applied.still_open:
             print(
                 f"認証基盤が応えず、{len(applied.still_open):,}人のアカウントを閉じられませんでした（利用は止めてあります）。"
             )
         if applied.added:
-            made = [
-                Slip(
-                    town=tenant.name,
-                    section=a.section,
-                    display_name=a.display_name,
-                    login=a.login,
-                    full_login=f"{tenant.alias}.{a.login}",
-                    password=a.password,
-                    entry_url=f"{settings.public_url}/t/{code}",
-                )
-                for a in applied.added
-            ]
-            slips.touch(mode=0o600)
-            slips.write_bytes(
-                initial_password_slips(made, product_name=settings.product_name, made_on=datetime.now(UTC).date())
-            )
             print(f"初期パスワードの紙: {slips}")
 
     _run(work)
+
+
+def people_reset(
+    town: Town,
+    login: Annotated[str, typer.Argument(help="Staff number.")],
+    slip: Annotated[Path, typer.Option(help="Where the slip (PDF) goes.")] = Path("slips.pdf"),
+) -> None:
+    """Give one person a new initial password, on a slip; running sessions end.
+
+    For a town whose only administrator cannot sign in; others are helped by their town's administrator. The town's
+    audit chain keeps it.
+    """
+
+    async def work(settings: Settings, db: Database) -> None:
+        tenant, tenant_id = await _find(db, town)
+        _check_folder(slip)
+        async with db.platform_session("command", read_only=True) as session:
+            found = [p for p in await list_people(session, tenant_id) if p.login == clean_login(login)]
+        if not found:
+            raise NotFound(f"職員番号「{login}」の人は、{tenant.name}にいません。")
+        [person] = found
+        plain = await reset_password(db, open_directory(settings), tenant_id, person.id, new_password(), by=_by())
+        await _print_slips(
+            settings, db, tenant, slip, [(person.login, person.display_name, person.section_name, plain.text)]
+        )
+        print(f"{tenant.name} {person.login} のパスワードを出し直しました。初期パスワードの紙: {slip}")
+
+    _run(work)
+
+
+async def _print_slips(
+    settings: Settings, db: Database, tenant: Tenant, path: Path, people: Sequence[tuple[str, str, str, str]]
+) -> None:
+    """people: (staff number, shown as, section, initial password)."""
+    from tenants.printing import Slip, initial_password_slips
+
+    async with db.platform_session("command", read_only=True) as session:
+        code = await code_of(session, TenantId(tenant.id))
+    made = [
+        Slip(
+            town=tenant.name,
+            section=section,
+            display_name=shown,
+            login=number,
+            full_login=f"{tenant.alias}.{number}",
+            password=password,
+            entry_url=f"{settings.public_url}/t/{code}",
+        )
+        for number, shown, section, password in people
+    ]
+    _write_private(path, initial_password_slips(made, product_name=settings.product_name, made_on=_today()))
 
 
 # ── audit, keycloak, db ──────────────────────────────────────────────────────────────────────────────────────────
@@ -766,7 +897,7 @@ _TENANT = {
 _KEY = {"create": key_create, "list": key_list, "rotate": key_rotate, "revoke": key_revoke, "pepper": key_pepper}
 _BUDGET = {"set": budget_set, "show": budget_show}
 _PRICE = {"set": price_set, "list": price_list, "fx": price_fx}
-_PEOPLE = {"list": people_list, "import": people_import}
+_PEOPLE = {"list": people_list, "import": people_import, "reset": people_reset}
 _AUDIT = {"verify": audit_verify}
 _KEYCLOAK = {"up": keycloak_up}
 _DB = {"bootstrap": db_bootstrap, "migrate": db_migrate}

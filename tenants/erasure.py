@@ -502,8 +502,7 @@ async def erase_tenant(
         raise NotFound
     if tenant.status == "erased":
         raise Conflict(f"「{tenant.name}」は消去済みです。")
-    if _folded(typed_name) != _folded(tenant.name):
-        raise InvalidInput("団体の名前が違います。消去していません。", field="typed_name")
+    check_typed_name(tenant, typed_name)
     manifest = await anyio.to_thread.run_sync(verify_export, export_path, tenant_id)
     await _refuse_newer(db, tenant_id, manifest)
 
@@ -541,6 +540,12 @@ async def erase_tenant(
             "監査の記録": await _count(session, Audit, tenant_id),
         }
     return ErasureReport(MappingProxyType(counts), MappingProxyType(kept))
+
+
+def check_typed_name(tenant: Tenant, typed: str) -> None:
+    """Raises `InvalidInput` unless the town's name was typed in full."""
+    if _folded(typed) != _folded(tenant.name):
+        raise InvalidInput("団体の名前が違います。消去していません。", field="typed_name")
 
 
 def _folded(name: str) -> str:

@@ -3,7 +3,7 @@
 import unicodedata
 from asyncio import to_thread as in_thread
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -139,7 +139,7 @@ async def ensure_sections(session: AsyncSession, tenant_id: TenantId, names: Ite
     rows = {s.name: s for s in (await session.exec(select(Section).where(col(Section.tenant_id) == tenant_id))).all()}
     position = max((s.position for s in rows.values()), default=0)
     for raw in names:
-        name = _section_name(raw)
+        name = section_name(raw)
         if name not in rows:
             position += 1
             rows[name] = Section(tenant_id=tenant_id, name=name, position=position)
@@ -162,7 +162,7 @@ async def list_sections(session: AsyncSession, tenant_id: TenantId) -> list[Sect
 
 async def rename_section(session: AsyncSession, tenant_id: TenantId, section_id: UUID, name: str, *, by: By) -> None:
     """Raises `InvalidInput`, `Conflict` for a name that another section has or had, `NotFound`."""
-    name = _section_name(name)
+    name = section_name(name)
     section = await session.get(Section, section_id)
     if section is None or section.tenant_id != tenant_id:
         raise NotFound
@@ -197,7 +197,8 @@ async def close_section(session: AsyncSession, tenant_id: TenantId, section_id: 
     await audit.record(session, tenant_id, by, "section.close", about=("section", section_id))
 
 
-def _section_name(raw: str) -> str:
+def section_name(raw: str) -> str:
+    """A section's name as it is stored. Raises `InvalidInput`."""
     name = " ".join(raw.split())
     if not name or len(name) > 60:
         raise InvalidInput("課の名前は60字までで書いてください。", field="section")
@@ -269,29 +270,52 @@ async def add_people(
             raise InvalidInput(f"「{person.section}」という課がありません。先に課を作ってください。", field="section")
     subs = []
     for (person, password), login in zip(people, logins, strict=True):
-        subs.append(await in_thread(_make_account, directory, alias, login, person.display_name, password, temporary))
-    added: list[PersonId] = []
+        subs.append(await in_thread(make_account, directory, alias, login, person.display_name, password, temporary))
     async with db.platform_session("people") as session:
-        for (person, _), login, sub in zip(people, logins, subs, strict=True):
-            row = Person(
-                tenant_id=tenant_id,
-                login=login,
-                display_name=" ".join(person.display_name.split())[:60],
-                section_id=sections.get(person.section),
+        return [
+            await record_person(
+                session,
+                tenant_id,
+                replace(person, login=login),
+                directory.issuer,
+                sub,
+                sections.get(person.section),
+                by=by,
             )
-            session.add(row)
-            session.add(PersonIdentity(tenant_id=tenant_id, issuer=directory.issuer, sub=sub, person_id=row.id))
-            for role in sorted(person.roles):
-                scope = row.section_id if role is Role.SECTION_ADMIN else None
-                session.add(RoleGrant(tenant_id=tenant_id, person_id=row.id, role=role.value, section_id=scope))
-            await audit.record(session, tenant_id, by, "person.add", about=("person", row.id))
-            added.append(PersonId(row.id))
-    return added
+            for (person, _), login, sub in zip(people, logins, subs, strict=True)
+        ]
 
 
-def _make_account(
+async def record_person(
+    session: AsyncSession,
+    tenant_id: TenantId,
+    person: NewPerson,
+    issuer: str,
+    sub: str,
+    section_id: UUID | None,
+    *,
+    by: By,
+) -> PersonId:
+    """The rows of a person whose account exists at the issuer, in the caller's transaction."""
+    row = Person(
+        tenant_id=tenant_id,
+        login=person.login,
+        display_name=" ".join(person.display_name.split())[:60],
+        section_id=section_id,
+    )
+    session.add(row)
+    session.add(PersonIdentity(tenant_id=tenant_id, issuer=issuer, sub=sub, person_id=row.id))
+    for role in sorted(person.roles):
+        scope = row.section_id if role is Role.SECTION_ADMIN else None
+        session.add(RoleGrant(tenant_id=tenant_id, person_id=row.id, role=role.value, section_id=scope))
+    await audit.record(session, tenant_id, by, "person.add", about=("person", row.id))
+    return PersonId(row.id)
+
+
+def make_account(
     directory: IdentityDirectory, alias: str, login: str, name: str, password: str, temporary: bool
 ) -> str:
+    """An account with this password, made or completed; its `sub`. Blocks: async callers use a thread."""
     # Set once, below: a password costs the issuer 100 ms, and a second time it would be a repetition to refuse.
     sub = directory.ensure_user(alias=alias, login=login, display_name=name, initial_password=None)
     # An account left over from an interrupted run keeps its old password; what is printed must be what works.

@@ -3,29 +3,32 @@
 import re
 import secrets
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Final, Literal
 
 import anyio.to_thread
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, func, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from observability.problems import Conflict, InvalidInput, NotFound
 from tenants import audit
-from tenants.audit import By
+from tenants.audit import SIGNED_IN, By
 from tenants.context import PersonId, Role, TenantId, new_id
 from tenants.db import Database
 from tenants.identity.directory import IdentityDirectory
 from tenants.lgcode import parse_code
-from tenants.models import Person, Tenant, TenantCode, TenantIdentity
-from tenants.people import NewPerson, add_people, clean_login, ensure_sections
+from tenants.models import Audit, Call, Person, Tenant, TenantCode, TenantIdentity
+from tenants.people import NewPerson, clean_login, ensure_sections, make_account, record_person, section_name
 from tenants.policy import Policy, bump_configuration, save_policy
-from tenants.quota.tree import set_budget
+from tenants.quota.tree import MAX_YEN, set_budget
+from tenants.quota.windows import JST
 
 # Without letters and digits that look alike on paper.
 _LETTERS = "abcdefghjkmnpqrstuvwxyz"
 _DIGITS = "23456789"
+MAX_NAME: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class Created:
     admin_id: PersonId
     admin_login: str
     admin_password: str = field(repr=False)
+    is_new: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,48 +83,94 @@ async def create_tenant(
     admin_password: str = "",
     temporary: bool = True,
 ) -> Created:
-    """Organization and administrator at the issuer, then tenant, policy, sections and budget, in one go.
+    """Organization and administrator at the issuer, then all rows of the town in one transaction.
 
-    Everything is checked before anything is written. Interrupted, it can be run again.
+    Everything is checked before anything is written. Interrupted at any point, the same call completes it; so does
+    calling it again for a town nobody has used yet, whose administrator then gets a new password.
     Raises `BadCode`, `InvalidInput`, `Conflict`.
     """
-    code = parse_code(new.code)
-    name = unicodedata.normalize("NFKC", " ".join(new.name.split()))
-    if not 1 <= len(name) <= 60:
-        raise InvalidInput("団体の名前を60字までで書いてください。", field="name")
-    login = clean_login(new.admin_login)
-    sections = tuple(" ".join(s.split()) for s in new.sections)
-    alias = f"t{code}"
+    new = check_new(new)
+    code, alias = new.code, f"t{new.code}"
+    roles = frozenset({Role.OPERATOR if new.kind == "operator" else Role.TOWN_ADMIN, Role.STAFF})
+    admin = NewPerson(new.admin_login, new.admin_name, new.sections[0] if new.sections else "", roles)
+    password = admin_password or new_password()
     async with db.platform_session("tenant create", read_only=True) as session:
-        taken = (
-            await session.exec(
-                select(Tenant.name)
-                .join(TenantCode, col(TenantCode.tenant_id) == col(Tenant.id))
-                .where(col(TenantCode.code) == code, col(TenantCode.valid_to).is_(None))
-            )
-        ).first()
-        if taken is not None:
-            raise Conflict(f"団体コード {code} は「{taken}」で使われています。")
+        begun = await _begun(session, new)
     # Two towns may share a name (府中市); at the issuer names are unique.
     organization_id = await anyio.to_thread.run_sync(
-        lambda: directory.ensure_organization(alias=alias, name=f"{name} ({code})", code=code)
+        lambda: directory.ensure_organization(alias=alias, name=f"{new.name} ({code})", code=code)
     )
-    tenant_id = TenantId(new_id())
-    async with db.platform_session("tenant create") as session:
-        session.add(Tenant(id=tenant_id, kind=new.kind, name=name, alias=alias))
-        await session.flush()
-        session.add(TenantCode(tenant_id=tenant_id, code=code, valid_from=datetime.now(UTC).date()))
-        session.add(TenantIdentity(tenant_id=tenant_id, issuer=directory.issuer, organization_id=organization_id))
-        await save_policy(session, tenant_id, new.policy, version=0, by=None)
-        await ensure_sections(session, tenant_id, sections)
-        await set_budget(session, tenant_id, yen=new.month_yen)
-        await audit.record(session, tenant_id, by, "tenant.create", about=("tenant", tenant_id), code=code)
-        await bump_configuration(session)
-    password = admin_password or new_password()
-    roles = frozenset({Role.OPERATOR if new.kind == "operator" else Role.TOWN_ADMIN, Role.STAFF})
-    admin = NewPerson(login, new.admin_name, sections[0] if sections else "", roles)
-    [admin_id] = await add_people(db, directory, tenant_id, alias, [(admin, password)], by=by, temporary=temporary)
-    return Created(tenant_id, alias, admin_id, admin.login, password)
+    sub = await anyio.to_thread.run_sync(
+        make_account, directory, alias, admin.login, admin.display_name, password, temporary
+    )
+    try:
+        async with db.platform_session("tenant create") as session:
+            tenant_id = begun or TenantId(new_id())
+            if begun is None:
+                session.add(Tenant(id=tenant_id, kind=new.kind, name=new.name, alias=alias))
+                await session.flush()
+                today = datetime.now(JST).date()
+                session.add(TenantCode(tenant_id=tenant_id, code=code, valid_from=today))
+                identity = TenantIdentity(tenant_id=tenant_id, issuer=directory.issuer, organization_id=organization_id)
+                session.add(identity)
+                await save_policy(session, tenant_id, new.policy, version=0, by=None)
+            sections = await ensure_sections(session, tenant_id, new.sections)
+            await set_budget(session, tenant_id, yen=new.month_yen)
+            await audit.record(session, tenant_id, by, "tenant.create", about=("tenant", tenant_id), code=code)
+            admin_id = await _administrator(session, tenant_id, admin.login)
+            if admin_id is None:
+                admin_id = await record_person(
+                    session, tenant_id, admin, directory.issuer, sub, sections.get(admin.section), by=by
+                )
+            await bump_configuration(session)
+    except IntegrityError as error:
+        raise Conflict(f"団体コード {code} の団体が、いま別に作られました。") from error
+    return Created(tenant_id, alias, admin_id, admin.login, password, is_new=begun is None)
+
+
+def check_new(new: NewTenant) -> NewTenant:
+    """As it will be stored. Raises `BadCode`, `InvalidInput`."""
+    name = unicodedata.normalize("NFKC", " ".join(new.name.split()))
+    if not 1 <= len(name) <= MAX_NAME:
+        raise InvalidInput(f"団体の名前を{MAX_NAME}字までで書いてください。", field="name")
+    if not 0 <= new.month_yen <= MAX_YEN:
+        raise InvalidInput(f"予算は0円から{MAX_YEN:,}円までの整数で入れてください。", field="month_yen")
+    return replace(
+        new,
+        code=parse_code(new.code),
+        name=name,
+        admin_login=clean_login(new.admin_login),
+        sections=tuple(dict.fromkeys(section_name(s) for s in new.sections)),
+    )
+
+
+async def _begun(session: AsyncSession, new: NewTenant) -> TenantId | None:
+    """The town of this code, when it is this very one and nobody has used it yet. Raises `Conflict` for any other."""
+    query = select(Tenant).join(TenantCode, col(TenantCode.tenant_id) == col(Tenant.id))
+    found = (
+        await session.exec(query.where(col(TenantCode.code) == new.code, col(TenantCode.valid_to).is_(None)))
+    ).first()
+    if found is None:
+        return None
+    tenant_id = TenantId(found.id)
+    others = await session.exec(
+        select(Person.id).where(col(Person.tenant_id) == tenant_id, col(Person.login) != new.admin_login)
+    )
+    called = await session.exec(select(Call.id).where(col(Call.tenant_id) == tenant_id).limit(1))
+    signed_in = await session.exec(
+        select(Audit.id).where(col(Audit.tenant_id) == tenant_id, col(Audit.action) == SIGNED_IN).limit(1)
+    )
+    is_same = (found.name, found.kind, found.status) == (new.name, new.kind, "active")
+    is_used = any(rows.first() is not None for rows in (others, called, signed_in))
+    if not is_same or is_used:
+        raise Conflict(f"団体コード {new.code} は「{found.name}」で使われています。")
+    return tenant_id
+
+
+async def _administrator(session: AsyncSession, tenant_id: TenantId, login: str) -> PersonId | None:
+    query = select(Person.id).where(col(Person.tenant_id) == tenant_id, col(Person.login) == login)
+    found = (await session.exec(query)).first()
+    return None if found is None else PersonId(found)
 
 
 async def find_tenant(session: AsyncSession, text: str) -> Tenant:

@@ -14,6 +14,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlmodel import col, or_, select, update
 
 from observability.problems import NotSignedIn
+from tenants import audit
+from tenants.audit import SIGNED_IN, By
 from tenants.context import PersonId, TenantId
 from tenants.db import Database
 from tenants.identity.issuers import BadToken, Issuer, IssuerUnavailable, VerifiedToken
@@ -114,6 +116,7 @@ class Sessions:
         )
         async with self._db.platform_session("portal sessions") as session:
             session.add(row)
+            await audit.record(session, tenant_id, By("person", str(person_id)), SIGNED_IN, about=("session", row.id))
             if replaces:
                 await session.exec(
                     update(PortalSession)
