@@ -35,7 +35,8 @@
     showHint();
     dialog.close();
     area.focus();
-    await post("/settings", new URLSearchParams({ send_key: area.dataset.sendKey })).catch(() => {});
+    // Kept even if the page is left at once: it is asked only once.
+    await post("/settings", new URLSearchParams({ send_key: area.dataset.sendKey }), { keepalive: true }).catch(() => {});
   }));
   area.addEventListener("keydown", (event) => {
     if (event.key !== "Enter" || isConversion(event)) return;
@@ -97,6 +98,7 @@
     }
   }
   let running = null;
+  let shown = location.pathname + location.search;
   const page = document.documentElement;
   /* Changes the page and stays at its end, for who was reading there. */
   const atEnd = (change) => {
@@ -154,7 +156,8 @@
     flow.querySelectorAll(":scope > .k-banner").forEach((banner) => banner.remove());
     flow.append(fragment(start.html), live.article);
     globalThis.htmx?.process(flow);
-    if (location.pathname + location.search !== start.href) history[isCompose ? "pushState" : "replaceState"]({}, "", start.href);
+    if (shown !== start.href) history[isCompose ? "pushState" : "replaceState"]({}, "", start.href);
+    shown = start.href;
     if (isCompose) {
       form.dispatchEvent(new CustomEvent("kumiai:sent"));
       area.value = "";
@@ -371,5 +374,8 @@
     const clear = event.target.closest("[data-clear]");
     if (clear) $(clear.dataset.clear).value = "";
   });
-  addEventListener("popstate", () => location.reload());
+  addEventListener("popstate", () => {
+    // Also fired for a link within the page, such as 本文へ移動.
+    if (location.pathname + location.search !== shown) location.reload();
+  });
 })();

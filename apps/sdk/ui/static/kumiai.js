@@ -92,12 +92,12 @@ globalThis.kumiai = (() => {
     document.querySelectorAll('input[name="csrf"]').forEach((field) => { field.value = of("csrf"); });
   };
   /* Posts and gives the response; throws a problem ({title, detail, status}) for whatever went wrong. */
-  const post = async (url, body, { accept = "text/html", signal } = {}) => {
+  const post = async (url, body, { accept = "text/html", signal, keepalive = false } = {}) => {
     for (const attempt of [1, 2]) {
       let response;
       try {
         const headers = { accept, "kumiai-csrf": meta("csrf"), "kumiai-request": "fetch" };
-        response = await fetch(url, { method: "POST", body, signal, headers });
+        response = await fetch(url, { method: "POST", body, signal, headers, keepalive });
       } catch (error) {
         throw error.name === "AbortError" ? error : offline;
       }
@@ -126,10 +126,11 @@ globalThis.kumiai = (() => {
     }
     return tab;
   };
-  navigator.locks?.request(`kumiai:tab:${tabOf()}`, { ifAvailable: true }, (lock) => {
-    // A duplicated tab has the same session storage; it gets a name of its own with the next page.
-    if (!lock) sessionStorage.removeItem("kumiai:tab");
-    else return new Promise(() => {});
+  const hold = (signal) => navigator.locks?.request(`kumiai:tab:${tabOf()}`, { signal }, () => new Promise(() => {}));
+  // The page that was here before lets go at once; a tab this one was copied from does not, so it takes another name.
+  hold(AbortSignal.timeout(2000))?.catch(() => {
+    sessionStorage.removeItem("kumiai:tab");
+    hold();
   });
   const readDraft = (key) => {
     try {
@@ -151,7 +152,7 @@ globalThis.kumiai = (() => {
   const forget = () => {
     for (const key of Object.keys(localStorage)) if (key.startsWith("kumiai:")) localStorage.removeItem(key);
   };
-  document.querySelectorAll("form[data-draft]").forEach(async (form) => {
+  const keepDraft = async (form) => {
     const area = $("textarea", form);
     if (!area || !meta("person")) return;
     // A new conversation gets its own name with the first answer.
@@ -182,7 +183,9 @@ globalThis.kumiai = (() => {
     });
     // Without scripts on the way (or after them) a form may still be sent plainly.
     form.addEventListener("submit", (event) => setTimeout(() => { if (!event.defaultPrevented) localStorage.removeItem(key()); }));
-  });
+  };
+  // By then the page's other scripts listen, too.
+  document.addEventListener("DOMContentLoaded", () => document.querySelectorAll("form[data-draft]").forEach(keepDraft));
   document.querySelectorAll("form[data-signout]").forEach((form) => form.addEventListener("submit", forget));
 
   // ── Dialogs: a link to a form opens it over the page; without scripts it is a page ───────────────────────────────
