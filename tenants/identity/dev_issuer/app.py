@@ -4,9 +4,11 @@ import base64
 import hashlib
 import secrets
 import time
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
+from uuid import uuid4
 
 import anyio.to_thread
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -16,6 +18,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tenants.identity.dev_issuer.store import Account, Grant, Store, TooManyFailures
 
@@ -64,9 +67,9 @@ class DevIssuer:
         # Sign-ins that wait for a new password: token → account and what was asked for. Lost on restart, asked again.
         self._pending: dict[str, tuple[float, Account, dict[str, str]]] = {}
 
-    def asgi(self) -> Starlette:
+    def asgi(self) -> ASGIApp:
         base = "/protocol/openid-connect"
-        return Starlette(
+        pages = Starlette(
             routes=[
                 Route("/.well-known/openid-configuration", self.configuration),
                 Route(f"{base}/certs", self.certs),
@@ -76,6 +79,14 @@ class DevIssuer:
                 Route(f"{base}/logout", self.logout, methods=["GET", "POST"]),
             ]
         )
+
+        async def on_loopback(scope: Scope, receive: Receive, send: Send) -> None:
+            """By the address the connection came in on: a process told to listen everywhere serves nobody outside."""
+            is_here = scope["type"] != "http" or (scope.get("server") or ("", 0))[0] in _LOOPBACK
+            app: ASGIApp = pages if is_here else Response(status_code=HTTPStatus.FORBIDDEN)
+            await app(scope, receive, send)
+
+        return on_loopback
 
     async def configuration(self, _request: Request) -> JSONResponse:
         base = f"{self._url}/protocol/openid-connect"
@@ -148,7 +159,7 @@ class DevIssuer:
             error = "二つのパスワードが同じではありません。"
         elif account.login in new:
             error = "職員番号を含まないパスワードにしてください。"
-        elif await anyio.to_thread.run_sync(self._store.check_password, account.username, new):
+        elif await anyio.to_thread.run_sync(self._store.is_password, account.sub, new):
             error = "今のパスワードとは別のパスワードにしてください。"
         if error:
             return self._password_page(account, error=error)
@@ -234,16 +245,22 @@ class DevIssuer:
             "azp": self._client_id,
             "iat": now,
             "exp": now + ACCESS_S,
+            "auth_time": int(session.started),
             "organization": {session.alias: {"id": organization[0]}},
         }
-        access = shared | {"typ": "Bearer", "aud": self._audience, "jti": secrets.token_hex(12)}
-        identity = shared | {"typ": "ID", "aud": self._client_id} | ({"nonce": nonce} if nonce else {})
+        scope = f"openid organization:{session.alias}"
+        how = "onrtac" if old_refresh is None else "onrtrt"
+        access = shared | {"typ": "Bearer", "aud": self._audience, "jti": f"{how}:{uuid4()}", "scope": scope}
+        access_token = self._signed(access, "at+jwt")
+        identity = shared | {"typ": "ID", "aud": self._client_id, "jti": str(uuid4()), "at_hash": _half(access_token)}
+        identity |= {"nonce": nonce} if nonce else {}
         return JSONResponse(
             {
-                "access_token": self._signed(access, "at+jwt"),
+                "access_token": access_token,
                 "id_token": self._signed(identity, "JWT"),
                 "refresh_token": refresh,
                 "token_type": "Bearer",
+                "scope": scope,
                 "expires_in": ACCESS_S,
                 "refresh_expires_in": int(session.expires - now),
             },
@@ -257,7 +274,10 @@ class DevIssuer:
         given_id, given_secret = form.get("client_id", ""), form.get("client_secret", "")
         kind, _, basic = request.headers.get("authorization", "").partition(" ")
         if kind.lower() == "basic":
-            given_id, _, given_secret = base64.b64decode(basic).decode().partition(":")
+            try:
+                given_id, _, given_secret = base64.b64decode(basic, validate=True).decode().partition(":")
+            except ValueError:
+                return False
         return given_id == self._client_id and secrets.compare_digest(given_secret, self._client_secret)
 
     def _login_page(
@@ -310,6 +330,11 @@ def _asks_for_password(asked: dict[str, str]) -> bool:
 
 def _challenge(verifier: str) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
+
+
+def _half(token: str) -> str:
+    """OpenID's `at_hash`: the left half of the token's hash."""
+    return base64.urlsafe_b64encode(hashlib.sha256(token.encode()).digest()[:16]).rstrip(b"=").decode()
 
 
 def _oauth_error(code: str, status: int = 400) -> JSONResponse:

@@ -50,6 +50,7 @@ class Session:
     sid: str
     sub: str
     alias: str
+    started: float
     expires: float
 
 
@@ -174,14 +175,20 @@ class Store:
                 )
         return _account(row) if right and row["enabled"] else None
 
+    def is_password(self, sub: str, password: str) -> bool:
+        """Compares only: asking whether a new password is the old one is no attempt to sign in."""
+        row = self._one("select salt, hash from account where sub=?", sub)
+        return row is not None and hmac.compare_digest(_hashed(password, row["salt"])[1], row["hash"])
+
     # ── sessions ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def start_session(self, account: Account) -> Session:
-        session = Session(str(uuid4()), account.sub, account.alias, time.time() + SESSION_S)
+        now = time.time()
+        session = Session(str(uuid4()), account.sub, account.alias, now, now + SESSION_S)
         with self._write() as db:
             db.execute(
                 "insert into session(sid, sub, alias, started, expires) values (?, ?, ?, ?, ?)",
-                (session.sid, session.sub, session.alias, time.time(), session.expires),
+                (session.sid, session.sub, session.alias, session.started, session.expires),
             )
         return session
 
@@ -193,7 +200,7 @@ class Store:
             sid,
             time.time(),
         )
-        return Session(row["sid"], row["sub"], row["alias"], row["expires"]) if row else None
+        return Session(row["sid"], row["sub"], row["alias"], row["started"], row["expires"]) if row else None
 
     def end_session(self, sid: str) -> None:
         with self._write() as db:
