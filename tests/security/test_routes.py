@@ -22,6 +22,8 @@ UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 PUBLIC = {
     ("GET", "/"), ("GET", "/t/{town}"), ("GET", "/auth/signin"), ("GET", "/auth/callback"), ("GET", "/about/{name}"),
     ("GET", "/portal/ready"),
+    # The issuer asks there whether to sign out; until then nothing has happened.
+    ("GET", "/auth/signout-other"),
 }  # fmt: skip
 # The issuer calls it without a browser; a signed token stands in for cookie and origin.
 BY_TOKEN = {("POST", "/auth/backchannel-logout")}
