@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Final
 
 import structlog
@@ -26,6 +27,7 @@ from tenants.vault import FileRootKey, Vault
 log = structlog.get_logger("worker")
 
 KEEP_ENDED_SESSIONS: Final = timedelta(days=7)
+KEEP_EXPORTS: Final = timedelta(days=30)
 # A worker that is away for weeks leaves no gap.
 MONTHS_AHEAD: Final = 3
 
@@ -60,6 +62,10 @@ class Worker:
             gone += await self._blobs.sweep(ctx)
         return gone
 
+    async def exports(self) -> int:
+        """Exports of whole towns that nobody needs any more: they are in clear."""
+        return await asyncio.to_thread(_remove_older, self._settings.exports, datetime.now(UTC) - KEEP_EXPORTS)
+
     async def forget(self) -> int:
         """Sessions and revocations that can no longer matter."""
         now = self._clock()
@@ -83,6 +89,13 @@ class Worker:
             return int(made.scalar_one())
 
 
+def _remove_older(folder: Path, limit: datetime) -> int:
+    old = [f for f in folder.glob("*") if f.is_file() and datetime.fromtimestamp(f.stat().st_mtime, UTC) < limit]
+    for file in old:
+        file.unlink(missing_ok=True)
+    return len(old)
+
+
 async def work(settings: Settings, stop: asyncio.Event) -> None:
     """Runs the duties until `stop` is set; a duty that fails is logged and tried again at its next turn."""
     worker = Worker(settings)
@@ -90,6 +103,7 @@ async def work(settings: Settings, stop: asyncio.Event) -> None:
         ("sweep_holds", 15, worker.sweep_holds),
         ("purge", 3600, worker.purge),
         ("forget", 3600, worker.forget),
+        ("exports", 3600, worker.exports),
         ("partitions", 86_400, worker.partitions),
     ]
     try:

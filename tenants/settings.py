@@ -39,6 +39,8 @@ class Settings(BaseSettings):
     delegation_key_file: Path | None = None
     pepper_file: Path | None = None
     blob_dir: Path | None = None
+    # Exports of whole towns, in clear until the town has received them: a volume that all portals share.
+    export_dir: Path | None = None
 
     # Identity: the issuer the portal signs in with and the gateway trusts.
     issuer: str = ""
@@ -105,6 +107,10 @@ class Settings(BaseSettings):
     @property
     def blobs(self) -> Path:
         return self.blob_dir or self.home / "blobs"
+
+    @property
+    def exports(self) -> Path:
+        return self.export_dir or self.home / "exports"
 
     @property
     def resolved_issuer(self) -> str:

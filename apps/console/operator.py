@@ -1,6 +1,7 @@
 """運用: towns, state, requests, yen, what is left, health. There is no content here and no way to it."""
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 from urllib.parse import urlencode
@@ -11,6 +12,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.responses import Response
 
+from apps.console import operator_budgets
 from apps.console.figures import (
     SORTS,
     STATES,
@@ -24,7 +26,7 @@ from apps.console.figures import (
     region_charts,
 )
 from apps.sdk.dates import local, wareki
-from apps.sdk.office import Office, OfficeContext, back, csv_file
+from apps.sdk.office import Office, OfficeContext, Progress, back, csv_file
 from observability.problems import Conflict, InvalidInput, NotFound, Problem
 from tenants import audit
 from tenants.context import Role, TenantId
@@ -313,6 +315,82 @@ async def resume(office: OfficeContext, town_id: UUID) -> Response:
     return back(f"{HERE}/towns/{town_id}", "利用を再開しました")
 
 
+# ── the way out ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@routes.get("/towns/{town_id}/exit")
+async def exit_page(office: OfficeContext, town_id: UUID) -> Response:
+    """Export and erasure: two steps, the second only after the first."""
+    return await _exit_page(office, town_id)
+
+
+async def _exit_page(
+    office: Office, town_id: UUID, problem: Problem | None = None, typed: Mapping[str, str] | None = None
+) -> Response:
+    async with office.db.platform_session("operator console", read_only=True) as session:
+        tenant = await find_town(session, town_id)
+        people = await session.exec(
+            select(Person.id).where(col(Person.tenant_id) == tenant.id, col(Person.status) == "active")
+        )
+    return await office.page(
+        "console/town_exit.html",
+        status=200 if problem is None else int(problem.status),
+        tenant=tenant,
+        people=len(people.all()),
+        exported=await office.exits.latest(TenantId(tenant.id)),
+        is_own=tenant.id == office.actor.tenant_id,
+        typed=typed or {},
+        problem=problem,
+    )
+
+
+@routes.post("/towns/{town_id}/export")
+async def export(office: OfficeContext, town_id: UUID) -> Response:
+    """Into a file on the server, which only the town's own administrator can open."""
+    async with office.db.platform_session("operator console", read_only=True) as session:
+        tenant = await find_town(session, town_id)
+
+    async def work(_progress: Progress) -> Mapping[str, object]:
+        done = await office.exits.export(TenantId(tenant.id), by=office.by)
+        return {"tenant": tenant, "exported": done}
+
+    try:
+        return await office.work(f"{tenant.name}を書き出しています", work, then="console/_exported.html")
+    except (Conflict, NotFound) as problem:
+        return await _exit_page(office, town_id, problem)
+
+
+@routes.post("/towns/{town_id}/erase")
+async def erase(
+    office: OfficeContext,
+    town_id: UUID,
+    typed_name: Annotated[str, Form()] = "",
+    handed_over: Annotated[str, Form()] = "",
+) -> Response:
+    """For good, against the export; what went and what stays is told."""
+    async with office.db.platform_session("operator console", read_only=True) as session:
+        tenant = await find_town(session, town_id)
+    typed = {"typed_name": typed_name, "handed_over": handed_over}
+    if tenant.id == office.actor.tenant_id:
+        problem = Conflict("事務局自身は消去できません。")
+        return await _exit_page(office, town_id, problem, typed)
+
+    async def work(_progress: Progress) -> Mapping[str, object]:
+        done = await office.exits.erase(
+            TenantId(tenant.id),
+            await office.directory(),
+            typed_name=typed_name,
+            handed_over=bool(handed_over),
+            by=office.by,
+        )
+        return {"tenant": tenant, "erased": done}
+
+    try:
+        return await office.work(f"{tenant.name}を消去しています", work, then="console/_erased.html")
+    except Problem as problem:
+        return await _exit_page(office, town_id, problem, typed)
+
+
 async def _ask(
     office: Office, town_id: UUID, act: str, problem: Problem | None = None, typed_name: str = ""
 ) -> Response:
@@ -376,3 +454,6 @@ async def _town_page(office: Office, town_id: UUID, problem: Problem | None = No
         month=local(office.now).month,
         problem=problem,
     )
+
+
+routes.include_router(operator_budgets.routes)

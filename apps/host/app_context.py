@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from fractions import Fraction
+from pathlib import Path
 from uuid import UUID
 
 from fastapi import Request
@@ -16,6 +17,7 @@ from apps.sdk.context import AppContext, GatewayClient, ModelChoice
 from apps.sdk.office import Office, Progress
 from apps.sdk.ui.render import CLASS_WORDS, ZONE_WORDS
 from observability.problems import NotFound
+from tenants.audit import By
 from tenants.context import DataClass, Role, Zone
 from tenants.documents import Viewer
 from tenants.identity.delegation import Delegation, mint
@@ -56,6 +58,9 @@ def bind_office(*roles: Role, with_content: bool = False):  # type: ignore[no-un
         ) -> Response:
             return await work_page(request, title, work, then=then)
 
+        async def receive() -> Path:
+            return await own.exits.receive(who.actor.tenant_id, by=By("person", str(who.actor.person_id)))
+
         actor = who.actor
         assert actor.person_id is not None
         viewer = Viewer(actor.person_id, actor.section_id)
@@ -69,6 +74,8 @@ def bind_office(*roles: Role, with_content: bool = False):  # type: ignore[no-un
             directory=own.directory,
             page=render,
             work=work,
+            exits=own.exits,
+            receive_export=receive if with_content else None,
             documents=own.documents.of(actor.context, app="desk", viewer=viewer) if with_content else None,
         )
 

@@ -16,6 +16,7 @@ from starlette.staticfiles import StaticFiles
 
 from apps.console import operator as console_operator
 from apps.console import town as console_town
+from apps.desk import exports as desk_exports
 from apps.desk import reports as desk_reports
 from apps.host import home, signin
 from apps.host.app_context import bind, bind_office
@@ -144,7 +145,8 @@ def create_portal(settings: Settings) -> FastAPI:
     portal.include_router(console_operator.routes, prefix="/console/operator", dependencies=[Depends(operator)])
     portal.include_router(console_town.routes, prefix="/console/town", dependencies=[Depends(town)])
     desk = bind_office(Role.TOWN_ADMIN, with_content=True)
-    portal.include_router(desk_reports.routes, prefix="/desk", dependencies=[Depends(desk)])
+    for pages in (desk_reports.routes, desk_exports.routes):
+        portal.include_router(pages, prefix="/desk", dependencies=[Depends(desk)])
     for app in apps.values():
         portal.include_router(app.router, prefix=f"/apps/{app.manifest.id}", dependencies=[Depends(bind(app))])
     return portal

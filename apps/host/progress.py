@@ -5,6 +5,7 @@ when the reader leaves.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import structlog
@@ -42,8 +43,10 @@ async def work_page(
 
     async def told() -> AsyncIterator[str]:
         yield head
+        began = time.monotonic()
         while not done.done():
-            yield f'<p class="k-work__now">{escape(progress.words)}</p>\n'
+            words = f"{progress.words}（{time.monotonic() - began:.0f}秒）"
+            yield f'<p class="k-work__now">{escape(words)}</p>\n'
             await asyncio.wait({done}, timeout=TELL_EVERY_S)
         try:
             yield render(request, then, **done.result())

@@ -139,6 +139,7 @@ class NavItem:
 _OPERATOR_NAV = (
     ("状況", "/console/operator", "home"),
     ("町", "/console/operator/towns", "onprem"),
+    ("予算", "/console/operator/budgets", "coins"),
 )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment
 
+from apps.host.exits import Exits
 from apps.host.sessions import Seal, Sessions
 from apps.sdk.app import App
 from apps.sdk.ui.render import create_environment
@@ -14,6 +15,7 @@ from gateway.client import Gateway
 from tenants.blobs import Blobs, FolderStore
 from tenants.db import Database
 from tenants.documents import Documents
+from tenants.erasure import Content
 from tenants.identity.access_list import AccessList
 from tenants.identity.api_keys import load_peppers
 from tenants.identity.directories import open_directory, portal_secret
@@ -38,6 +40,7 @@ class Services:
         self.vault = Vault(self.db, FileRootKey.from_file(settings.key_path("root"), create=not production))
         self.documents = Documents(self.db, self.vault)
         self.blobs = Blobs(self.db, self.vault, FolderStore(settings.blobs))
+        self.exits = Exits(settings.exports, self.db, Content(self.vault, self.documents, self.blobs))
         self.access = AccessList(self.db)
         self.issuer = Issuer(settings.resolved_issuer)
         self.gateway = Gateway(settings.gateway_url)

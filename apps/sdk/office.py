@@ -5,7 +5,8 @@ import io
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Protocol
 from urllib.parse import quote
 
 from fastapi import Depends, Request
@@ -13,7 +14,7 @@ from starlette.responses import RedirectResponse, Response
 
 from apps.sdk.app import Manifest
 from tenants.audit import By
-from tenants.context import Actor
+from tenants.context import Actor, TenantId
 from tenants.db import Database
 from tenants.documents import AppDocuments
 from tenants.identity.api_keys import Peppers
@@ -33,12 +34,44 @@ class Progress:
 
     @property
     def words(self) -> str:
-        return f"{self.total:,}のうち{self.done:,}まで済みました" if self.total else "始めています"
+        return f"{self.total:,}のうち{self.done:,}まで済みました" if self.total else "進めています"
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A town's ZIP on the server: numbers about it, never what is in it."""
+
+    at: datetime
+    size_bytes: int
+    sha256: str
+    counts: Mapping[str, int]
+    received_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """What is gone and what stays, in Japanese words."""
+
+    counts: Mapping[str, int]
+    kept: Mapping[str, int]
+    file_is_gone: bool
+
+
+class TownExits(Protocol):
+    """A town's way out. Nothing here returns content; the file is opened in the desk only."""
+
+    async def latest(self, tenant_id: TenantId) -> Exported | None: ...
+
+    async def export(self, tenant_id: TenantId, *, by: By) -> Exported: ...
+
+    async def erase(
+        self, tenant_id: TenantId, directory: IdentityDirectory, *, typed_name: str, handed_over: bool, by: By
+    ) -> Erased: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Office:
-    """`documents` is there for the desk only: the console has no way to content.
+    """`documents` and `receive_export` are there for the desk only: the console has no way to content.
 
     work: `await office.work(title, work, then=fragment)` shows what takes long; see `apps.host.progress`.
     """
@@ -52,7 +85,9 @@ class Office:
     directory: Callable[[], Awaitable[IdentityDirectory]]
     page: Callable[..., Awaitable[Response]]
     work: Callable[..., Awaitable[Response]]
+    exits: TownExits
     documents: AppDocuments | None = None
+    receive_export: Callable[[], Awaitable[Path]] | None = None
 
     @property
     def by(self) -> By:

@@ -21,11 +21,12 @@ PAGES: Mapping[str, tuple[str, ...]] = {
     "town_admin": (
         "/console/town", "/console/town/people", "/console/town/people?q=無い人", "/console/town/people/new",
         "/console/town/people/import", "/console/town/sections", "/console/town/policy", "/console/town/usage",
-        "/console/town/keys", "/desk/reports", "/desk/reports?state=closed",
+        "/console/town/keys", "/desk/reports", "/desk/reports?state=closed", "/desk/export",
     ),
     "operator": (
         "/console/operator", "/console/operator/towns", "/console/operator/towns?q=無い町",
-        "/console/operator/towns?state=need", "/console/operator/towns/new", "/missing",
+        "/console/operator/towns?state=need", "/console/operator/towns/new", "/console/operator/budgets",
+        "/console/operator/budgets?q=無い町", "/missing",
     ),
 }  # fmt: skip
 SIZES = {"desktop": DESKTOP, "phone": PHONE, "zoomed": ZOOMED}

@@ -1,0 +1,149 @@
+"""運用・予算: many towns' limits at once. First the effect is told, town by town; then it is done, with a reason."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Annotated, Final
+from urllib.parse import urlencode
+from uuid import UUID
+
+from fastapi import APIRouter, Form, Request
+from starlette.responses import Response
+
+from apps.console.figures import UYEN, TownFigures, choose, load_towns, paged, parse_yen
+from apps.sdk.dates import local
+from apps.sdk.office import Office, OfficeContext, back
+from observability.problems import Conflict, InvalidInput, Problem
+from tenants import audit
+from tenants.quota.pace import dry_day
+from tenants.quota.tree import set_budget
+
+routes = APIRouter()
+
+HERE: Final = "/console/operator/budgets"
+MAX_REASON: Final = 200
+# A suggestion is what the month will need at its pace, rounded up to this.
+STEP_YEN: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A town's new limit and what it does. `rest_uyen`: what will be left when the month ends; negative: missing."""
+
+    t: TownFigures
+    yen: int
+    dry_on: date | None
+    rest_uyen: int
+
+    @property
+    def old_yen(self) -> int:
+        return self.t.limit_uyen // UYEN
+
+
+@routes.get("/budgets")
+async def budgets(office: OfficeContext, q: str = "", page: int = 1, suggest: str = "") -> Response:
+    """Towns by urgency with their month and a field each; `suggest` fills in what the pace needs."""
+    return await _page(office, q=q, page=page, suggest=bool(suggest))
+
+
+async def _page(
+    office: Office,
+    *,
+    q: str = "",
+    page: int = 1,
+    suggest: bool = False,
+    typed: Mapping[str, str] | None = None,
+    changes: Sequence[Change] = (),
+    errors: Mapping[UUID, str] | None = None,
+    reason: str = "",
+    problem: Problem | None = None,
+) -> Response:
+    towns = await load_towns(office.db, office.now)
+    shown = paged(choose(towns, q=q), page)
+    values = {str(t.town.id): f"{t.limit_uyen // UYEN:,}" for t in shown.items}
+    if suggest:
+        values |= {str(t.town.id): f"{_needed(t):,}" for t in shown.items if t.dry_on is not None}
+    before, used = sum(t.limit_uyen for t in towns), sum(t.used_uyen for t in towns)
+    return await office.page(
+        "console/budgets.html",
+        status=422 if errors or problem else 200,
+        shown=shown,
+        values=values | dict(typed or {}),
+        changes=changes,
+        errors=errors or {},
+        reason=reason,
+        problem=problem,
+        q=q,
+        query=urlencode({"q": q}),
+        used_uyen=used,
+        before_uyen=before,
+        after_uyen=before + sum((c.yen - c.old_yen) * UYEN for c in changes),
+        dry=sum(t.dry_on is not None for t in shown.items),
+        month=local(office.now).month,
+    )
+
+
+def _needed(t: TownFigures) -> int:
+    """Yen that last until the month ends at its pace, in whole steps; never less than today's limit."""
+    return max(-(-t.forecast_uyen // (STEP_YEN * UYEN)) * STEP_YEN, t.limit_uyen // UYEN)
+
+
+@routes.post("/budgets")
+async def change(
+    office: OfficeContext,
+    request: Request,
+    act: Annotated[str, Form()] = "check",
+    q: Annotated[str, Form()] = "",
+    page: Annotated[int, Form()] = 1,
+    reason: Annotated[str, Form()] = "",
+) -> Response:
+    """check: tells the effect and changes nothing. apply: sets every limit, or none."""
+    form = await request.form()
+    typed = {name.removeprefix("yen-"): str(value) for name, value in form.items() if name.startswith("yen-")}
+    today = local(office.now).date()
+    changes: list[Change] = []
+    errors: dict[UUID, str] = {}
+    for t in await load_towns(office.db, office.now):
+        town_id, text = t.town.id, typed.get(str(t.town.id))
+        if text is None:
+            continue
+        try:
+            yen = parse_yen(text)
+        except InvalidInput as wrong:
+            errors[town_id] = wrong.detail
+            continue
+        if yen == t.limit_uyen // UYEN:
+            continue
+        if yen * UYEN < t.used_uyen:
+            errors[town_id] = f"すでに{-(-t.used_uyen // UYEN):,}円を使っています。"
+            continue
+        dry = dry_day(t.used_uyen, yen * UYEN, today) if t.town.status == "active" else None
+        changes.append(Change(t, yen, dry, yen * UYEN - t.forecast_uyen))
+    problem: Problem | None = None
+    if act == "apply" and not errors:
+        reason = " ".join(reason.split())
+        if not changes:
+            return back(HERE, "変わったところはありません")
+        if 1 <= len(reason) <= MAX_REASON:
+            try:
+                await _apply(office, changes, reason)
+            except Conflict as conflict:
+                problem = conflict
+            else:
+                return back(HERE, f"{len(changes)}団体の予算を変えました")
+        else:
+            problem = InvalidInput(f"理由を{MAX_REASON}字までで書いてください。", field="reason")
+    return await _page(
+        office, q=q, page=page, typed=typed, changes=changes, errors=errors,
+        reason=reason, problem=problem,
+    )  # fmt: skip
+
+
+async def _apply(office: Office, changes: Sequence[Change], reason: str) -> None:
+    """In one transaction. Raises `Conflict` when a town has used more meanwhile than it was to get."""
+    async with office.db.platform_session("operator console") as session:
+        for c in sorted(changes, key=lambda c: str(c.t.town.id)):
+            await set_budget(session, c.t.town.id, yen=c.yen, by=office.actor.person_id, now=office.now)
+            await audit.record(
+                session, c.t.town.id, office.by, "budget.set", about=("tenant", c.t.town.id), yen=c.yen, reason=reason
+            )

@@ -1,0 +1,271 @@
+"""The town administrator's console in a browser: people from a CSV, slips, passwords, keys, policy, sections."""
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browsers import PHONE, Visitor, assert_accessible, sign_in
+from tests.ui.test_operator import pdf_text
+from tests.ui.towns import PASSWORD, NewTown, administrator, first_sign_in, make_town
+
+pytestmark = pytest.mark.browser
+
+
+@dataclass
+class Office:
+    town: NewTown
+    page: Page
+
+
+@pytest.fixture
+def office(visitor: Visitor) -> Iterator[Office]:
+    town = make_town(visitor)
+    yield Office(town, administrator(visitor, town))
+
+
+def choose_file(page: Page, rows: list[str], folder: Path, *, encoding: str = "cp932") -> None:
+    file = folder / "名簿.csv"
+    file.write_bytes(("\r\n".join(rows) + "\r\n").encode(encoding))
+    page.goto("/console/town/people/import")
+    page.get_by_label("CSVファイル").set_input_files(file)
+    page.get_by_role("button", name="変わるところを確かめる").click()
+
+
+def test_people_come_from_a_cp932_file_and_sign_in_with_their_slips(
+    office: Office, visitor: Visitor, tmp_path: Path
+) -> None:
+    page, code = office.page, office.town.code
+    head = "職員番号,氏名,所属,役割"
+    choose_file(page, [head, "2001,①髙橋 甲,総務課,職員", "2001,乙,福祉課,部長", "2003,丙,,職員"], tmp_path)
+    # Every error with its row, nothing applied.
+    errors = page.locator(".k-probs > li")
+    expect(errors).to_have_count(3)
+    expect(errors.nth(0)).to_contain_text("3行目")
+    expect(page.get_by_role("alert")).to_contain_text("まだ何も変えていません")
+    assert_accessible(page)
+
+    rows = [head, "2001,①髙橋 甲,総務課,課長", "2002,乙,こども課,職員", "2003,丙,福祉課,職員"]
+    choose_file(page, rows, tmp_path)
+    expect(page.get_by_role("heading", level=1)).to_contain_text("3か所が変わります")
+    expect(page.get_by_text("新しい課を作ります：こども課")).to_be_visible()
+    expect(page.get_by_role("cell", name="①髙橋 甲")).to_be_visible()
+    assert_accessible(page)
+    page.set_viewport_size(PHONE)
+    assert_accessible(page)
+    page.goto("/console/town/people")
+    expect(page.get_by_role("link", name="2001")).to_have_count(0)
+
+    choose_file(page, rows, tmp_path)
+    page.get_by_role("button", name="3か所を変える").click()
+    expect(page.get_by_role("heading", name="CSVのとおりに変えました")).to_be_visible()
+    assert_accessible(page)
+    with page.expect_download() as got:
+        page.get_by_role("button", name="3人分の紙（PDF）を開く").click()
+    slips = pdf_text(got.value.path().read_bytes())
+    assert "①髙橋 甲" in slips
+    page.get_by_text("画面で見る").click()
+    password = page.get_by_role("row", name=re.compile("2003")).get_by_role("cell").last.inner_text()
+    assert password in slips
+    first_sign_in(visitor.open(), code, "2003", password)
+
+    # The same file again changes nothing; without one line it tells who leaves.
+    choose_file(page, rows, tmp_path, encoding="utf-8-sig")
+    expect(page.get_by_role("heading", name="変わるところはありません")).to_be_visible()
+    page.goto("/console/town/people/import")
+    page.get_by_label("CSVファイル").set_input_files(
+        {
+            "name": "x.csv",
+            "mimeType": "text/csv",
+            "buffer": "\n".join([head, "1001,情報担当,総務課,管理者", *rows[1:3]]).encode(),
+        }
+    )
+    page.get_by_label("ファイルにない職員は").check()
+    page.get_by_role("button", name="変わるところを確かめる").click()
+    expect(page.get_by_role("heading", name=re.compile("やめる"))).to_be_visible()
+    page.get_by_role("button", name="1か所を変える").click()
+    expect(page.get_by_text("1人をやめた人として止めました")).to_be_visible()
+
+
+def test_the_list_can_be_changed_in_a_spreadsheet_and_read_again(office: Office) -> None:
+    page = office.page
+    page.goto("/console/town/people")
+    with page.expect_download() as got:
+        page.get_by_role("link", name="一覧のCSV").click()
+    rows = list(csv.reader(io.StringIO(got.value.path().read_bytes().decode("utf-8-sig"))))
+    assert rows == [["職員番号", "氏名", "所属", "役割"], ["1001", "情報担当", "総務課", "管理者"]]
+
+
+def add_person(page: Page, login: str, name: str, section: str = "総務課") -> str:
+    page.goto("/console/town/people/new")
+    page.get_by_label("職員番号").fill(login)
+    page.get_by_label("氏名").fill(name)
+    page.get_by_label("課", exact=True).select_option(section)
+    page.get_by_role("button", name="加える").click()
+    page.get_by_text("画面で見る").click()
+    return page.get_by_role("row", name=re.compile(login)).get_by_role("cell").last.inner_text()
+
+
+def test_a_lost_password_is_replaced_by_a_slip(office: Office, visitor: Visitor) -> None:
+    page, code = office.page, office.town.code
+    clerk = visitor.open()
+    first_sign_in(clerk, code, "3001", add_person(page, "3001", "丁"))
+    page.goto("/console/town/people?q=丁")
+    page.get_by_role("link", name="3001").click()
+    assert_accessible(page)
+    page.get_by_role("button", name="パスワードを出し直す").click()
+    expect(page.get_by_role("heading", name="1人のパスワードを出し直しますか")).to_be_visible()
+    assert_accessible(page)
+    page.get_by_role("button", name="パスワードを出し直す").click()
+    page.get_by_text("画面で見る").click()
+    password = page.get_by_role("row", name=re.compile("3001")).get_by_role("cell").last.inner_text()
+    clerk.goto("/settings")
+    expect(clerk.get_by_role("heading", name=re.compile("にサインイン"))).to_be_visible()
+    old = visitor.open()
+    sign_in(old, code, "3001", PASSWORD)
+    expect(old.get_by_role("alert")).to_contain_text("違います")
+    first_sign_in(visitor.open(), code, "3001", password, new="mada-nagai-himitsu-2")
+
+
+def test_a_person_is_stopped_moved_and_given_a_role(office: Office) -> None:
+    page = office.page
+    add_person(page, "3002", "戊")
+    page.goto("/console/town/people?q=3002")
+    page.get_by_role("link", name="3002").click()
+    page.get_by_label("移る先の課").select_option("福祉課")
+    page.get_by_role("button", name="移す").click()
+    expect(page.get_by_text("いまは福祉課です。")).to_be_visible()
+    page.get_by_role("button", name="課長にする").click()
+    expect(page.get_by_role("button", name="課長から外す")).to_be_visible()
+    page.get_by_role("button", name="町の管理者にする").click()
+    expect(page.get_by_role("button", name="町の管理者から外す")).to_be_visible()
+    page.get_by_role("button", name="利用を止める").click()
+    expect(page.get_by_role("heading", name="3002 戊の利用を止めますか")).to_be_visible()
+    page.get_by_role("button", name="利用を止める").click()
+    expect(page.get_by_text("停止中")).to_be_visible()
+    # The one who can still sign in stays an administrator.
+    page.goto("/console/town/people?q=1001")
+    page.get_by_role("link", name="1001").click()
+    page.get_by_role("button", name="町の管理者から外す").click()
+    page.get_by_role("button", name="管理者から外れる").click()
+    expect(page.get_by_role("alert")).to_contain_text("管理者がいなくなります")
+
+
+def test_a_key_is_shown_once_works_and_is_revoked(office: Office) -> None:
+    page = office.page
+    page.goto("/console/town/keys")
+    page.get_by_label("名前").fill("例規検索システム")
+    page.get_by_label("文章の特徴（embeddings）").uncheck()
+    page.get_by_label("30日").check()
+    page.get_by_role("button", name="鍵を作る").click()
+    key = page.locator("p.k-copybox").inner_text()
+    assert_accessible(page)
+    headers = {"authorization": f"Bearer {key}"}
+    base = page.url.split("/console")[0]
+    assert httpx.get(f"{base}/v1/models", headers=headers, trust_env=False).status_code == 200
+    refused = httpx.post(
+        f"{base}/v1/embeddings", headers=headers, json={"model": "embedding", "input": "あ"}, trust_env=False
+    )
+    assert refused.status_code == 403
+    page.goto("/console/town/keys")
+    assert key not in page.content()
+    page.get_by_role("button", name=re.compile("取り替える")).click()
+    page.get_by_role("button", name="取り替える").click()
+    second = page.locator("p.k-copybox").inner_text()
+    assert second != key
+    page.goto("/console/town/keys")
+    page.locator("li", has_text="取替え中").get_by_role("button", name=re.compile("取り消す")).click()
+    assert_accessible(page)
+    page.get_by_role("button", name="取り消す").click()
+    expect(page.get_by_text("「例規検索システム」の鍵を取り消しました")).to_be_visible()
+    page.wait_for_timeout(1500)
+    assert httpx.get(f"{base}/v1/models", headers=headers, trust_env=False).status_code == 401
+    assert (
+        httpx.get(f"{base}/v1/models", headers={"authorization": f"Bearer {second}"}, trust_env=False).status_code
+        == 200
+    )
+
+
+def test_a_policy_is_saved_after_its_changes_were_read(office: Office) -> None:
+    page = office.page
+    page.goto("/console/town/policy")
+    page.get_by_label("厳しい").check()
+    page.get_by_label("速い", exact=True).uncheck()
+    page.get_by_role("button", name="変わることを確かめる").click()
+    expect(
+        page.get_by_role("listitem").filter(has_text="「庁内だけ」を処理してよい場所：庁内・国内 → 庁内")
+    ).to_be_visible()
+    expect(page.get_by_role("listitem").filter(has_text="モデル「速い」：使えないようにする")).to_be_visible()
+    assert_accessible(page)
+    page.get_by_role("link", name="変えない").click()
+    expect(page.get_by_label("標準").first).to_be_checked()
+    page.get_by_label("厳しい").check()
+    page.get_by_role("button", name="変わることを確かめる").click()
+    page.get_by_role("button", name="このとおり変える").click()
+    expect(page.get_by_text("設定を保存しました")).to_be_visible()
+    expect(page.get_by_label("厳しい")).to_be_checked()
+    page.goto("/about/rules")
+    expect(page.get_by_text("入れられません")).to_be_visible()
+
+
+def test_an_app_that_is_off_is_nowhere(office: Office) -> None:
+    page = office.page
+    page.goto("/console/town/policy")
+    page.get_by_label(re.compile("^チャット")).uncheck()
+    page.get_by_role("button", name="変わることを確かめる").click()
+    page.get_by_role("button", name="このとおり変える").click()
+    expect(page.get_by_text("設定を保存しました")).to_be_visible()
+    page.goto("/")
+    expect(page.get_by_role("link", name="チャット", exact=True)).to_have_count(0)
+    answer = page.goto("/apps/chat")
+    assert answer is not None
+    assert answer.status == 404
+    assert_accessible(page)
+
+
+def test_a_section_has_its_own_limit_and_can_lose_it(office: Office) -> None:
+    page = office.page
+    page.goto("/console/town/sections")
+    page.get_by_role("link", name=re.compile("福祉課")).click()
+    assert_accessible(page)
+    page.get_by_label("1か月の枠（円）").fill("5万")
+    page.get_by_role("button", name="枠を変える").click()
+    expect(page.get_by_role("alert")).to_contain_text("整数で入れてください")
+    page.get_by_label("1か月の枠（円）").fill("50,000")
+    page.get_by_role("button", name="枠を変える").click()
+    expect(page.get_by_text("福祉課の枠を50,000円にしました")).to_be_visible()
+    expect(page.get_by_role("row", name=re.compile("福祉課"))).to_contain_text("50,000円100%")
+    page.get_by_role("link", name=re.compile("福祉課")).click()
+    page.get_by_label("1か月の枠（円）").fill("")
+    page.get_by_role("button", name="枠を変える").click()
+    expect(page.get_by_text("福祉課の枠をなくしました")).to_be_visible()
+    page.get_by_role("link", name=re.compile("福祉課")).click()
+    page.get_by_label("課の名前").fill("健康福祉課")
+    page.get_by_role("button", name="名前を変える").click()
+    expect(page.get_by_role("rowheader", name="健康福祉課")).to_be_visible()
+    page.get_by_role("link", name=re.compile("健康福祉課")).click()
+    page.get_by_role("button", name="課を閉じる").click()
+    page.get_by_role("button", name="課を閉じる").click()
+    expect(page.get_by_text("健康福祉課を閉じました")).to_be_visible()
+    expect(page.get_by_role("rowheader", name="健康福祉課")).to_have_count(0)
+
+
+def test_the_whole_office_works_without_scripts(office: Office, visitor: Visitor) -> None:
+    plain = visitor.open(script=False)
+    sign_in(plain, office.town.code, office.town.login, PASSWORD)
+    plain.goto("/console/town/people/new")
+    plain.get_by_label("職員番号").fill("4001")
+    plain.get_by_label("氏名").fill("己")
+    plain.get_by_role("button", name="加える").click()
+    expect(plain.get_by_role("heading", name="己を加えました")).to_be_visible()
+    plain.goto("/console/town/people")
+    plain.get_by_label("4001 己を選ぶ").check()
+    plain.get_by_role("button", name="選んだ人のパスワードを出し直す").click()
+    plain.get_by_role("button", name="パスワードを出し直す").click()
+    expect(plain.get_by_role("heading", name="1人のパスワードを出し直しました")).to_be_visible()
