@@ -118,7 +118,8 @@ def sign_in(page: Page, town: str, login: str, password: str) -> None:
     page.goto(f"/t/{town}")
     page.get_by_label("職員番号").fill(login)
     page.get_by_role("button", name="続ける").click()
-    page.get_by_label("パスワード").fill(password)
+    # At Keycloak a button beside it is named after it.
+    page.get_by_role("textbox", name="パスワード").fill(password)
     page.get_by_role("button", name="サインイン").click()
     page.wait_for_load_state()
 

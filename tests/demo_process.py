@@ -36,6 +36,9 @@ class DemoPerson:
 class DemoProcess:
     """`kumiai demo` on a free port. Provider keys and settings of the test run do not reach it."""
 
+    command = "demo"
+    start_s = START_S
+
     def __init__(self, home: Path, *, environment: Mapping[str, str] | None = None) -> None:
         self.home = home
         self.output = home.with_name(home.name + ".log")
@@ -53,12 +56,12 @@ class DemoProcess:
 
     def start(self, *arguments: str) -> None:
         """Returns when demo.json says that all answers."""
-        words = [sys.executable, "-m", "kumiai", "demo", "--port", "0", *arguments]
+        words = [sys.executable, "-m", "kumiai", self.command, "--port", "0", *arguments]
         with self.output.open("ab") as output:
             self._process = subprocess.Popen(
                 words, env=self.environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL
             )
-        deadline = time.monotonic() + START_S
+        deadline = time.monotonic() + self.start_s
         while not (self.home / "demo.json").exists():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()

@@ -23,6 +23,7 @@ from psycopg import sql
 
 from kumiai.local.child import Child
 from kumiai.local.postgres import ServerNotFound, free_port
+from tenants.identity.realm import THEMES
 from tenants.schema import PostgresServer
 
 VERSION: Final = "26.7.3"
@@ -70,6 +71,7 @@ class Keycloak:
             f"--hostname={self.url}",
             # One node: no cluster ports, which would not stay on loopback.
             "--cache=local",
+            f"--spi-theme--folder--dir={THEMES}",
         ]  # fmt: skip
         self._child.start(words, environment=self._own_environment())
         self._wait()

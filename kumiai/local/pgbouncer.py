@@ -36,9 +36,7 @@ class PgBouncer:
 
     def start(self) -> None:
         """Starts the pooler and waits until it lets a query through. Raises `ServerNotFound`."""
-        program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
-        if program is None:
-            raise ServerNotFound("PgBouncer is not installed: apt-get install pgbouncer")
+        program = find_pgbouncer()
         self._folder.mkdir(parents=True, exist_ok=True)
         self._folder.chmod(0o700)
         self.port = free_port()
@@ -97,3 +95,11 @@ class PgBouncer:
             else:
                 return
         raise ServerNotFound(f"PgBouncer did not answer: {self._child.tail()}")
+
+
+def find_pgbouncer() -> str:
+    """Raises `ServerNotFound`."""
+    program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+    if program is None:
+        raise ServerNotFound("PgBouncer is not installed: apt-get install pgbouncer")
+    return program

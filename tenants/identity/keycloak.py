@@ -171,6 +171,13 @@ class Admin:
             raise KeycloakFailed(f"{verb.upper()} {path}: {status} {_message(response)}")
         return str(response.headers.get("Location", "")).rsplit("/", 1)[-1]
 
+    def login_themes(self) -> frozenset[str]:
+        """Names of the themes for sign-in pages that are installed at the server."""
+        response = self._call("get", "admin/serverinfo", below_realm=False)
+        if response.status_code != 200:
+            return frozenset()
+        return frozenset(t["name"] for t in response.json()["themes"]["login"])
+
     def create_realm(self, body: Json) -> None:
         response = self._call("post", "admin/realms", body=body, below_realm=False)
         if response.status_code not in (201, 409):
@@ -255,7 +262,7 @@ class _Reconciler:
     # ── realm ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def realm(self, spec: RealmSpec) -> None:
-        wanted = realm_settings(spec)
+        wanted = realm_settings(spec, themes=self.admin.login_themes())
 
         def decide(found: Json | None) -> Step | None:
             if found is None:

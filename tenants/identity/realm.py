@@ -6,12 +6,15 @@ is compared: whatever else Keycloak or its administrator keeps is left alone.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 Json = dict[str, Any]
 
 # What the portal and the commands need at Keycloak in daily work: towns, accounts, passwords, sessions. No more.
 DIRECTORY_ROLES: Final = frozenset({"manage-organizations", "manage-users"})
+# The folder to be put where Keycloak looks for themes; used where it is found.
+THEMES: Final = Path(__file__).parent / "keycloak_theme"
 LOGIN_THEME: Final = "kumiai"
 ORGANIZATION_MAPPER: Final = "oidc-organization-membership-mapper"
 CODE_ATTRIBUTE: Final = "jp.lgcode"
@@ -43,9 +46,10 @@ class RealmSpec:
     product_name: str
 
 
-def realm_settings(spec: RealmSpec) -> Json:
-    """Top-level keys of the realm; Keycloak merges them."""
-    return {
+def realm_settings(spec: RealmSpec, *, themes: frozenset[str] = frozenset()) -> Json:
+    """Top-level keys of the realm; Keycloak merges them. themes: those the server has for its sign-in pages."""
+    look = {"loginTheme": LOGIN_THEME} if LOGIN_THEME in themes else {}
+    return look | {
         "realm": spec.realm,
         "enabled": True,
         "displayName": spec.product_name,

@@ -1,0 +1,173 @@
+"""The demo on PostgreSQL behind PgBouncer, Valkey and Keycloak: a clerk's day in Chromium, and who is told what."""
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psycopg
+import pytest
+from playwright.sync_api import Browser, expect
+
+from tests.browsers import Visitor, assert_accessible, sign_in
+from tests.e2e.cluster.conftest import ClusterProcess
+
+pytestmark = [pytest.mark.real, pytest.mark.browser, pytest.mark.timeout(900)]
+
+
+@pytest.fixture
+def visitor(cluster: ClusterProcess, chromium: Browser) -> Iterator[Visitor]:
+    # A first page of a cold Keycloak takes seconds, more beside other tests.
+    expect.set_options(timeout=30_000)
+    visiting = Visitor(cluster, chromium, {})
+    yield visiting
+    visiting.close()
+    assert visiting.errors == []
+
+
+def test_a_clerk_signs_in_chats_and_signs_out(cluster: ClusterProcess, visitor: Visitor) -> None:
+    clerk = cluster.person("staff")
+    page = visitor.open()
+    page.goto(f"/t/{clerk.tenant}")
+    page.get_by_label("職員番号").fill(clerk.login)
+    page.keyboard.press("Enter")
+    # Keycloak's page, in our look and words; the name is there, only the password is asked for.
+    expect(page.locator("#kc-attempted-username")).to_have_value(f"t{clerk.tenant}.{clerk.login}")
+    expect(page.locator("#password")).to_be_focused()
+    assert_accessible(page)
+    page.locator("#password").fill("not-the-password")
+    page.get_by_role("button", name="サインイン").click()
+    expect(page.get_by_text("ログイン名かパスワードが違います")).to_be_visible()
+    assert_accessible(page)
+    page.locator("#password").fill(clerk.password)
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"{cluster.base_url}/")
+    page.goto("/apps/chat")
+    page.locator("#compose").fill("防災訓練のお知らせを書いてください")
+    page.locator("#send").click()
+    if page.get_by_role("button", name="Enterで送る", exact=True).is_visible():
+        page.get_by_role("button", name="Enterで送る", exact=True).click()
+    expect(page.get_by_text("見本").first).to_be_visible(timeout=60_000)
+    expect(page.locator(".is-streaming, [aria-busy=true]")).to_have_count(0, timeout=60_000)
+    answer = page.locator("main").inner_text()
+    assert "防災訓練" in answer
+    page.goto("/")
+    page.locator("[data-signout] button").first.evaluate("button => button.form.requestSubmit(button)")
+    page.wait_for_url("**/?why=signed_out")
+    expect(page.get_by_text("サインアウトしました")).to_be_visible()
+    page.goto("/apps/chat")
+    assert f"/t/t{clerk.tenant}" in page.url
+    # Keycloak has forgotten the browser too.
+    page.goto(f"/t/{clerk.tenant}")
+    page.get_by_label("職員番号").fill(clerk.login)
+    page.keyboard.press("Enter")
+    expect(page.locator("#password")).to_be_visible()
+
+
+def test_a_new_town_is_one_command_and_its_administrator_chooses_a_password(
+    cluster: ClusterProcess, visitor: Visitor, tmp_path: Path
+) -> None:
+    sheet = tmp_path / "handover.pdf"
+    made = cluster.run(
+        "tenant", "create", "--name", "新しい町", "--code", "046949", "--admin-login", "0001",
+        "--month-yen", "50000", "--section", "総務課", "--sheet", str(sheet),
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    assert sheet.read_bytes().startswith(b"%PDF")
+    [password] = re.findall(r"初期パスワード\s+(\S+)", made.stdout)
+    page = visitor.open()
+    sign_in(page, "046949", "0001", password)
+    expect(page.get_by_role("heading", name="新しいパスワードを決めてください")).to_be_visible()
+    assert_accessible(page)
+    page.locator("#password-new").fill(password)
+    page.locator("#password-confirm").fill(password)
+    page.get_by_role("button", name="決めて続ける").click()
+    expect(page.get_by_text("初期パスワードや、前に使ったものとは別の")).to_be_visible()
+    assert_accessible(page)
+    page.locator("#password-new").fill("harimaze-no-7-kaki")
+    page.locator("#password-confirm").fill("harimaze-no-7-kaki")
+    page.get_by_role("button", name="決めて続ける").click()
+    page.wait_for_url(f"{cluster.base_url}/")
+    expect(page.get_by_text("新しい町").first).to_be_visible()
+    page.goto("/console/town")
+    assert page.get_by_role("heading").first.is_visible()
+
+
+def test_keycloak_up_finds_nothing_to_do(cluster: ClusterProcess) -> None:
+    done = cluster.run("keycloak", "up")
+    assert done.returncode == 0, done.stderr
+    assert "書き込み 0件" in done.stdout
+
+
+def test_a_stopped_keycloak_and_a_wrong_password_are_said_plainly(cluster: ClusterProcess) -> None:
+    cluster.environment |= {"KUMIAI_KEYCLOAK_ADMIN_PASSWORD": "wrong"}
+    wrong = cluster.run("keycloak", "up")
+    del cluster.environment["KUMIAI_KEYCLOAK_ADMIN_PASSWORD"]
+    assert wrong.returncode == 1
+    assert "KUMIAI_KEYCLOAK_ADMIN_PASSWORD を確かめてください" in wrong.stderr
+    cluster.environment |= {"KUMIAI_KEYCLOAK_URL": "http://127.0.0.1:1"}
+    away = cluster.run("keycloak", "up")
+    del cluster.environment["KUMIAI_KEYCLOAK_URL"]
+    assert away.returncode == 1
+    assert "http://127.0.0.1:1 が応えません" in away.stderr
+    assert "Traceback" not in wrong.stderr + away.stderr
+
+
+def test_a_suspended_town_is_refused_within_two_seconds(cluster: ClusterProcess, visitor: Visitor) -> None:
+    town = cluster.towns[2]
+    key = cluster.api_key(2)
+    page = visitor.open(cluster.person("staff", 2))
+    page.goto("/settings")
+    assert _models(cluster, key) == 200
+    assert cluster.run("tenant", "suspend", town).returncode == 0
+    deadline = time.monotonic() + 2
+    while _models(cluster, key) == 200 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert _models(cluster, key) == 403
+    page.goto("/settings")
+    assert "/settings" not in page.url or page.get_by_text("止められています").is_visible()
+    assert cluster.run("tenant", "resume", town).returncode == 0
+    deadline = time.monotonic() + 2
+    while _models(cluster, key) != 200 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert _models(cluster, key) == 200
+    clerk = cluster.person("staff", 2)
+    fresh = visitor.open()
+    sign_in(fresh, clerk.tenant, clerk.login, clerk.password)
+    fresh.wait_for_url(f"{cluster.base_url}/")
+
+
+def _models(cluster: ClusterProcess, key: str) -> int:
+    headers = {"authorization": f"Bearer {key}"}
+    return httpx.get(f"{cluster.base_url}/v1/models", headers=headers, trust_env=False, timeout=10).status_code
+
+
+@pytest.mark.parametrize("part", ["gateway", "portal"])
+def test_the_processes_know_neither_the_schemas_owner_nor_the_administrator(cluster: ClusterProcess, part: str) -> None:
+    told = cluster.process(part).environ()
+    assert told["KUMIAI_KEYCLOAK_CLIENT_SECRET"]
+    assert "KUMIAI_OWNER_DATABASE_URL" not in told
+    assert not any("kumiai_owner" in value for value in told.values())
+    assert not any("KEYCLOAK_ADMIN" in name for name in told)
+
+
+def test_every_login_goes_through_the_pooler_and_sees_one_town_at_a_time(cluster: ClusterProcess) -> None:
+    told = cluster.process("gateway").environ()
+    pooler = cluster.process("pgbouncer")
+    ports = {c.laddr.port for c in pooler.net_connections(kind="tcp") if c.status == "LISTEN"}
+    urls = [told[f"KUMIAI_{name}DATABASE_URL"] for name in ("", "PLATFORM_", "LEDGER_", "CONTENT_")]
+    assert {int(re.findall(r"127\.0\.0\.1:(\d+)", url)[0]) for url in urls} == ports
+    with psycopg.connect(urls[0], prepare_threshold=None) as connection:
+        assert connection.execute("select count(*) from person").fetchone() == (0,)
+        flags = connection.execute(
+            "select rolsuper, rolbypassrls from pg_roles where rolname = current_user"
+        ).fetchone()
+        assert flags == (False, False)
+    with psycopg.connect(urls[1], prepare_threshold=None) as connection:
+        found = connection.execute("select id from tenant where kind = 'municipality' limit 1").fetchone()
+        assert found is not None
+    with psycopg.connect(urls[0], prepare_threshold=None) as connection:
+        connection.execute("select set_config('app.tenant_id', %s, true)", (str(found[0]),))
+        assert connection.execute("select count(distinct tenant_id) from person").fetchone() == (1,)
+        assert connection.execute("select count(*) from person").fetchone() != (0,)
