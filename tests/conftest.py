@@ -1,1 +1,1 @@
-pytest_plugins = ("tests.servers", "tests.sharing", "tests.demo_process", "tests.browsers")
+pytest_plugins = ("tests.servers", "tests.models", "tests.sharing", "tests.demo_process", "tests.browsers")

