@@ -69,8 +69,13 @@ def run_until_stopped(main: Callable[[asyncio.Event], Awaitable[None]], *, proce
 
 def run_gateway(settings: Settings, sock: socket.socket) -> None:
     from gateway.server.main import create_gateway
+    from gateway.server.providers.catalogue import CatalogueError
 
-    serve(create_gateway(settings), sock=sock, process="gateway", settings=settings)
+    try:
+        app = create_gateway(settings)
+    except CatalogueError as error:
+        raise SystemExit(f"kumiai gateway: {error}") from error
+    serve(app, sock=sock, process="gateway", settings=settings)
 
 
 def run_portal(settings: Settings, sock: socket.socket) -> None:

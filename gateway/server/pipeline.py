@@ -293,12 +293,16 @@ def needed_capabilities(request: ModelRequest) -> frozenset[str]:
 def settlement_of(
     ticket: Ticket, usage: Usage, response: UpstreamResponse, problem: str, record: CallRecord
 ) -> Settlement:
-    """What the ledger is told: cost at the frozen price, never above the hold."""
+    """What the ledger is told: cost at the frozen price, never above the hold.
+
+    A model that thinks unseen has billed more than was read when nobody counted: then the full hold stands.
+    """
+    is_open = response.usage is None and "unseen_thought" in ticket.deployment.extra
     return Settlement(
-        cost_uyen=min(ticket.cost_uyen(usage), ticket.reservation.hold_uyen),
+        cost_uyen=None if is_open else min(ticket.cost_uyen(usage), ticket.reservation.hold_uyen),
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
-        usage_source=usage.source,
+        usage_source="hold" if is_open else usage.source,
         finish_reason=response.finish_reason or "",
         problem=problem,
         first_byte_ms=record.first_byte_ms,

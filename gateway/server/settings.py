@@ -13,15 +13,23 @@ class ProviderSettings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore")
 
     openai_api_key: SecretStr = SecretStr("")
+    openai_base_url: str = ""
     azure_openai_api_key: SecretStr = SecretStr("")
     azure_openai_endpoint: str = ""
+    azure_tsuzumi_deployment: str = ""
     anthropic_api_key: SecretStr = SecretStr("")
     gemini_api_key: SecretStr = SecretStr("")
     plamo_api_key: SecretStr = SecretStr("")
     sakura_ai_api_key: SecretStr = SecretStr("")
+    vllm_base_url: str = ""
+    vllm_model: str = ""
+    vllm_api_key: SecretStr = SecretStr("")
+    # More deployments, or others under a shipped one's id, in the form of the shipped catalogue.
+    kumiai_catalogue_file: Path | None = None
     kumiai_openai_compatible_base_url: str = ""
     kumiai_openai_compatible_api_key: SecretStr = SecretStr("")
     kumiai_openai_compatible_zone: Literal["", "onprem", "domestic", "overseas"] = ""
+    # One name or several with commas between them; the first answers to the staff's names.
     kumiai_openai_compatible_model: str = ""
     kumiai_openai_compatible_embedding_model: str = ""
     kumiai_openai_compatible_max_output_tokens: int = 4_096
@@ -31,7 +39,7 @@ class ProviderSettings(BaseSettings):
         values = {}
         for name in type(self).model_fields:
             value = getattr(self, name)
-            text = value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+            text = value.get_secret_value() if isinstance(value, SecretStr) else str(value or "")
             if text:
                 values[name.upper()] = text
         return values

@@ -58,7 +58,6 @@ class Deployment:
     price: Price | None
     max_input_tokens: int
     max_output_tokens: int
-    max_concurrency: int | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -1,4 +1,7 @@
-"""The model catalogue: what may be offered, where it runs, what was verified about it and when. Shipped as YAML."""
+"""The model catalogue: what may be offered, where it runs, what was verified about it and when.
+
+Shipped as YAML beside this file; an operator's own file in the same form comes before it, entry by entry.
+"""
 
 from datetime import date
 from functools import cache
@@ -6,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gateway.server.providers.base import Operation
 from tenants.context import Zone
@@ -16,18 +19,28 @@ class _Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class CatalogueError(ValueError):
+    """A catalogue file that cannot be used; the message names the file and the place in it."""
+
+
 class Checked(_Entry):
-    """A fact, the page that says so and the day it was read; `unconfirmed` when nobody could confirm it."""
+    """A fact, the page that says so and the day it was read. Where nobody could confirm it: no value, and a note why."""
 
     value: str | int | bool | None = None
     checked: date | None = None
     source: str = ""
     unconfirmed: bool = False
+    note: str = ""
 
     @model_validator(mode="after")
-    def _needs_a_source(self) -> "Checked":
-        if not self.unconfirmed and (self.checked is None or not self.source):
-            raise ValueError("a confirmed fact needs `checked` and `source`; otherwise say unconfirmed: true")
+    def _is_sourced_or_open(self) -> "Checked":
+        if self.unconfirmed:
+            if self.value is not None or self.checked is not None:
+                raise ValueError("an unconfirmed fact has neither `value` nor `checked`")
+            if not self.note:
+                raise ValueError("an unconfirmed fact says in `note` what is open")
+        elif self.value is None or self.checked is None or not self.source:
+            raise ValueError("a confirmed fact needs `value`, `checked` and `source`; otherwise say unconfirmed: true")
         return self
 
 
@@ -43,28 +56,33 @@ class CataloguePrice(_Entry):
 
 
 class CatalogueEntry(_Entry):
-    """One deployment. It stays off until every variable in `needs` is set."""
+    """One deployment. It stays off until every variable in `needs` is set, and from the day its contract or model ends.
+
+    base_url_from, model_from, key_from: environment variables; key_file: for an operator's own entries. A `base_url`
+    that begins with / is a path below what `base_url_from` says.
+    """
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9._/-]*$")
-    aliases: list[str]
+    aliases: list[str] = Field(min_length=1)
     vendor: str
-    provider: Literal["openai_wire", "litellm", "litellm_router", "demo"]
-    model: str
+    wire: Literal["openai_wire", "litellm", "litellm_router", "demo"]
+    model: str = ""
+    model_from: str = ""
     base_url: str = ""
     base_url_from: str = ""
     key_from: str = ""
+    key_file: Path | None = None
     needs: list[str] = []
     extra: dict[str, str] = {}
     zone: Zone
     isolated: bool = False
     owner: Literal["town", "shared", "vendor"]
-    country: str
+    country: str = Field(pattern=r"^([A-Z]{2})?$")
     operator: str
-    operations: list[Operation]
-    capabilities: list[str] = []
+    operations: list[Operation] = Field(min_length=1)
+    capabilities: list[Literal["tools", "json_schema", "images", "logprobs"]] = []
     max_input_tokens: int = Field(gt=0)
     max_output_tokens: int = Field(ge=0)
-    max_concurrency: int | None = None
     price: CataloguePrice | None
     retention_days: Checked
     abuse_monitoring_days: Checked
@@ -72,18 +90,63 @@ class CatalogueEntry(_Entry):
     ismap: Checked
     lgwan_asp: Checked
     subprocessors: Checked
-    contract_expires_on: date | None = None
-    retires_on: date | None = None
-    successor: str = ""
-    verified: str
+    contract_expires_on: date | None
+    retires_on: date | None
+    successor: str
+    verified: str = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _says_where_it_runs(self) -> "CatalogueEntry":
+        if not self.model and not self.model_from:
+            raise ValueError("`model` or `model_from` is needed")
+        if self.wire != "demo" and not self.base_url and not self.base_url_from:
+            raise ValueError("`base_url` or `base_url_from` is needed")
+        if self.isolated and self.zone is not Zone.ONPREM:
+            raise ValueError("only what is on-prem can be isolated")
+        return self
+
+    def ended(self, today: date) -> bool:
+        """Whether the contract or the model itself has come to its end."""
+        return any(day is not None and day <= today for day in (self.contract_expires_on, self.retires_on))
 
 
 @cache
-def load_catalogue() -> tuple[CatalogueEntry, ...]:
-    """The shipped entries. Raises `pydantic.ValidationError` naming the entry's field."""
-    with (Path(__file__).parent / "catalogue.yaml").open(encoding="utf-8") as file:
-        entries = tuple(CatalogueEntry.model_validate(e) for e in yaml.safe_load(file)["deployments"])
-    ids = [e.id for e in entries]
-    if len(ids) != len(set(ids)):
-        raise ValueError("an id stands twice in the catalogue")
+def load_catalogue(own: Path | None = None) -> tuple[CatalogueEntry, ...]:
+    """The entries in the order in which they are tried: the operator's own, then the shipped ones.
+
+    An entry of the own file replaces the shipped one of the same id. Raises `CatalogueError`.
+    """
+    shipped = _read(Path(__file__).parent / "catalogue.yaml")
+    entries = shipped
+    if own is not None:
+        ours = _read(own)
+        replaced = {e.id for e in ours}
+        entries = (*ours, *(e for e in shipped if e.id not in replaced))
+    known = {e.id for e in entries}
+    for entry in entries:
+        if entry.successor and entry.successor not in known:
+            raise CatalogueError(f"{own or 'catalogue.yaml'}: {entry.id}: successor {entry.successor} is not in it")
     return entries
+
+
+def _read(path: Path) -> tuple[CatalogueEntry, ...]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            listed = yaml.safe_load(file)["deployments"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise CatalogueError(f"{path}: cannot be read as a catalogue ({type(error).__name__})") from error
+    if not isinstance(listed, list):
+        raise CatalogueError(f"{path}: `deployments` is no list")
+    entries: dict[str, CatalogueEntry] = {}
+    for number, value in enumerate(listed, start=1):
+        try:
+            entry = CatalogueEntry.model_validate(value)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            named = value.get("id", f"entry {number}") if isinstance(value, dict) else f"entry {number}"
+            raise CatalogueError(f"{path}: {named}: {where or 'entry'}: {first['msg']}") from error
+        if entry.id in entries:
+            raise CatalogueError(f"{path}: {entry.id} stands twice")
+        entries[entry.id] = entry
+    return tuple(entries.values())

@@ -3,33 +3,46 @@
 import hashlib
 import ipaddress
 from collections.abc import Iterable, Mapping
+from datetime import date, datetime
 from typing import Final
 from urllib.parse import urlsplit
 
+import structlog
+
 from gateway.server.providers.base import Deployment, Operation, Price, Provider
-from gateway.server.providers.catalogue import CatalogueEntry, load_catalogue
+from gateway.server.providers.catalogue import CatalogueEntry, CatalogueError, load_catalogue
 from gateway.server.providers.demo import Demo
 from gateway.server.providers.openai_wire import OpenAIWire
 from gateway.server.providers.outbound import Egress, Outbound
 from gateway.server.settings import ProviderSettings
 from tenants.context import Zone
+from tenants.quota.windows import JST
+
+log = structlog.get_logger("gateway")
 
 STAFF_ALIASES: Final = ("fast", "standard", "onprem")
 _ALL_CAPABILITIES: Final = frozenset({"tools", "json_schema", "images", "logprobs"})
 
 
-def compile_all(settings: ProviderSettings, *, production: bool) -> tuple[Deployment, ...]:
-    """Every deployment whose key is there, real ones before the 見本 one, which production never gets."""
+def compile_all(settings: ProviderSettings, *, production: bool, today: date | None = None) -> tuple[Deployment, ...]:
+    """Every deployment whose key is there, real ones before the 見本 one, which production never gets.
+
+    Raises `CatalogueError` when the operator's own catalogue cannot be used.
+    """
     keys = settings.keys()
+    catalogue = load_catalogue(settings.kumiai_catalogue_file)
     found = [*_compatible(settings)]
-    for entry in load_catalogue():
-        if entry.provider == "demo" or any(name not in keys for name in entry.needs):
+    for entry in catalogue:
+        if entry.wire == "demo" or any(name not in keys for name in entry.needs):
+            continue
+        if entry.ended(today or datetime.now(JST).date()):
+            log.warning("deployment_ended", deployment=entry.id, successor=entry.successor)
             continue
         found += _compiled(entry, keys)
     if not production:
         taken = {d.alias for d in found}
-        for entry in load_catalogue():
-            if entry.provider == "demo":
+        for entry in catalogue:
+            if entry.wire == "demo":
                 # The sample never answers under a name that a real model already has.
                 found += [d for d in _compiled(entry, keys) if d.alias not in taken]
     return tuple(found)
@@ -38,17 +51,24 @@ def compile_all(settings: ProviderSettings, *, production: bool) -> tuple[Deploy
 def _compiled(entry: CatalogueEntry, keys: Mapping[str, str]) -> list[Deployment]:
     base_url = entry.base_url
     if entry.base_url_from:
-        base_url = keys.get(entry.base_url_from, "").rstrip("/") + entry.base_url
+        given = keys.get(entry.base_url_from, "").rstrip("/")
+        base_url = given + base_url if base_url.startswith("/") else given or base_url
+    key = keys.get(entry.key_from) if entry.key_from else None
+    if entry.key_file is not None:
+        try:
+            key = entry.key_file.read_text("ascii").strip()
+        except (OSError, ValueError) as error:
+            raise CatalogueError(f"{entry.id}: cannot read its key file {entry.key_file}") from error
     price = entry.price
     return [
         Deployment(
             id=entry.id,
             alias=alias,
-            provider=entry.provider,
+            provider=entry.wire,
             vendor=entry.vendor,
-            upstream_model=entry.model,
+            upstream_model=keys.get(entry.model_from) or entry.model,
             base_url=base_url,
-            api_key=keys.get(entry.key_from) if entry.key_from else None,
+            api_key=key,
             zone=entry.zone,
             isolated=entry.isolated,
             owner=entry.owner,
@@ -68,7 +88,6 @@ def _compiled(entry: CatalogueEntry, keys: Mapping[str, str]) -> list[Deployment
             ),
             max_input_tokens=entry.max_input_tokens,
             max_output_tokens=entry.max_output_tokens,
-            max_concurrency=entry.max_concurrency,
             extra=entry.extra,
         )
         for alias in entry.aliases
@@ -76,20 +95,23 @@ def _compiled(entry: CatalogueEntry, keys: Mapping[str, str]) -> list[Deployment
 
 
 def _compatible(settings: ProviderSettings) -> Iterable[Deployment]:
-    """The server behind KUMIAI_OPENAI_COMPATIBLE_BASE_URL, at an explicit price of 0, under all staff names."""
+    """The server behind KUMIAI_OPENAI_COMPATIBLE_BASE_URL, at an explicit price of 0.
+
+    Every model has its own name; the first one answers to the staff's names, too.
+    """
     base_url = settings.kumiai_openai_compatible_base_url.rstrip("/")
     if not base_url:
         return
     zone = Zone(settings.kumiai_openai_compatible_zone or ("onprem" if is_loopback(base_url) else "overseas"))
-    model = settings.kumiai_openai_compatible_model
-    embedding = settings.kumiai_openai_compatible_embedding_model
-    named: list[tuple[str, str, frozenset[Operation]]] = []
-    if model:
-        answers = frozenset({Operation.CHAT, Operation.COMPLETIONS})
-        aliases = STAFF_ALIASES if zone is Zone.ONPREM else ("fast", "standard")
-        named += [(alias, model, answers) for alias in (*aliases, model)]
-    if embedding:
-        named += [(alias, embedding, frozenset({Operation.EMBEDDINGS})) for alias in ("embedding", embedding)]
+    models = _listed(settings.kumiai_openai_compatible_model)
+    embedding = _listed(settings.kumiai_openai_compatible_embedding_model)
+    answers = frozenset({Operation.CHAT, Operation.COMPLETIONS})
+    aliases = STAFF_ALIASES if zone is Zone.ONPREM else ("fast", "standard")
+    named = [(alias, model, answers) for model in models[:1] for alias in aliases]
+    named += [(model, model, answers) for model in models]
+    vectors = frozenset({Operation.EMBEDDINGS})
+    named += [("embedding", model, vectors) for model in embedding[:1]]
+    named += [(model, model, vectors) for model in embedding]
     for alias, upstream_model, operations in dict.fromkeys(named):
         yield Deployment(
             id=f"compatible/{upstream_model}",
@@ -109,6 +131,10 @@ def _compatible(settings: ProviderSettings) -> Iterable[Deployment]:
             max_input_tokens=131_072,
             max_output_tokens=settings.kumiai_openai_compatible_max_output_tokens,
         )
+
+
+def _listed(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
 
 
 def is_loopback(url: str) -> bool:
