@@ -243,6 +243,22 @@ globalThis.kumiai = (() => {
     $("input[type=checkbox]", place)?.focus({ preventScroll: true });
   });
 
+  // ── What takes a while says so, and is not sent twice ───────────────────────────────────────────────────────────
+  const setSending = (form, words) => {
+    form.querySelectorAll("button").forEach((button) => { button.disabled = Boolean(words); });
+    $(".k-busy", form)?.remove();
+    if (!words) return;
+    const note = line("k-busy k-small", words);
+    note.setAttribute("role", "status");
+    form.append(note);
+  };
+  document.addEventListener("submit", (event) => {
+    const form = event.target;
+    // After the browser has taken what it sends: a button that is off would not be among it.
+    if (form.dataset.busy) setTimeout(() => { if (!event.defaultPrevented) setSending(form, form.dataset.busy); });
+  });
+  addEventListener("pageshow", () => document.querySelectorAll("form[data-busy]").forEach((form) => setSending(form, "")));
+
   // ── Copying, small comforts ─────────────────────────────────────────────────────────────────────────────────────
   document.addEventListener("click", async (event) => {
     const link = event.target.closest("a[data-copy], button[data-copy-text]");
