@@ -17,10 +17,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         pretty_exceptions_enable=False,
         help="Generative AI that municipalities share.",
     )
-    for entry in sorted(entry_points(group="kumiai.commands"), key=lambda e: e.name):
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    # The composition root's own commands start processes: they come first, and loading stops at the one wanted,
+    # because what the other layers load takes seconds on a small machine.
+    for entry in sorted(entry_points(group="kumiai.commands"), key=lambda e: (e.name != "kumiai", e.name)):
         entry.load()(app)
+        names = {c.name for c in app.registered_commands} | {g.name for g in app.registered_groups}
+        if words and words[0] in names:
+            break
     try:
-        app(arguments, prog_name="kumiai")
+        app(words, prog_name="kumiai")
     except Problem as problem:
         detail = f"　{problem.detail}" if problem.detail and problem.detail != problem.title else ""
         print(f"kumiai: {problem.title}{detail}", file=sys.stderr)

@@ -9,8 +9,9 @@ import typer
 
 from tenants.settings import Settings, load_settings
 
-Port = Annotated[int, typer.Option(help="Port on 127.0.0.1.")]
+Port = Annotated[int, typer.Option(min=0, max=65_535, help="Port on 127.0.0.1; 0: any that is free.")]
 Descriptor = Annotated[int, typer.Option(help="An inherited listening socket, instead of host and port.")]
+Parent = Annotated[int, typer.Option(help="End when the process of this id is no longer the parent; 0: never.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -71,17 +72,21 @@ def _socket(host: str, port: int, fd: int) -> socket.socket:
         raise typer.BadParameter(f"{host}:{port} is taken ({error.strerror})") from error
 
 
-def gateway(host: str = "127.0.0.1", port: Port = 8001, fd: Descriptor = -1) -> None:
+def gateway(host: str = "127.0.0.1", port: Port = 8001, fd: Descriptor = -1, parent: Parent = 0) -> None:
     """Serve /v1, /health and /metrics."""
-    from kumiai.processes import run_gateway
+    from kumiai.processes import end_with_parent, run_gateway
 
+    if parent:
+        end_with_parent(parent)
     run_gateway(Settings(), _socket(host, port, fd))
 
 
-def portal(host: str = "127.0.0.1", port: Port = 8002, fd: Descriptor = -1) -> None:
+def portal(host: str = "127.0.0.1", port: Port = 8002, fd: Descriptor = -1, parent: Parent = 0) -> None:
     """Serve the pages."""
-    from kumiai.processes import run_portal
+    from kumiai.processes import end_with_parent, run_portal
 
+    if parent:
+        end_with_parent(parent)
     run_portal(Settings(), _socket(host, port, fd))
 
 

@@ -74,6 +74,8 @@ class DemoHome:
 
     def prepare(self) -> None:
         """Makes the folder; refuses one that holds something else."""
+        if self.path.exists() and not self.path.is_dir():
+            raise DemoError(f"{self.path} is a file. Choose a folder with KUMIAI_HOME=…")
         if self.path.exists() and any(self.path.iterdir()) and not (self.path / MARKER).exists():
             raise DemoError(f"{self.path} holds other files. Choose an empty folder with KUMIAI_HOME=…")
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -115,8 +117,9 @@ def run_demo(settings: Settings, *, port: int, environment: Mapping[str, str], s
     environment: what the children start from (provider keys included).
     """
     home = DemoHome(settings.home.absolute())
-    # Until all runs, both ways of being told to stop unwind what was started so far.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Until all runs, every way of being told to stop unwinds what was started so far; a closed terminal is one.
+    for told in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(told, signal.default_int_handler)
     try:
         home.prepare()
         if not home.try_lock():
@@ -124,6 +127,9 @@ def run_demo(settings: Settings, *, port: int, environment: Mapping[str, str], s
         return _start(home, settings, port, environment, servers)
     except DemoError as error:
         print(f"kumiai demo: {error}", file=sys.stderr)
+        return 1
+    except PermissionError as error:
+        print(f"kumiai demo: {error.filename} may not be written. Choose a folder with KUMIAI_HOME=…", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         say("\n起動をやめました。")
@@ -284,7 +290,7 @@ class WorkerThread(threading.Thread):
 
 def _spawn(name: str, sock: socket.socket, home: DemoHome, environment: Mapping[str, str]) -> Part:
     log = home.logs / f"{name}.log"
-    words = [sys.executable, "-m", "kumiai", name, "--fd", str(sock.fileno())]
+    words = [sys.executable, "-m", "kumiai", name, "--fd", str(sock.fileno()), "--parent", str(os.getpid())]
     with log.open("ab") as file:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter
             words,
@@ -343,8 +349,8 @@ def _watch(parts: list[Part], worker: WorkerThread, stop: threading.Event) -> in
     def end(_signal: int, _frame: object) -> None:
         stop.set()
 
-    signal.signal(signal.SIGINT, end)
-    signal.signal(signal.SIGTERM, end)
+    for told in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(told, end)
     while not stop.wait(0.5):
         ended = [(p.name, p.log) for p in parts if p.process.poll() is not None]
         if not worker.is_alive():

@@ -2,8 +2,11 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
+import threading
+import time
 from collections.abc import Awaitable, Callable
 
 import uvicorn
@@ -13,6 +16,18 @@ from observability.logging import configure_logging
 from tenants.settings import Settings
 
 GRACE_S = 10
+PARENT_POLL_S = 0.5
+
+
+def end_with_parent(parent: int) -> None:
+    """Ends this process when the one that started it is gone, however that one ended: nothing stays behind."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_POLL_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def listen(host: str, port: int) -> socket.socket:
