@@ -1,7 +1,7 @@
 """The one HTTP client model calls leave by, and how its failures are named.
 
 aiohttp: an asyncio client with its own deadlines per phase, whose cancellation closes the socket, which is what ends
-a call upstream. See docs/adr/0003-http-client.md for what it was measured against.
+a call upstream. See docs/adr/0009-http-client.md for what it was measured against.
 """
 
 import asyncio
