@@ -2,6 +2,7 @@
 
 import base64
 import ctypes
+import html
 import os
 import re
 import subprocess
@@ -155,12 +156,11 @@ def _chat(clerk: Browser) -> dict[str, bool]:
     assert clerk.get("/apps/chat/history", params={"q": word("search")}).status_code == 200
     assert clerk.submit("/apps/chat/send", {"text": word("too_long") * 3_000}).status_code == 422
     page = clerk.get(conversation).text
-    checks = clerk.get(f"{conversation}/export").text
-    checked = re.findall(r'name="checked" value="([^"]*)"', checks)
-    export = clerk.submit(f"{conversation}/export", {"checked": checked})
-    assert export.headers["content-type"].startswith("application/vnd"), export.text[:300]
-    book = clerk.get(f"{conversation}/tables.xlsx")
-    assert book.headers["content-type"].startswith("application/vnd"), book.text[:300]
+    for kind in ("docx", "xlsx"):
+        checks = clerk.get(f"{conversation}/export", params={"kind": kind}).text
+        checked = [html.unescape(c) for c in re.findall(r'name="checked" value="([^"]*)"', checks)]
+        exported = clerk.submit(f"{conversation}/export", {"checked": checked, "kind": kind})
+        assert exported.headers["content-type"].startswith("application/vnd"), exported.text[:300]
     history = clerk.get("/apps/chat/history", params={"q": word("edited")}).text
     prompts = clerk.get("/apps/chat/prompts").text
     return {
