@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 # Longest prefix wins; everything else is the portal's.
@@ -20,6 +20,15 @@ HOP_BY_HOP = frozenset(
     {"connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "transfer-encoding",
      "upgrade"}
 )  # fmt: skip
+
+
+# The portal, which has the stylesheet, is what does not answer: this page stands alone.
+_NOT_YET = """<!doctype html>
+<html lang="ja"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="refresh" content="3"><title>起動しているところです</title></head>
+<body><main><h1>起動しているところです</h1><p>数秒待つと、自動で開きます。書いた文章は残っています。</p>
+<p><a href="">いま開き直す</a></p></main></body></html>
+"""
 
 
 def owner_of(path: str) -> str:
@@ -65,9 +74,7 @@ def create_front(targets: Mapping[str, str]) -> Starlette:
                 skip_auto_headers=("user-agent", "accept", "accept-encoding", "content-type"),
             )
         except aiohttp.ClientError:
-            return PlainTextResponse(
-                "起動しているところです。数秒待ってから、もう一度開いてください。\n", 503, {"retry-after": "2"}
-            )
+            return HTMLResponse(_NOT_YET, 503, {"retry-after": "2", "cache-control": "no-store"})
         response = StreamingResponse(_body(answer), status_code=answer.status)
         response.raw_headers = [
             (k.lower(), v) for k, v in answer.raw_headers if k.lower().decode("latin-1") not in HOP_BY_HOP

@@ -11,6 +11,7 @@ from apps.sdk.dates import local
 from apps.sdk.ui.charts import ZONE_FILLS, Columns, Lines, columns, lines
 from apps.sdk.ui.render import ZONE_WORDS
 from observability.problems import InvalidInput
+from tenants.context import TenantId
 from tenants.db import Database
 from tenants.quota.pace import dry_day, month_end
 from tenants.quota.tree import MAX_YEN, BudgetRow, budget_rows
@@ -133,14 +134,14 @@ def parse_yen(text: str) -> int:
     return int(folded)
 
 
-async def load_towns(db: Database, now: datetime) -> list[TownFigures]:
-    """All towns that are not erased, with their month."""
+async def load_towns(db: Database, now: datetime, *, only: TenantId | None = None) -> list[TownFigures]:
+    """All towns that are not erased (or one), with their month."""
     month = window_start("month", now)
     async with db.platform_session("operator console", read_only=True) as session:
-        tenants = [t for t in await list_tenants(session) if t.status != "erased"]
-        usage = await usage_by_town(session, month)
-        budgets = {r.tenant_id: r for r in await budget_rows(session, node="town", now=now)}
-        health = await health_since(session, now - timedelta(hours=HEALTH_HOURS))
+        tenants = [t for t in await list_tenants(session) if t.status != "erased" and only in (None, t.id)]
+        usage = await usage_by_town(session, month, tenant_id=only)
+        budgets = {r.tenant_id: r for r in await budget_rows(session, tenant_id=only, node="town", now=now)}
+        health = await health_since(session, now - timedelta(hours=HEALTH_HOURS), tenant_id=only)
     today = local(now).date()
     return [
         _figures(t, usage.get(t.id, TownUsage(0, 0, 0, 0)), health.get(t.id, Health(0, 0, 0)), budgets.get(t.id), today)

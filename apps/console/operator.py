@@ -422,10 +422,10 @@ async def find_town(session: AsyncSession, town_id: UUID) -> Tenant:
 
 async def _town_page(office: Office, town_id: UUID, problem: Problem | None = None) -> Response:
     month = window_start("month", office.now)
-    figures = next((t for t in await load_towns(office.db, office.now) if t.town.id == town_id), None)
+    tenant_id = TenantId(town_id)
+    figures = next(iter(await load_towns(office.db, office.now, only=tenant_id)), None)
     if figures is None:
         raise NotFound
-    tenant_id = figures.town.id
     async with office.db.platform_session("operator console", read_only=True) as session:
         rows = await usage_rows(session, month, tenant_id=tenant_id)
         days = await usage_by_day(session, month, tenant_id=tenant_id)

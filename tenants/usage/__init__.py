@@ -89,7 +89,9 @@ class TownUsage:
     cost_uyen: int
 
 
-async def usage_by_town(session: AsyncSession, month: date) -> dict[TenantId, TownUsage]:
+async def usage_by_town(
+    session: AsyncSession, month: date, *, tenant_id: TenantId | None = None
+) -> dict[TenantId, TownUsage]:
     """One row per town, in a platform session; towns without calls are left out."""
     found = await _rows(
         session,
@@ -100,7 +102,7 @@ async def usage_by_town(session: AsyncSession, month: date) -> dict[TenantId, To
             func.sum(col(Call.prompt_tokens) + col(Call.completion_tokens)),
             func.sum(col(Call.cost_uyen)),
         )
-        .where(*_of_month(month, None))
+        .where(*_of_month(month, tenant_id))
         .group_by(col(Call.tenant_id)),
     )
     return {TenantId(t): TownUsage(int(n), int(f or 0), int(k or 0), int(u or 0)) for t, n, f, k, u in found}
@@ -193,8 +195,13 @@ class Health:
     slow: int
 
 
-async def health_since(session: AsyncSession, since: datetime) -> dict[TenantId, Health]:
+async def health_since(
+    session: AsyncSession, since: datetime, *, tenant_id: TenantId | None = None
+) -> dict[TenantId, Health]:
     """Per town, in a platform session; towns without calls are left out."""
+    where = [col(Call.created_at) >= since, col(Call.state) != "void"]
+    if tenant_id is not None:
+        where.append(col(Call.tenant_id) == tenant_id)
     found = await _rows(
         session,
         select_columns(
@@ -203,7 +210,7 @@ async def health_since(session: AsyncSession, since: datetime) -> dict[TenantId,
             func.sum(case((col(Call.problem) != "", 1), else_=0)),
             func.sum(case((col(Call.first_byte_ms) > SLOW_MS, 1), else_=0)),
         )
-        .where(col(Call.created_at) >= since, col(Call.state) != "void")
+        .where(*where)
         .group_by(col(Call.tenant_id)),
     )
     return {TenantId(t): Health(int(n), int(f or 0), int(s or 0)) for t, n, f, s in found}

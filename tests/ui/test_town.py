@@ -93,6 +93,18 @@ def test_people_come_from_a_cp932_file_and_sign_in_with_their_slips(
     expect(page.get_by_text("1人をやめた人として止めました")).to_be_visible()
 
 
+def test_a_long_import_tells_how_far_it_is_while_it_works(office: Office, visitor: Visitor, tmp_path: Path) -> None:
+    plain = visitor.open(script=False)
+    sign_in(plain, office.town.code, office.town.login, PASSWORD)
+    rows = ["職員番号,氏名,所属", *(f"6{n:03d},職員{n},総務課" for n in range(40))]
+    choose_file(plain, rows, tmp_path)
+    plain.get_by_role("button", name="40か所を変える").click(no_wait_after=True)
+    expect(plain.get_by_text(re.compile("40のうち[0-9]+まで済みました")).last).to_be_attached()
+    expect(plain.get_by_role("heading", name="CSVのとおりに変えました")).to_be_visible(timeout=60_000)
+    expect(plain.get_by_text("40人で10枚")).to_be_visible()
+    assert_accessible(office.page)
+
+
 def test_the_list_can_be_changed_in_a_spreadsheet_and_read_again(office: Office) -> None:
     page = office.page
     page.goto("/console/town/people")
