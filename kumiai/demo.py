@@ -28,7 +28,7 @@ import uvicorn
 from pydantic import SecretStr
 
 from kumiai.front import create_front
-from kumiai.processes import listen
+from kumiai.processes import leave_no_dump, listen
 from tenants.settings import Settings
 
 START_TIMEOUT_S = 60
@@ -116,6 +116,7 @@ def run_demo(settings: Settings, *, port: int, environment: Mapping[str, str], s
 
     environment: what the children start from (provider keys included).
     """
+    leave_no_dump()
     home = DemoHome(settings.home.absolute())
     # Until all runs, every way of being told to stop unwinds what was started so far; a closed terminal is one.
     for told in (signal.SIGTERM, signal.SIGHUP):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import socket
 import threading
@@ -17,6 +18,11 @@ from tenants.settings import Settings
 
 GRACE_S = 10
 PARENT_POLL_S = 0.5
+
+
+def leave_no_dump() -> None:
+    """A process that crashes writes no core file: its memory holds content and keys in clear. Children inherit it."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def end_with_parent(parent: int) -> None:
@@ -46,6 +52,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(app: object, *, sock: socket.socket, process: str, settings: Settings) -> None:
     """Serves an ASGI app on a socket until SIGINT or SIGTERM; running answers get `GRACE_S` to finish."""
+    leave_no_dump()
     configure_logging(level=settings.log_level, process=process)
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]  # uvicorn's own alias of an ASGI callable
@@ -69,6 +76,7 @@ def serve(app: object, *, sock: socket.socket, process: str, settings: Settings)
 
 def run_until_stopped(main: Callable[[asyncio.Event], Awaitable[None]], *, process: str, settings: Settings) -> None:
     """Runs a coroutine that ends when the event is set, which SIGINT and SIGTERM do."""
+    leave_no_dump()
     configure_logging(level=settings.log_level, process=process)
 
     async def supervise() -> None:

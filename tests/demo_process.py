@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -117,6 +118,20 @@ class DemoProcess:
         with self.browser() as browser:
             browser.sign_in(self.person(role, town, nth=nth))
             yield browser
+
+    @contextlib.contextmanager
+    def database(self, name: str = "kumiai") -> Iterator[sqlite3.Connection]:
+        """One of its files, past the product."""
+        with contextlib.closing(
+            sqlite3.connect(self.home / f"{name}.sqlite3", timeout=15, isolation_level=None)
+        ) as file:
+            file.row_factory = sqlite3.Row
+            yield file
+
+    def processes(self) -> list[Path]:
+        """Its folders in /proc, the demo's own first."""
+        parts = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return [Path(f"/proc/{pid}") for pid in (self.pid, *parts)]
 
     def run(self, *words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """`kumiai …` beside the running demo."""

@@ -327,6 +327,24 @@ def test_the_operator_opens_no_content(running: DemoProcess, objects: Objects, a
     assert asked >= 8
 
 
+def test_who_is_operator_and_administrator_of_the_own_body_reads_no_report(running: DemoProcess) -> None:
+    """The console of the own body opens; the desk, where content is read, does not."""
+    with running.signed_in("operator") as operator:
+        assert operator.get("/console/town").status_code == 404
+        with running.database() as database:
+            database.execute(
+                """insert into role_grant (tenant_id, id, person_id, role, granted_at)
+                   select tenant_id, 'f0000000000000000000000000000000', person_id, 'town_admin', granted_at
+                   from role_grant where role = 'operator'"""
+            )
+        try:
+            assert operator.get("/console/town").status_code == 200
+            assert operator.get("/desk/reports").status_code == 404
+        finally:
+            with running.database() as database:
+                database.execute("delete from role_grant where id = 'f0000000000000000000000000000000'")
+
+
 @pytest.mark.parametrize("role", ["operator", "auditor", "adviser", "nobody"])
 def test_a_town_grants_no_role_beyond_its_own(running: DemoProcess, objects: Objects, role: str) -> None:
     with running.signed_in("town_admin") as admin:

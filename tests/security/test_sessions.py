@@ -12,7 +12,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -40,17 +39,10 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DemoProcess]:
         yield demo
 
 
-@contextmanager
-def database(demo: DemoProcess, name: str = "kumiai") -> Iterator[sqlite3.Connection]:
-    with closing(sqlite3.connect(demo.home / f"{name}.sqlite3", timeout=15, isolation_level=None)) as connection:
-        connection.row_factory = sqlite3.Row
-        yield connection
-
-
 def stored(demo: DemoProcess, browser: Browser) -> sqlite3.Row:
     """The row behind a browser's cookie."""
     id_hash = hashlib.sha256(browser.cookies[COOKIE].encode()).hexdigest()
-    with database(demo) as connection:
+    with demo.database() as connection:
         row: sqlite3.Row | None = connection.execute(
             "select * from portal_session where id_hash = ?", (id_hash,)
         ).fetchone()
@@ -60,7 +52,7 @@ def stored(demo: DemoProcess, browser: Browser) -> sqlite3.Row:
 
 def shift(demo: DemoProcess, browser: Browser, column: str, to: datetime) -> None:
     text = to.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
-    with database(demo) as connection:
+    with demo.database() as connection:
         connection.execute(f"update portal_session set {column} = ? where id = ?", (text, stored(demo, browser)["id"]))
 
 
@@ -103,7 +95,7 @@ def test_no_token_of_the_issuer_reaches_browser_or_database_in_clear(alone: Demo
 
 def test_sealed_tokens_do_not_open_in_another_row(alone: DemoProcess) -> None:
     with alone.signed_in("staff") as victim, alone.signed_in("staff", nth=1) as thief:
-        with database(alone) as connection:
+        with alone.database() as connection:
             connection.execute(
                 "update portal_session set tokens = ? where id = ?",
                 (stored(alone, victim)["tokens"], stored(alone, thief)["id"]),
@@ -210,7 +202,7 @@ def test_after_signing_out_the_password_is_asked_for_again(alone: DemoProcess) -
     with alone.browser() as thief:
         thief.cookies.set(COOKIE, cookie)
         assert not is_signed_in(thief)
-    with database(alone) as connection:
+    with alone.database() as connection:
         kept = connection.execute("select ended_at, tokens from portal_session where id = ?", (row["id"],)).fetchone()
     assert kept["ended_at"] is not None
     assert kept["tokens"] == b""
@@ -274,7 +266,7 @@ def second_portal(alone: DemoProcess) -> Iterator[str]:
 def test_at_expiry_many_requests_refresh_once(alone: DemoProcess, second_portal: str) -> None:
     with alone.signed_in("staff") as browser:
         sid = stored(alone, browser)["sid"]
-        with database(alone, "dev-issuer") as issuer:
+        with alone.database("dev-issuer") as issuer:
             issuer.execute("create table refreshed(sid text)")
             issuer.execute(
                 "create trigger count_refresh after update of refresh_hash on session"
@@ -291,7 +283,7 @@ def test_at_expiry_many_requests_refresh_once(alone: DemoProcess, second_portal:
         with ThreadPoolExecutor(16) as pool:
             answers = list(pool.map(ask, range(48)))
         assert set(answers) == {200}
-        with database(alone, "dev-issuer") as issuer:
+        with alone.database("dev-issuer") as issuer:
             refreshes = issuer.execute("select count(*) from refreshed where sid = ?", (sid,)).fetchone()[0]
             issuer.execute("drop trigger count_refresh")
             issuer.execute("drop table refreshed")
@@ -311,7 +303,7 @@ def test_a_used_refresh_token_ends_the_session_at_the_issuer(alone: DemoProcess)
         old = stored(alone, browser)["tokens"]
         shift(alone, browser, "access_expires_at", datetime.now(UTC))
         assert is_signed_in(browser)
-        with database(alone) as connection:
+        with alone.database() as connection:
             connection.execute("update portal_session set tokens = ? where id = ?", (old, stored(alone, browser)["id"]))
         shift(alone, browser, "access_expires_at", datetime.now(UTC))
         assert not is_signed_in(browser)
@@ -377,7 +369,7 @@ def test_wrong_passwords_make_an_account_wait(alone: DemoProcess) -> None:
         blocked = owner.try_to_sign_in(person.tenant, person.login, person.password)
         assert blocked.status_code == 429
         assert "待ってください" in blocked.text
-        with database(alone, "dev-issuer") as issuer:
+        with alone.database("dev-issuer") as issuer:
             issuer.execute("update account set blocked_until = ?", (time.time() - 1,))
         assert owner.try_to_sign_in(person.tenant, person.login, person.password).status_code == 303
 
@@ -445,6 +437,14 @@ def test_what_the_browser_keeps_of_a_sign_in_is_sealed(alone: DemoProcess) -> No
         changed[20] ^= 1
         browser.cookies.set("kumiai_signin", base64.urlsafe_b64encode(bytes(changed)).decode(), path="/auth")
         assert browser.get("/auth/callback", params={"code": "c", "state": "s"}).status_code == 403
+
+
+def test_a_crash_leaves_no_dump_of_the_memory(alone: DemoProcess) -> None:
+    found = alone.processes()
+    assert len(found) >= 3
+    for folder in found:
+        [limit] = [line for line in (folder / "limits").read_text().splitlines() if line.startswith("Max core file")]
+        assert limit.split()[4:6] == ["0", "0"], folder
 
 
 def test_keys_and_facts_are_readable_by_their_owner_only(alone: DemoProcess) -> None:
