@@ -11,7 +11,7 @@ WORKERS ?= 2
 help:
 	@echo "make demo          start everything on one address and print how to sign in"
 	@echo "make demo-stop     end it from another shell        make demo-reset    start over"
-	@echo "make demo-cluster  the same on PostgreSQL, PgBouncer, Valkey and Keycloak, without Docker"
+	@echo "make demo-cluster  the same on PostgreSQL, PgBouncer, Valkey and Keycloak, without Docker (with it: compose.yaml)"
 	@echo "make check         format, types, contracts, unit tests (≤ 4 min)"
 	@echo "make test          all tests a newcomer can run"
 	@echo "make bench         gateway side by side with its peers"

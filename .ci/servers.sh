@@ -17,6 +17,8 @@ for pair in "${needed[@]}"; do
   program=${pair% *} package=${pair#* }
   command -v "$program" >/dev/null || [ -x "/usr/sbin/$program" ] || packages+=("$package")
 done
+# A compiler without the C library's headers compiles nothing; Debian only recommends them.
+[ -f /usr/include/stdio.h ] || packages+=(libc6-dev)
 # Chromium draws Japanese with the system's fonts.
 [ -d /usr/share/fonts/opentype/noto ] || packages+=(fonts-noto-cjk)
 [ ${#packages[@]} -gt 0 ] || exit 0

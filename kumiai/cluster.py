@@ -109,6 +109,8 @@ def run_cluster(settings: Settings, *, port: int, environment: Mapping[str, str]
     settings = _beside(settings)
     home = settings.home
     say("PostgreSQL、PgBouncer、Valkey、Keycloak の上で動かします（初回は1〜2分かかります）。")
+    if shutil.which("docker", path=environment.get("PATH")):
+        say("コンテナは使いません。コンテナで動かすときは compose.yaml と docs/howto/compose.md をご覧ください。")
     return run_demo(settings, port=port, environment=environment, servers=LocalCluster(home, environment))
 
 

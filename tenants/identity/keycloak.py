@@ -392,9 +392,16 @@ class _Reconciler:
         if wanted.service_roles:
             account = self.admin.get(f"{path}/service-account-user")
             management = self.admin.get("/clients", clientId="realm-management")[0]["id"]
-            # Held by the account, and allowed into its token.
-            for held in (f"/users/{account['id']}/role-mappings", f"{path}/scope-mappings"):
-                self.settle(lambda held=held: self.roles(held, management, wanted.service_roles, where))  # type: ignore[misc]
+            self.settle(
+                lambda: self.roles(
+                    f"/users/{account['id']}/role-mappings", management, wanted.service_roles, f"{where} のアカウント"
+                )
+            )
+            self.settle(
+                lambda: self.roles(
+                    f"{path}/scope-mappings", management, wanted.service_roles, f"{where} のトークンに載るもの"
+                )
+            )
 
     def roles(self, path: str, management: str, wanted: frozenset[str], where: str) -> None:
         """Exactly these roles of the realm's own administration."""
