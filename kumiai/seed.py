@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from sqlmodel import col, select, update
 
-from gateway.server.providers.base import UpstreamProblem
+from gateway.server.providers.base import Deployment, UpstreamProblem, UpstreamRefused
 from gateway.server.providers.factory import compile_all, is_loopback
 from gateway.server.providers.openai_wire import OpenAIWire
 from gateway.server.providers.outbound import Egress, Outbound
@@ -192,31 +192,67 @@ def _write(path: Path, known: Mapping[str, Any]) -> None:
 
 
 async def _real_model(settings: ProviderSettings) -> tuple[dict[str, str], str]:
-    """Asks an OpenAI-compatible server for its models, so that the demo can use what is there."""
+    """Asks each real server for its models, so that the demo uses what is there and shows it.
+
+    Returns what the processes need besides the caller's environment, and the line that is printed.
+    """
     extra: dict[str, str] = {}
-    base_url = settings.kumiai_openai_compatible_base_url
-    if base_url and not settings.kumiai_openai_compatible_model:
-        probe = settings.model_copy(update={"kumiai_openai_compatible_model": "probe"})
-        deployment = compile_all(probe, production=True)[0]
-        provider = OpenAIWire(Outbound(Egress()))
-        try:
-            names = await provider.list_models(deployment)
-        except UpstreamProblem as problem:
-            where = "この装置の中" if is_loopback(base_url) else base_url
-            raise ModelUnreachable(f"{base_url}（{where}）のモデルを確かめられません。{problem.title}。") from problem
-        finally:
-            await provider.aclose()
-        embedding = [n for n in names if "embed" in n.lower() or "e5" in n.lower()]
-        chat = [n for n in names if n not in embedding]
-        if chat:
-            extra["KUMIAI_OPENAI_COMPATIBLE_MODEL"] = chat[0]
-        if embedding:
-            extra["KUMIAI_OPENAI_COMPATIBLE_EMBEDDING_MODEL"] = embedding[0]
+    if settings.kumiai_openai_compatible_base_url and not settings.kumiai_openai_compatible_model:
+        extra = await _compatible_models(settings)
         settings = settings.model_copy(update={k.lower(): v for k, v in extra.items()})
-    first = next(d for d in compile_all(settings, production=False) if d.alias == "standard")
+    deployments = compile_all(settings, production=False)
+    first = next(d for d in deployments if d.alias == "standard")
     if first.provider == "demo":
         return extra, "同梱の見本（AIではありません。OPENAI_API_KEY などを設定すると本物のモデルになります）"
-    return extra, f"{first.vendor} {first.upstream_model}"
+    note = f"{first.vendor} {first.upstream_model}"
+    others = sorted({d.upstream_model for d in deployments if d.provider != "demo"} - {first.upstream_model})
+    if others:
+        note += f"（ほかに {'、'.join(others)}）"
+    if first.provider == "openai_wire" and not settings.kumiai_openai_compatible_base_url:
+        note += await _doubt(first)
+    return extra, note
+
+
+async def _compatible_models(settings: ProviderSettings) -> dict[str, str]:
+    """The names that a server of one's own lists, as settings. Raises `ModelUnreachable`."""
+    base_url = settings.kumiai_openai_compatible_base_url
+    probe = settings.model_copy(update={"kumiai_openai_compatible_model": "probe"})
+    try:
+        names = await _list(compile_all(probe, production=True)[0])
+    except UpstreamProblem as problem:
+        where = "この装置の中" if is_loopback(base_url) else "外部"
+        raise ModelUnreachable(f"{base_url}（{where}）のモデルを確かめられません。{problem.title}。") from problem
+    embedding = [n for n in names if "embed" in n.lower() or "e5" in n.lower()]
+    chat = [n for n in names if n not in embedding]
+    if not names:
+        raise ModelUnreachable(f"{base_url} には、モデルが1つもありません。")
+    found = {
+        "KUMIAI_OPENAI_COMPATIBLE_MODEL": ",".join(chat),
+        "KUMIAI_OPENAI_COMPATIBLE_EMBEDDING_MODEL": ",".join(embedding),
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+async def _doubt(deployment: Deployment) -> str:
+    """What a vendor's own list says against using its model; nothing when all is well.
+
+    A key that stands in the environment for another purpose must not keep the demo from starting.
+    """
+    try:
+        names = await _list(deployment)
+    except UpstreamRefused:
+        return "　※この鍵は使えないと言われました"
+    except UpstreamProblem:
+        return "　※つながるかどうかを確かめられませんでした"
+    return "" if deployment.upstream_model in names else "　※この鍵の一覧にはないモデルです"
+
+
+async def _list(deployment: Deployment) -> list[str]:
+    provider = OpenAIWire(Outbound(Egress()))
+    try:
+        return await provider.list_models(deployment)
+    finally:
+        await provider.aclose()
 
 
 class ModelUnreachable(RuntimeError):

@@ -4,7 +4,12 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 # Folders whose tests want a server too big to be started twice, and the server's name.
-HEAVY = {"tests/integration/keycloak/": "keycloak", "tests/e2e/cluster/": "keycloak"}
+HEAVY = {
+    "tests/integration/keycloak/": "keycloak",
+    "tests/e2e/cluster/": "keycloak",
+    "tests/contract/providers/test_real_server.py": "llama",
+    "tests/contract/api/test_real_models.py": "llama",
+}
 
 
 class OneProcessPerServer(LoadScopeScheduling):  # type: ignore[misc]  # xdist is not typed

@@ -1,5 +1,6 @@
 """Who is calling: exactly one credential, an API key, a person's token or a delegation. The tenant comes from it."""
 
+import asyncio
 import hashlib
 import math
 import time
@@ -23,6 +24,8 @@ from tenants.models import ApiKey, Person, PersonIdentity, TenantIdentity, Throt
 
 MAX_CACHED: Final = 20_000
 KEY_CACHE_S: Final = 60.0
+# Database and issuer together.
+VERIFY_S: Final = 10.0
 # Wrong secrets for one key, or keys that do not exist, from one address, before it has to wait. Other keys go on working
 # from there: behind an ingress or in one town hall many systems share an address.
 GUESSES: Final = 20
@@ -108,7 +111,8 @@ class Authenticator:
         cached = self._cache.get(digest)
         if cached is None or cached.good_until <= time.time():
             try:
-                cached = await self._verify(token, scope, was_good=cached is not None)
+                async with asyncio.timeout(VERIFY_S):
+                    cached = await self._verify(token, scope, was_good=cached is not None)
             except (SQLAlchemyError, OSError) as error:
                 raise Unavailable("少し待って、もう一度送ってください。", retry_after_s=5) from error
             if len(self._cache) >= MAX_CACHED:

@@ -34,7 +34,7 @@ from gateway.server.providers.base import (
     UpstreamResponse,
     Usage,
 )
-from gateway.server.record import CallRecord, Recorder
+from gateway.server.record import CallRecord, Recorder, parent_of
 from gateway.server.routing import route, zone_guard
 from observability.problems import InvalidInput, NotAllowed, Problem
 from tenants.context import DataClass, new_id
@@ -78,6 +78,8 @@ class Pipeline:
     async def handle(self, operation: Operation, scope: AsgiScope, receive: AsgiReceive, send: AsgiSend) -> None:
         """Serves one request on a hot route. Every failure we expect becomes OpenAI's error shape."""
         record = CallRecord.begin(operation, call_id=new_id(), started=time.monotonic())
+        if self.recorder.traces:
+            record.parent = parent_of(scope)
         try:
             caller = await self.authenticator.authenticate(scope)
             record.caller(caller)
@@ -90,7 +92,7 @@ class Pipeline:
             if caller.app and not policy.allows_app(caller.app):
                 raise NotAllowed("このアプリは、町の管理者が止めています。")
             data_class = effective_class(caller, policy, request, scope)
-            record.request(request, data_class)
+            record.request(request, data_class, is_known=request.model in self.configuration.current.deployments)
             await self._serve(caller, policy, request, data_class, record, receive, send)
         except Disconnected:
             record.problem = "client-disconnected"

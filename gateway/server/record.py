@@ -6,16 +6,29 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 import structlog
+from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from gateway.contracts import ModelRequest
 from gateway.server.authentication import Caller
+from gateway.server.http import AsgiScope
 from gateway.server.providers.base import Deployment, Operation, Usage
 from observability import metrics, semconv
 from observability.problems import Problem
 from tenants.context import DataClass, new_id
 
 log = structlog.get_logger("gateway")
+
+_PROPAGATOR = TraceContextTextMapPropagator()
+
+
+def parent_of(scope: AsgiScope) -> Context | None:
+    """The caller's own trace, when it names one (W3C `traceparent`)."""
+    for name, value in scope["headers"]:
+        if name == b"traceparent":
+            return _PROPAGATOR.extract({"traceparent": value.decode("latin-1")})
+    return None
 
 
 @dataclass(slots=True)
@@ -41,6 +54,7 @@ class CallRecord:
     first_byte_ms: int | None = None
     problem: str = ""
     headers_sent: bool = False
+    parent: Context | None = None
     _ledger_ids: int = field(default=0)
 
     @classmethod
@@ -53,8 +67,9 @@ class CallRecord:
         self.tenant_id = str(caller.tenant_id)
         self.app = caller.app
 
-    def request(self, request: ModelRequest, data_class: DataClass) -> None:
-        self.alias = request.model
+    def request(self, request: ModelRequest, data_class: DataClass, *, is_known: bool) -> None:
+        # Whatever is no model's name may be anything that somebody typed.
+        self.alias = request.model if is_known else "(unknown)"
         self.streamed = request.stream
         self.data_class = data_class.value
 
@@ -125,7 +140,9 @@ class Recorder:
     def _span(self, record: CallRecord, seconds: float) -> None:
         """One span a call, made when it is over: a span per streamed chunk would cost more than the call."""
         began_ns = int(record.began_at.timestamp() * 1e9)
-        span = self.tracer.start_span(f"{record.operation.value}", kind=SpanKind.SERVER, start_time=began_ns)
+        span = self.tracer.start_span(
+            record.operation.value, context=record.parent, kind=SpanKind.SERVER, start_time=began_ns
+        )
         span.set_attributes(
             {
                 semconv.OPERATION_NAME: record.operation.value,

@@ -42,6 +42,8 @@ T = TypeVar("T")
 MAX_BATCH: Final = 256
 LEASE: Final = timedelta(seconds=120)
 RECONNECT_S: Final = 1.0
+# A database that accepted the batch and then says nothing keeps no caller longer than this.
+RESERVE_S: Final = 5.0
 # A hold that queued longer, behind more than one batch, is refused before anything is sent; and whatever it stood
 # behind after the second figure. See docs/adr/0008-ledger-batches.md for all three.
 MAX_QUEUE_WAIT_S: Final = 0.25
@@ -149,10 +151,13 @@ class LedgerWriter:
         self._queue.put(_Reserve(hold, answer, time.monotonic()))
         waiting = asyncio.wrap_future(answer)
         try:
-            return await asyncio.shield(waiting)
-        except asyncio.CancelledError:
+            async with asyncio.timeout(RESERVE_S):
+                return await asyncio.shield(waiting)
+        except (asyncio.CancelledError, TimeoutError) as gone:
             answer.add_done_callback(self._void_abandoned)
             waiting.add_done_callback(_consume)
+            if isinstance(gone, TimeoutError):
+                raise LedgerUnavailable("少し待って、もう一度送ってください。", retry_after_s=5) from gone
             raise
 
     def settle(self, reservation: Reservation, settlement: Settlement) -> "Future[None]":

@@ -1,6 +1,7 @@
 """Holds and money when processes and databases go away: nothing is lost, nothing is voided, all holds drain to zero."""
 
 import asyncio
+import contextlib
 import random
 import shutil
 import tempfile
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import psutil
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
@@ -161,6 +163,44 @@ def test_while_the_database_is_away(own_postgres: Postgres, tmp_path: Path, upst
         eventually(lambda: not list((region.home / "spool").glob("settles-*.jsonl")))
         upstream.control("ok")
         assert ask(client).choices
+
+
+def test_while_the_database_hangs(own_postgres: Postgres, tmp_path: Path, upstream: RunningUpstream) -> None:
+    """Its connections stand, and nothing comes back: worse than a database that is gone."""
+    urls: DatabaseUrls = bootstrap_postgres(own_postgres.access, "kumiai", dict.fromkeys(LOGINS, "secret"))
+    migrate(urls)
+    region = priced_region(tmp_path, urls, upstream)
+    town = region.make_town(month_yen=10_000)
+    with region.gateway() as gateway, town.client(gateway.url) as client:
+        assert ask(client).choices
+        region.settled(town)
+        with frozen(own_postgres):
+            eventually(lambda: gateway.health() == 503, within_s=20)
+            began = time.monotonic()
+            with pytest.raises(openai.InternalServerError) as refused:
+                ask(client)
+            assert time.monotonic() - began < 15
+            assert (refused.value.status_code, refused.value.code) == (503, "ledger_unavailable")
+            assert upstream.seen()["calls"] == 1
+        eventually(lambda: gateway.health() == 200, within_s=20)
+        assert ask(client).choices
+        calls = region.settled(town, 2)
+    assert {call.state for call in calls} <= {"settled", "void"}
+    assert region.budget(town).held_uyen == 0
+
+
+@contextlib.contextmanager
+def frozen(server: Postgres) -> Iterator[None]:
+    """The server and all its connections, stopped in the middle of whatever they do."""
+    main = psutil.Process(int((server.folder / "data" / "postmaster.pid").read_text().splitlines()[0]))
+    processes = [main, *main.children(recursive=True)]
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.resume()
 
 
 def test_a_spool_outlives_its_gateway(own_postgres: Postgres, tmp_path: Path, upstream: RunningUpstream) -> None:
