@@ -98,6 +98,7 @@ class Authenticator:
         self._audience = audience
         self._clients = clients
         self._cache: dict[bytes, _Cached] = {}
+        self._verifying: dict[bytes, asyncio.Event] = {}
         # By what is counted: an address and the key it was wrong about.
         self._blocked: dict[tuple[str, str], datetime] = {}
 
@@ -110,14 +111,7 @@ class Authenticator:
         digest = hashlib.sha256(token.encode()).digest()
         cached = self._cache.get(digest)
         if cached is None or cached.good_until <= time.time():
-            try:
-                async with asyncio.timeout(VERIFY_S):
-                    cached = await self._verify(token, scope, was_good=cached is not None)
-            except (SQLAlchemyError, OSError) as error:
-                raise Unavailable("少し待って、もう一度送ってください。", retry_after_s=5) from error
-            if len(self._cache) >= MAX_CACHED:
-                self._cache.clear()
-            self._cache[digest] = cached
+            cached = await self._verified(digest, token, scope)
         caller = cached.caller
         try:
             self._access.check(
@@ -135,6 +129,27 @@ class Authenticator:
         if caller.scopes and _scope_of(scope["path"]) not in caller.scopes:
             raise NotAllowed("このAPIキーでは、この処理を使えません。鍵の範囲を確かめてください。")
         return caller
+
+    async def _verified(self, digest: bytes, token: str, scope: AsgiScope) -> _Cached:
+        """Verifies and remembers; calls that come with the same credential meanwhile wait for the first one's answer."""
+        while (first := self._verifying.get(digest)) is not None:
+            await first.wait()
+            cached = self._cache.get(digest)
+            if cached is not None and cached.good_until > time.time():
+                return cached
+        done = self._verifying[digest] = asyncio.Event()
+        try:
+            async with asyncio.timeout(VERIFY_S):
+                cached = await self._verify(token, scope, was_good=digest in self._cache)
+        except (SQLAlchemyError, OSError) as error:
+            raise Unavailable("少し待って、もう一度送ってください。", retry_after_s=5) from error
+        finally:
+            del self._verifying[digest]
+            done.set()
+        if len(self._cache) >= MAX_CACHED:
+            self._cache.clear()
+        self._cache[digest] = cached
+        return cached
 
     async def _verify(self, token: str, scope: AsgiScope, *, was_good: bool) -> _Cached:
         parsed = parse_key(token)

@@ -13,7 +13,7 @@ from openai import OpenAI
 from loadtests.upstream import RunningUpstream
 from tests.contract.api.conftest import EMBEDDING, ONPREM, SAMPLE
 from tests.contract.api.test_chat import ASK, PIXEL, TOOL
-from tests.gateways import Region, RunningGateway, Town
+from tests.gateways import Region, RunningGateway, Town, eventually
 
 CHAT = "/v1/chat/completions"
 HOT = [CHAT, "/v1/completions", "/v1/embeddings"]
@@ -342,4 +342,4 @@ def test_a_refused_request_holds_nothing(region: Region, gateway: RunningGateway
 def test_every_refusal_has_a_number_to_ask_about(gateway: RunningGateway, town: Town) -> None:
     answer = post(gateway, town, {"model": ONPREM})
     assert len(answer.headers["kumiai-call-id"]) == 36
-    assert any(line.get("call_id") == answer.headers["kumiai-call-id"] for line in gateway.log())
+    eventually(lambda: any(line.get("call_id") == answer.headers["kumiai-call-id"] for line in gateway.log()))

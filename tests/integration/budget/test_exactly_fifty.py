@@ -14,7 +14,7 @@ from tests.integration.budget.conftest import ANSWER_TOKENS, MODEL, YEN
 
 AFFORDABLE = 50
 PARALLEL = 200
-DECIDED_WITHIN_S = 60
+DECIDED_WITHIN_S = 120
 
 
 @pytest.fixture
@@ -54,8 +54,12 @@ def test_of_200_parallel_calls_exactly_50_go_out(region: Region, gateways: int, 
 async def call_all(
     region: Region, town: Town, running: list[RunningGateway], upstream: RunningUpstream
 ) -> list[ChatCompletion | BaseException]:
-    """All calls at once over all gateways; the upstream is let go when each is either there or refused."""
-    clients = [AsyncOpenAI(base_url=f"{one.url}/v1", api_key=town.key, max_retries=0, timeout=120) for one in running]
+    """All calls at once over all gateways; the upstream is let go when each is either there or refused.
+
+    A gateway on a machine that is too busy may say 503: the client then asks again by itself. It does not ask again
+    when the quota is used up, because it is told not to.
+    """
+    clients = [AsyncOpenAI(base_url=f"{one.url}/v1", api_key=town.key, max_retries=10, timeout=120) for one in running]
     tasks = [
         asyncio.ensure_future(
             clients[i % len(clients)].chat.completions.create(
