@@ -1,6 +1,7 @@
 """`kumiai apps`: which apps this installation has, and what each answers for."""
 
 import json
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ def list_apps(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] 
     """List apps with owner, weight of data and retention."""
     folder = Path(__file__).parent.parent
     found = [load_manifest(m.parent) for m in sorted(folder.glob("*/app.toml"))]
+    found += [entry.load().manifest for entry in entry_points(group="kumiai.apps")]
     if as_json:
         print(json.dumps([m.model_dump(mode="json") for m in found], ensure_ascii=False, indent=2))
         return
