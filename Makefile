@@ -6,7 +6,7 @@ export KUMIAI_HOME
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: help demo demo-stop demo-reset demo-cluster demo-cluster-reset check test install install-dev install-models test-models test-vllm locks bench
+.PHONY: help demo demo-stop demo-reset demo-cluster demo-cluster-reset check test install install-dev install-models test-models test-vllm evidence-vllm locks bench
 
 help:
 	@echo "make demo          start everything on one address and print how to sign in"
@@ -55,6 +55,9 @@ test-models: install-models
 
 test-vllm: install-dev
 	tests/vllm/run.sh
+
+evidence-vllm: install-dev
+	tests/vllm/evidence.sh
 
 bench: install-dev
 	loadtests/bench/run.sh
