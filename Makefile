@@ -6,7 +6,7 @@ export KUMIAI_HOME
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: help demo demo-stop demo-reset demo-cluster demo-cluster-reset check test install install-dev install-models test-models test-vllm evidence-vllm locks bench
+.PHONY: help demo demo-stop demo-reset demo-cluster demo-cluster-reset check test install install-dev install-models test-models test-vllm evidence-vllm locks bench screenshots
 
 help:
 	@echo "make demo          start everything on one address and print how to sign in"
@@ -61,6 +61,10 @@ evidence-vllm: install-dev
 
 bench: install-dev
 	loadtests/bench/run.sh
+
+# The pictures of the documentation, from the running product; needs Chromium.
+screenshots: install-dev
+	$(BIN)/python -m tests.e2e.screenshots docs/images
 
 # Versions younger than a week are left to others to try. No addresses end up in the files.
 COOLDOWN = $(shell date -u -d '7 days ago' +%Y-%m-%d)

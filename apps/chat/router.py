@@ -215,7 +215,7 @@ async def send(
         if _wants_stream(request):
             raise
         # Nobody should write a text twice: the page comes back with all that was typed and read.
-        found = await chat.open(conversation_id) if conversation_id else None
+        found = await _still_there(chat, conversation_id)
         return await _page(
             ctx,
             found,
@@ -297,6 +297,15 @@ async def _answered(ctx: AppContext, request: Request, chat: Chat, turn: Turn) -
     return StreamingResponse(
         events(), media_type="text/event-stream", headers={"cache-control": "no-store", "x-accel-buffering": "no"}
     )
+
+
+async def _still_there(chat: Chat, conversation_id: UUID | None) -> Conversation | None:
+    if conversation_id is None:
+        return None
+    try:
+        return await chat.open(conversation_id)
+    except NotFound:
+        return None
 
 
 def _wants_stream(request: Request) -> bool:
@@ -611,7 +620,9 @@ async def _page(ctx: AppContext, found: Conversation | None, *, status: int = 20
         **_nothing_found(),
         **_message_words(),
     }
-    beside = _history_facts(ctx, everything, everything[:_BESIDE], folder)
+    # A new conversation for a folder stands beside what is in it; an open one beside all.
+    shown = [c for c in everything if found or not folder or c.folder == folder]
+    beside = _history_facts(ctx, everything, shown[:_BESIDE], folder)
     return await ctx.page("chat.html", status=status, **(defaults | beside | facts))
 
 

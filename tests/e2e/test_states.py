@@ -12,7 +12,7 @@ from tests.e2e.conftest import Abroad
 
 pytestmark = pytest.mark.browser
 
-SIZES = {"desktop": DESKTOP, "phone": PHONE, "zoomed": ZOOMED}
+SIZES = {"desktop": DESKTOP, "phone": PHONE}
 by_size = pytest.mark.parametrize("size", SIZES)
 # Long enough that a test can look at the answer while it comes: the sample gives it back reworded.
 LONG = "次の文章を分かりやすく書き直してください。\n" + "訓練に御参加下さい。雨天の場合は中止致します。" * 40
@@ -20,14 +20,8 @@ SMALL_TABLE = "次を表にしてください。\n担当：総務課\n期限：1
 
 
 def look(page: Page, size: str) -> None:
-    """axe on a desktop and a phone; at 200 %, where the layout is the phone's, that nothing is cut off sideways.
-
-    In a window as high as the page: what stays at the top and at the bottom covers what scrolls behind it, which axe
-    would take for targets too small to touch.
-    """
-    if size == "zoomed":
-        assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), page.url
-        return
+    """axe, in a window as high as the page: what stays at the top and at the bottom covers what scrolls behind it,
+    which axe would take for targets too small to touch."""
     width, height = SIZES[size]["width"], int(page.evaluate("document.documentElement.scrollHeight"))
     page.set_viewport_size({"width": width, "height": max(height, SIZES[size]["height"])})
     assert_accessible(page)
@@ -212,3 +206,23 @@ def test_a_used_up_budget_and_a_gateway_that_is_away(abroad: Abroad) -> None:
             look(page, size)
     finally:
         demo.run("budget", "set", demo.towns[1], "--month-yen", "100000")
+
+
+def test_at_200_percent_nothing_is_cut_off_and_the_box_leaves_room(visitor: Visitor, files: dict[str, Path]) -> None:
+    page = visitor.open(visitor.demo.person("staff", nth=1), viewport=ZOOMED)
+    chat = ChatPage(page).open()
+    for step in (
+        lambda: chat.attach(files[SURVEY], files[GUIDE]),
+        lambda: chat.ask("地区ごとの件数を表にしてください"),
+        lambda: page.get_by_text("使った行を見る（128行）").click(),
+        lambda: chat.answers.last.get_by_role("link", name="表をExcelで").click(),
+        lambda: page.get_by_text("名前を変える", exact=True).first.click(),
+        lambda: page.get_by_text("メニュー", exact=True).click(),
+        lambda: chat.open("/history?q=地区"),
+    ):
+        step()
+        assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"), page.url
+    chat.open("/history")
+    page.get_by_role("link", name="地区ごとの件数").first.click()
+    # Half a low window must not be taken by what stays at its bottom.
+    assert page.locator("#compose-form").evaluate("(form) => getComputedStyle(form).position") == "static"

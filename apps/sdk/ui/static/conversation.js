@@ -26,8 +26,9 @@
     if (!words) return;
     const link = document.createElement("a");
     link.href = "/settings";
-    link.textContent = "変更";
-    hint.replaceChildren(`${words}（`, link, "）");
+    link.textContent = words;
+    link.setAttribute("aria-label", `${words}（変更する）`);
+    hint.replaceChildren(link);
   };
   showHint();
   dialog.querySelectorAll("[data-choose-key]").forEach((button) => button.addEventListener("click", async () => {
@@ -225,7 +226,8 @@
       else {
         // What came so far is kept by the server; the page shows it when it is reached again.
         live?.article.remove();
-        showProblem(place, problem.title ? problem : offline);
+        const gone = { detail: "消されたか、ほかの画面で変わりました。ページを開き直してください。書いた文章は残っています。" };
+        showProblem(place, problem.title ? { ...problem, ...(problem.status === 404 && gone) } : offline);
       }
     } finally {
       live?.end();
