@@ -12,9 +12,13 @@ import pytest
 
 from apps.host.discovery import discover
 from apps.host.main import create_portal
+from gateway.server.main import create_gateway
 from gateway.server.providers.base import Operation
 from tenants.settings import Settings
 from tests.demo_process import Browser, DemoProcess
+
+# One process runs them all, so that what takes long to start is started once.
+pytestmark = pytest.mark.xdist_group("routes")
 
 FORGED = "urn:problem:portal:forged-request"
 UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
@@ -376,6 +380,13 @@ def test_the_api_refuses_who_has_no_key(running: DemoProcess, path: str) -> None
     assert nobody.status_code == 401
     assert nobody.json()["error"]["code"] == "no_credential"
     assert known.status_code in (200, 400)
+
+
+def test_the_gateway_serves_nothing_else(tmp_path: Path) -> None:
+    gateway = create_gateway(Settings(env="test", home=tmp_path))
+    gateway._rest.openapi_url = "/described"
+    described = set(gateway._rest.openapi()["paths"])
+    assert described == {"/health/live", "/health/ready", "/metrics", "/v1/models", "/v1/models/{alias}"}
 
 
 @pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/metrics"])
