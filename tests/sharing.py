@@ -3,12 +3,18 @@
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-# Folders whose tests want a server too big to be started twice, and the server's name.
+# Folders whose tests want a server too big to be started twice, and the server's name; the first that fits counts.
 HEAVY = {
     "tests/integration/keycloak/": "keycloak",
     "tests/e2e/cluster/": "keycloak",
     "tests/contract/providers/test_real_server.py": "llama",
     "tests/contract/api/test_real_models.py": "llama",
+    "tests/e2e/": "demo of the apps",
+    "tests/ui/": "demo of the offices",
+    "tests/security/test_canary.py": "demo to be searched",
+    "tests/security/test_routes.py": "demo to be asked",
+    "tests/security/test_sessions.py": "demo to sign in to",
+    "tests/security/test_suspension.py": "demo to be stopped",
 }
 
 

@@ -20,9 +20,6 @@ from kumiai.local.postgres import Postgres
 from tenants.db import DatabaseUrls
 from tests.demo_process import Browser, DemoProcess
 
-# One process runs them all, so that what takes long to start is started once.
-pytestmark = pytest.mark.xdist_group("canary")
-
 _UUID = r"[0-9a-f]{8}-[0-9a-f-]{27}"
 # Each place has a word of its own, so that a find says where it came from.
 PLACES = (

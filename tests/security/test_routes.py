@@ -17,9 +17,6 @@ from gateway.server.providers.base import Operation
 from tenants.settings import Settings
 from tests.demo_process import Browser, DemoProcess
 
-# One process runs them all, so that what takes long to start is started once.
-pytestmark = pytest.mark.xdist_group("routes")
-
 FORGED = "urn:problem:portal:forged-request"
 UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 # Readable by everybody, and nothing else is: the way in, what the law wants shown, and what machines ask.

@@ -29,9 +29,6 @@ from tenants.identity.issuers import BACKCHANNEL_LOGOUT
 from tenants.settings import Settings
 from tests.demo_process import Browser, DemoProcess, form_action
 
-# One process runs them all, so that what takes long to start is started once.
-pytestmark = pytest.mark.xdist_group("sessions")
-
 COOKIE = "kumiai_session"
 
 

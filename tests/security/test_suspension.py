@@ -20,9 +20,6 @@ from tenants.models import Revocation, Tenant
 from tests.demo_process import Browser, DemoPerson, DemoProcess, form_action
 from tests.servers import DATABASES
 
-# One process runs them all, so that what takes long to start is started once.
-pytestmark = pytest.mark.xdist_group("suspension")
-
 WITHIN_S = 2.0
 # What the page of questions sends back when it is answered with yes.
 CONFIRMED = {"confirmed": "1"}
