@@ -21,8 +21,6 @@ class Problem(Exception):
     type: ClassVar[str] = "urn:problem:kumiai:unexpected"
     status: ClassVar[HTTPStatus] = HTTPStatus.INTERNAL_SERVER_ERROR
     title: ClassVar[str] = "処理を続けられませんでした"
-    # Whether asking again in a moment can help; clients that retry by themselves are told when it cannot.
-    is_passing: ClassVar[bool] = True
 
     def __init__(self, detail: str = "", **extensions: str | int | float | bool | list[str] | None) -> None:
         super().__init__(detail or self.title)
@@ -33,6 +31,11 @@ class Problem(Exception):
     def code(self) -> str:
         """The last part of the URN with underscores: what `/v1` clients see as `error.code`."""
         return self.type.rsplit(":", 1)[-1].replace("-", "_")
+
+    @property
+    def may_be_retried(self) -> bool:
+        """Whether a client may ask again by itself: not where that cannot help, nor where it would be paid for twice."""
+        return True
 
     @property
     def retry_after_s(self) -> int | None:

@@ -93,7 +93,7 @@ def problem_headers(problem: Problem) -> list[tuple[bytes, bytes]]:
     headers = [(b"cache-control", b"no-store")]
     if problem.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % problem.retry_after_s))
-    if not problem.is_passing:
+    if not problem.may_be_retried:
         # OpenAI's clients try 429 and 5xx twice more by themselves, unless told otherwise.
         headers.append((b"x-should-retry", b"false"))
     if problem.status == HTTPStatus.UNAUTHORIZED:

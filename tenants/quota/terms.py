@@ -81,7 +81,10 @@ class QuotaExceeded(Problem):
     type = "urn:problem:gateway:quota-exceeded"
     status = HTTPStatus.TOO_MANY_REQUESTS
     title = "今月の利用上限に達しました"
-    is_passing = False
+
+    @property
+    def may_be_retried(self) -> bool:
+        return False
 
 
 class NoBudget(Problem):
@@ -94,7 +97,10 @@ class UnknownPrice(Problem):
     type = "urn:problem:gateway:unknown-price"
     status = HTTPStatus.SERVICE_UNAVAILABLE
     title = "料金が登録されていないモデルは使えません"
-    is_passing = False
+
+    @property
+    def may_be_retried(self) -> bool:
+        return False
 
 
 class LedgerUnavailable(Problem):

@@ -8,7 +8,7 @@ covers=(gateway/contracts.py gateway/server tests/contract/providers/test_real_s
 [ -z "$(git status --porcelain)" ] || { echo "the work tree is not clean" >&2; exit 1; }
 output=$(mktemp)
 trap 'rm -f "$output"' EXIT
-tests/vllm/run.sh -v -p no:randomly --color=no "$@" 2>&1 | sed -E "s#$HOME#~#g; s#127\.0\.0\.1:[0-9]+#127.0.0.1:PORT#g; s#$PWD/##g" | tee "$output"
+tests/vllm/run.sh -vv -p no:randomly --color=no "$@" 2>&1 | sed -E "s#$HOME#~#g; s#127\.0\.0\.1:[0-9]+#127.0.0.1:PORT#g; s#$PWD/##g" | tee "$output"
 mkdir -p docs/evidence
 {
   printf '# vLLM, really\n\nWritten by `make evidence-vllm`; the suites are those of `make test-vllm`.\n\n'

@@ -133,6 +133,11 @@ class UpstreamProblem(Problem):
         super().__init__(detail, **extensions)
         self.dispatched = dispatched
 
+    @property
+    def may_be_retried(self) -> bool:
+        """A call that was sent and not answered may have been billed: whether to pay for another is a person's choice."""
+        return not self.dispatched or "upstream_status" in self.extensions
+
 
 class UpstreamUnavailable(UpstreamProblem):
     type = "urn:problem:gateway:upstream-unavailable"
@@ -152,7 +157,10 @@ class UpstreamRefused(UpstreamProblem):
     type = "urn:problem:gateway:upstream-refused"
     status = HTTPStatus.BAD_GATEWAY
     title = "AIのサービスが要求を受け付けませんでした"
-    is_passing = False
+
+    @property
+    def may_be_retried(self) -> bool:
+        return False
 
 
 class InputRefused(UpstreamRefused):

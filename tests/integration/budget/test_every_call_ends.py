@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import httpx
 import openai
@@ -12,7 +13,10 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, update
 
 from loadtests.upstream import RunningUpstream
+from tenants.context import PersonId, SectionId, new_id
 from tenants.db import Database, DatabaseUrls
+from tenants.identity.delegation import Delegation, mint
+from tenants.keyfiles import read_key
 from tenants.models import Account, Call
 from tests.gateways import Region, RunningGateway, Town, eventually
 from tests.integration.budget.conftest import ANSWER_TOKENS, MODEL, YEN, priced_region
@@ -162,6 +166,7 @@ def test_an_upstream_s_error_costs_nothing(
     with pytest.raises(openai.APIStatusError) as refused:
         ask(client)
     assert refused.value.code == code
+    assert ("x-should-retry" in refused.value.response.headers) == (status == 400)
     call = the_call(region, town)
     assert (call.state, call.cost_uyen, call.problem) == ("settled", 0, code)
 
@@ -174,6 +179,8 @@ def test_an_upstream_s_silence_costs_the_hold(
         ask(client)
     assert (refused.value.status_code, refused.value.code) == (504, "upstream_timeout")
     call = the_call(region, town)
+    # The official client would ask twice more by itself, and each time the hold would be paid.
+    assert refused.value.response.headers["x-should-retry"] == "false"
     assert (call.cost_uyen, call.usage_source, call.problem) == (HOLD, "hold", "upstream_timeout")
 
 
@@ -274,6 +281,34 @@ def test_the_section_s_limit_holds_below_the_town_s(
     assert upstream.seen()["calls"] == 1
     rows = {row.node: row for row in region.budgets(town)}
     assert rows["section"].posted_uyen == rows["town"].posted_uyen == 10 * YEN
+
+
+def test_a_person_s_use_is_told_and_can_be_limited(
+    installation: Installation, region: Region, town: Town, upstream: RunningUpstream
+) -> None:
+    person, other = new_id(), new_id()
+
+    def ask_as(who: UUID) -> Any:
+        given = Delegation(town.id, PersonId(who), SectionId(section_of(region, town)), "chat")
+        token = mint(read_key(region.settings.key_path("delegation")), given)
+        with town.client(installation.gateway.url, api_key=token) as client:
+            return ask(client, max_tokens=10)
+
+    assert ask_as(person).choices
+    region.settled(town)
+    rows = {row.node: row for row in region.budgets(town)}
+    assert rows["person"].node_id == str(person)
+    assert rows["person"].limit_uyen is None
+    assert rows["person"].posted_uyen == rows["section"].posted_uyen == rows["town"].posted_uyen == 10 * YEN
+    [call] = region.calls(town)
+    assert (call.person_id, call.section_id, call.app) == (person, section_of(region, town), "chat")
+
+    region.set_budget(town, 10, node="person", node_id=str(person))
+    with pytest.raises(openai.RateLimitError) as refused:
+        ask_as(person)
+    assert "あなたの今月の利用枠" in str(refused.value)
+    assert upstream.seen()["calls"] == 1
+    assert ask_as(other).choices
 
 
 def section_of(region: Region, town: Town) -> Any:
