@@ -324,7 +324,7 @@ async def test_a_suspended_town_refuses_a_live_token_within_two_seconds_and_for_
     await suspending
     assert not await asyncio.to_thread(is_signed_in, site, browser)
     refused = await asyncio.to_thread(browser.get, f"{site.portal}/t/{town.code}")
-    assert refused.status == 404
+    assert refused.status == 403
     renewed = await asyncio.to_thread(
         client.exchange, {"grant_type": "refresh_token", "refresh_token": tokens["refresh_token"]}
     )
