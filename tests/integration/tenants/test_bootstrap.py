@@ -2,12 +2,32 @@
 
 import os
 import shlex
+import shutil
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from kumiai.local.postgres import Postgres
+import pytest
+
+from kumiai.local.postgres import Postgres, ServerNotFound
+from tests.servers import not_available
+
+
+@pytest.fixture(scope="module")
+def empty_server() -> Iterator[Postgres]:
+    """A server of its own: the logins are the server's, and get new passwords here."""
+    folder = Path(tempfile.mkdtemp(prefix="kumiai-pg-"))
+    server = Postgres(folder, fsync=False)
+    try:
+        server.start()
+    except ServerNotFound as missing:
+        not_available(str(missing))
+    yield server
+    server.stop()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def kumiai(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -20,9 +40,9 @@ def kumiai(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_an_empty_server_becomes_a_database_ready_to_use(postgres_server: Postgres, tmp_path: Path) -> None:
+def test_an_empty_server_becomes_a_database_ready_to_use(empty_server: Postgres, tmp_path: Path) -> None:
     file = tmp_path / "kumiai.env"
-    access = postgres_server.access
+    access = empty_server.access
     words = ("db", "bootstrap", f"postgresql://{access.superuser}@{access.host}:{access.port}")
     options = ("--database", "bootstrapped", "--env-file", str(file))
     made = kumiai(*words, *options, PGPASSWORD=access.password)
@@ -40,9 +60,9 @@ def test_an_empty_server_becomes_a_database_ready_to_use(postgres_server: Postgr
     assert str(file) in again.stderr
 
 
-def test_a_wrong_password_is_told_and_leaves_no_file(postgres_server: Postgres, tmp_path: Path) -> None:
+def test_a_wrong_password_is_told_and_leaves_no_file(empty_server: Postgres, tmp_path: Path) -> None:
     file = tmp_path / "kumiai.env"
-    access = postgres_server.access
+    access = empty_server.access
     server = f"postgresql://{access.superuser}@{access.host}:{access.port}"
     failed = kumiai("db", "bootstrap", server, "--env-file", str(file), PGPASSWORD="wrong")
     assert failed.returncode == 1
