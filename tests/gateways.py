@@ -36,7 +36,7 @@ from tenants.db import Database, DatabaseUrls
 from tenants.identity.api_keys import create_key, load_peppers
 from tenants.identity.directories import open_directory
 from tenants.lgcode import check_digit
-from tenants.models import Call, FxRate, Price
+from tenants.models import Attempt, Call, FxRate, Price
 from tenants.policy import Policy, bump_configuration
 from tenants.quota.pricing import register_price, set_fx_rate
 from tenants.quota.tree import BudgetRow, budget_rows, set_budget
@@ -270,6 +270,16 @@ class Region:
             async with db.platform_session("test", read_only=True) as session:
                 query = select(Call).where(col(Call.tenant_id) == town.id).order_by(col(Call.created_at), col(Call.id))
                 return list((await session.exec(query)).all())
+
+        return self.with_database(work)
+
+    def attempts(self, town: Town) -> list[Attempt]:
+        """What its calls dispatched, in order."""
+
+        async def work(db: Database) -> list[Attempt]:
+            async with db.platform_session("test", read_only=True) as session:
+                query = select(Attempt).where(col(Attempt.tenant_id) == town.id)
+                return list((await session.exec(query.order_by(col(Attempt.created_at), col(Attempt.number)))).all())
 
         return self.with_database(work)
 

@@ -12,7 +12,7 @@ from gateway.server.record import CallRecord
 from tenants.context import DataClass, new_id
 from tenants.quota import pricing
 from tenants.quota.ledger import LedgerWriter
-from tenants.quota.terms import Hold, Reservation, Settlement
+from tenants.quota.terms import Ending, FrozenPrice, Hold, Reservation, Settlement
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +38,35 @@ class Ticket:
             cached_tokens=usage.cached_prompt_tokens,
         )
 
+    def ended(self, problem: str) -> Ending:
+        """Nobody knows what it cost: the full hold stands."""
+        return Ending(self.reservation, Settlement(None, problem=problem))
+
 
 @dataclass(frozen=True, slots=True)
 class Admission:
     ledger: LedgerWriter
     configuration: ConfigurationSource
 
+    def price(self, deployment: Deployment, record: CallRecord) -> FrozenPrice:
+        """What sending to `deployment` costs now. Raises `UnknownPrice`."""
+        return self.configuration.current.prices.freeze(deployment.id, record.began_at)
+
     async def admit(
-        self, caller: Caller, request: ModelRequest, deployment: Deployment, data_class: DataClass, record: CallRecord
+        self,
+        caller: Caller,
+        request: ModelRequest,
+        deployment: Deployment,
+        price: FrozenPrice,
+        data_class: DataClass,
+        record: CallRecord,
+        after: Ending | None,
     ) -> Ticket:
         """Holds the worst case of sending `request` to `deployment`.
 
-        Raises `UnknownPrice`, `NoBudget`, `QuotaExceeded` or `LedgerUnavailable`; then nothing was sent.
+        after: how the attempt before ended; it is the ledger's from here on, whatever becomes of this one.
+        Raises `NoBudget`, `QuotaExceeded` or `LedgerUnavailable`; then nothing was sent.
         """
-        price = self.configuration.current.prices.freeze(deployment.id, record.began_at)
         bound = metering.prompt_bound(request)
         cap = metering.output_cap(request, deployment)
         n = metering.choices(request)
@@ -59,9 +74,11 @@ class Admission:
         floor_cap = min(cap, metering.FLOOR_OUTPUT_TOKENS)
         floor = pricing.worst_case_uyen(price, input_bound=bound, output_cap=floor_cap, choices=n)
         record.deployment(deployment)
+        if after is not None:
+            record.cost_uyen += after.cost_uyen
         reservation = await self.ledger.reserve(
             Hold(
-                call_id=record.next_ledger_id(),
+                call_id=record.call_id,
                 attempt_id=new_id(),
                 tenant_id=caller.tenant_id,
                 person_id=caller.person_id,
@@ -77,7 +94,8 @@ class Admission:
                 price=price,
                 hold_uyen=wanted,
                 floor_uyen=floor,
-            )
+            ),
+            after,
         )
         affordable = cap
         if reservation.hold_uyen < wanted:
@@ -93,14 +111,10 @@ class Admission:
             capped_output_tokens=affordable if affordable < cap else None,
         )
 
-    def settle(self, ticket: Ticket, settlement: Settlement, record: CallRecord) -> None:
-        """Queues the settlement; it commits within milliseconds and nobody waits for it."""
-        record.cost_uyen = settlement.cost_uyen if settlement.cost_uyen is not None else ticket.reservation.hold_uyen
-        self.ledger.settle(ticket.reservation, settlement)
-
-    def void(self, ticket: Ticket, problem: str) -> None:
-        """Gives the hold back; only for what provably never left."""
-        self.ledger.void(ticket.reservation, problem)
+    def end(self, ending: Ending, record: CallRecord) -> None:
+        """Queues how an attempt ended, and the call with it; it commits within milliseconds and nobody waits for it."""
+        record.cost_uyen += ending.cost_uyen
+        self.ledger.end(ending)
 
 
 def _capped(request: ModelRequest, deployment: Deployment, cap: int) -> dict[str, object]:

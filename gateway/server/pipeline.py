@@ -39,7 +39,7 @@ from gateway.server.routing import route, zone_guard
 from observability.problems import InvalidInput, NotAllowed, Problem
 from tenants.context import DataClass, new_id
 from tenants.policy import Policy
-from tenants.quota.terms import QuotaExceeded, Settlement, UnknownPrice
+from tenants.quota.terms import Ending, QuotaExceeded, Settlement, UnknownPrice
 
 log = structlog.get_logger("gateway")
 
@@ -131,28 +131,41 @@ class Pipeline:
             needs=needed_capabilities(request),
         )
         failure: Problem | None = None
-        for deployment in candidates:
-            zone_guard(policy, deployment, data_class)
-            try:
-                ticket = await self.admission.admit(caller, request, deployment, data_class, record)
-                response = await self._dispatch(ticket, record, receive)
-            except UpstreamProblem as problem:
-                failure = problem
-                if not may_try_next(problem):
-                    break
-            except UnknownPrice as problem:
-                failure = failure or problem
-            except QuotaExceeded as problem:
-                # That the next best is too dear is not why the call failed.
-                raise failure or problem from None
-            else:
-                await self._relay(ticket, response, record, receive, send)
-                return
+        failed: Ending | None = None
+        try:
+            for deployment in candidates:
+                zone_guard(policy, deployment, data_class)
+                try:
+                    price = self.admission.price(deployment, record)
+                except UnknownPrice as problem:
+                    failure = failure or problem
+                    continue
+                after, failed = failed, None
+                try:
+                    ticket = await self.admission.admit(caller, request, deployment, price, data_class, record, after)
+                except QuotaExceeded as problem:
+                    # That the next best is too dear is not why the call failed.
+                    raise failure or problem from None
+                try:
+                    response = await self._dispatch(ticket, record, receive)
+                except UpstreamProblem as problem:
+                    failure, failed = problem, ending_of(ticket, problem)
+                    if not may_try_next(problem):
+                        break
+                else:
+                    await self._relay(ticket, response, record, receive, send)
+                    return
+        finally:
+            if failed is not None:
+                self.admission.end(failed, record)
         assert failure is not None
         raise failure
 
     async def _dispatch(self, ticket: Ticket, record: CallRecord, receive: AsgiReceive) -> UpstreamResponse:
-        """Sends to one deployment and waits for its first bytes; a failure or a leaving client ends the ticket."""
+        """Sends to one deployment and waits for its first bytes.
+
+        An `UpstreamProblem` leaves the ticket open, for another attempt may follow; anything else ends it.
+        """
         deployment = ticket.deployment
         upstream = UpstreamRequest(
             deployment=deployment,
@@ -167,20 +180,14 @@ class Pipeline:
         )
         try:
             return await or_disconnect(self.providers[deployment.provider].send(upstream), receive)
-        except UpstreamProblem as problem:
-            # An upstream that answered with an error billed nothing; one that went silent may have.
-            answered = isinstance(problem, UpstreamRefused) or "upstream_status" in problem.extensions
-            if not problem.dispatched:
-                self.admission.void(ticket, problem.code)
-            else:
-                self.admission.settle(ticket, Settlement(0 if answered else None, problem=problem.code), record)
+        except UpstreamProblem:
             raise
         except (Disconnected, asyncio.CancelledError):
-            self.admission.settle(ticket, Settlement(None, problem="client_disconnected"), record)
+            self.admission.end(ticket.ended("client_disconnected"), record)
             raise
         except Exception:
             # A bug of ours must not keep the town's money: what left may have been billed.
-            self.admission.settle(ticket, Settlement(None, problem="unexpected"), record)
+            self.admission.end(ticket.ended("unexpected"), record)
             raise
 
     async def _relay(
@@ -204,7 +211,8 @@ class Pipeline:
         finally:
             usage = response.usage or metering.counted_usage(ticket.request, response.output_text_bytes)
             record.usage(usage, response.finish_reason)
-            self.admission.settle(ticket, settlement_of(ticket, usage, response, problem, record), record)
+            settlement = settlement_of(ticket, usage, response, problem, record)
+            self.admission.end(Ending(ticket.reservation, settlement), record)
             with anyio.CancelScope(shield=True):
                 await response.aclose()
 
@@ -247,6 +255,13 @@ class Pipeline:
         finally:
             gone.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def ending_of(ticket: Ticket, problem: UpstreamProblem) -> Ending:
+    """An upstream that answered with an error billed nothing; one that went silent may have."""
+    answered = isinstance(problem, UpstreamRefused) or "upstream_status" in problem.extensions
+    cost_uyen = 0 if answered else None
+    return Ending(ticket.reservation, Settlement(cost_uyen, problem=problem.code), is_void=not problem.dispatched)
 
 
 def may_try_next(problem: UpstreamProblem) -> bool:

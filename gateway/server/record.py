@@ -1,7 +1,7 @@
 """What remains of a call when it is over: one log event, metrics and a span, with ids and numbers and no content."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -16,7 +16,7 @@ from gateway.server.http import AsgiScope
 from gateway.server.providers.base import Deployment, Operation, Usage
 from observability import metrics, semconv
 from observability.problems import Problem
-from tenants.context import DataClass, new_id
+from tenants.context import DataClass
 
 log = structlog.get_logger("gateway")
 
@@ -55,7 +55,6 @@ class CallRecord:
     problem: str = ""
     headers_sent: bool = False
     parent: Context | None = None
-    _ledger_ids: int = field(default=0)
 
     @classmethod
     def begin(cls, operation: Operation, *, call_id: UUID, started: float) -> "CallRecord":
@@ -77,11 +76,6 @@ class CallRecord:
         self.deployment_id = deployment.id
         self.zone = deployment.zone.value
         self.vendor = deployment.vendor
-
-    def next_ledger_id(self) -> UUID:
-        """The call's own id for its first attempt, a new one for each fallback: every row of the ledger is one hold."""
-        self._ledger_ids += 1
-        return self.call_id if self._ledger_ids == 1 else new_id()
 
     def first_byte(self) -> None:
         self.first_byte_ms = self.elapsed_ms()

@@ -77,11 +77,12 @@ ATTEMPT_TYPES = (
 
 @dataclass(frozen=True, slots=True)
 class Closing:
-    """How one held call ends."""
+    """How one held attempt ends, and its call with it; unless the call `goes_on` with another attempt."""
 
     tenant_id: UUID
     created_at: datetime
     call_id: UUID
+    attempt_id: UUID
     state: str
     cost_uyen: int
     prompt_tokens: int
@@ -91,6 +92,19 @@ class Closing:
     problem: str
     first_byte_ms: int | None
     total_ms: int | None
+    goes_on: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """A held attempt whose lease ran out."""
+
+    tenant_id: UUID
+    created_at: datetime
+    call_id: UUID
+    attempt_id: UUID
+    hold_uyen: int
+    account_ids: tuple[UUID, ...]
 
 
 class LedgerBook(Protocol):
@@ -117,27 +131,70 @@ class LedgerBook(Protocol):
     def write_accounts(self, accounts: Iterable[AccountState]) -> None: ...
     def insert_calls(self, calls: Sequence[tuple[object, ...]], attempts: Sequence[tuple[object, ...]]) -> None: ...
 
-    def close_calls(self, closings: Sequence[Closing]) -> dict[UUID, str]:
-        """Ends those that are still held. Returns call id → state before, for every call that exists."""
+    def continue_call(self, attempt: tuple[object, ...], lease_until: datetime) -> None:
+        """Another attempt of a call that goes on: the call is held for it now."""
+
+    def end_call(self, closing: Closing) -> None:
+        """A call that was to go on and does not, ends as the attempt before did."""
+
+    def close_attempts(self, closings: Sequence[Closing]) -> dict[UUID, str]:
+        """Ends those that are still held. Returns attempt id → state before, for every attempt that exists."""
 
     def insert_correction(
         self, closing: Closing, *, month: date, delta_uyen: int, reason: str, now: datetime
     ) -> None: ...
 
-    def mark_settled_late(self, closing: Closing) -> None: ...
-    def find_call(self, tenant_id: UUID, call_id: UUID, since: datetime) -> tuple[datetime, int, str] | None:
-        """(created_at, hold, account ids) of a call whose commit was uncertain."""
+    def settle_late(self, closing: Closing, delta_uyen: int) -> None:
+        """What an attempt in suspense really cost; `delta_uyen` is the difference to what was posted for it."""
+
+    def find_attempt(self, tenant_id: UUID, attempt_id: UUID, since: datetime) -> datetime | None:
+        """`created_at` of an attempt whose commit was uncertain; None when it is not there."""
 
     def extend_leases(self, owner_epoch: str, until: datetime) -> None: ...
 
-    def expired(self, now: datetime, limit: int) -> list[tuple[UUID, datetime, UUID, int, str]]:
-        """Held calls whose lease ran out: (tenant, created_at, call, hold, account ids), locked."""
+    def expired(self, now: datetime, limit: int) -> list[Open]:
+        """What is held by calls whose lease ran out; not locked."""
 
 
 def open_book(urls: DatabaseUrls) -> LedgerBook:
     """Connects as the ledger's own login. Raises the driver's connection error."""
     filled = urls.filled()
     return SqliteBook(filled) if filled.is_sqlite else PostgresBook(filled.ledger)
+
+
+def account_ids(text: str) -> tuple[UUID, ...]:
+    """As a call keeps them, town first."""
+    return tuple(UUID(part) for part in text.split(",") if part)
+
+
+# A call that was paid for in an earlier attempt is never void.
+_CLOSE_ATTEMPTS = b"""
+with v as (
+  select * from unnest(%s::uuid[], %s::timestamptz[], %s::uuid[], %s::uuid[], %s::text[], %s::bigint[], %s::int[],
+                       %s::int[], %s::text[], %s::text[], %s::text[], %s::int[], %s::int[], %s::boolean[])
+    as v(tenant_id, created_at, call_id, id, ended_as, cost, prompt, completion, source, finish, problem,
+         first_byte, total, goes_on)),
+before as (
+  select a.id, a.state from attempt a join v
+    on a.tenant_id = v.tenant_id and a.created_at = v.created_at and a.id = v.id
+  where a.created_at between %s and %s
+  order by a.id for update of a),
+attempts as (
+  update attempt a set state = v.ended_as, cost_uyen = v.cost, problem = v.problem, ended_at = clock_timestamp()
+  from v, before b where b.id = v.id and b.state = 'held'
+   and a.tenant_id = v.tenant_id and a.created_at = v.created_at and a.id = v.id
+   and a.created_at between %s and %s),
+calls as (
+  update call c set state = case when v.goes_on then 'held'
+                                 when v.ended_as = 'void' and c.cost_uyen > 0 then 'settled' else v.ended_as end,
+         cost_uyen = c.cost_uyen + v.cost, prompt_tokens = v.prompt, completion_tokens = v.completion,
+         usage_source = v.source, finish_reason = v.finish, problem = v.problem, first_byte_ms = v.first_byte,
+         total_ms = v.total, settled_at = case when v.goes_on then null else clock_timestamp() end,
+         lease_until = case when v.goes_on then c.lease_until end
+  from v, before b where b.id = v.id and b.state = 'held'
+   and c.tenant_id = v.tenant_id and c.created_at = v.created_at and c.id = v.call_id
+   and c.created_at between %s and %s)
+select id, state from before"""
 
 
 class PostgresBook:
@@ -236,6 +293,24 @@ class PostgresBook:
         self._insert("call", CALL_COLUMNS, CALL_TYPES, calls)
         self._insert("attempt", ATTEMPT_COLUMNS, ATTEMPT_TYPES, attempts)
 
+    def continue_call(self, attempt: tuple[object, ...], lease_until: datetime) -> None:
+        self._insert("attempt", ATTEMPT_COLUMNS, ATTEMPT_TYPES, [attempt])
+        new = dict(zip(ATTEMPT_COLUMNS, attempt, strict=True)) | {"lease_until": lease_until}
+        self._cursor.execute(
+            """update call set state = 'held', hold_uyen = %(hold_uyen)s, deployment = %(deployment)s, zone = %(zone)s,
+                      lease_until = %(lease_until)s
+               where tenant_id = %(tenant_id)s and created_at = %(created_at)s and id = %(call_id)s""",
+            new,
+        )
+
+    def end_call(self, closing: Closing) -> None:
+        self._cursor.execute(
+            """update call set state = case when %s and cost_uyen > 0 then 'settled' else %s end,
+                      settled_at = clock_timestamp(), lease_until = null
+               where tenant_id = %s and created_at = %s and id = %s""",
+            (closing.state == "void", closing.state, closing.tenant_id, closing.created_at, closing.call_id),
+        )
+
     def _insert(
         self, table: str, columns: Sequence[str], types: Sequence[str], rows: Sequence[tuple[object, ...]]
     ) -> None:
@@ -245,41 +320,18 @@ class PostgresBook:
         statement = f'insert into "{table}" ({", ".join(columns)}) select * from unnest({arrays})'  # noqa: S608 - constants
         self._cursor.execute(statement.encode(), [list(column) for column in zip(*rows, strict=True)])
 
-    def close_calls(self, closings: Sequence[Closing]) -> dict[UUID, str]:
+    def close_attempts(self, closings: Sequence[Closing]) -> dict[UUID, str]:
         if not closings:
             return {}
         # The range lets the planner leave out the other months' partitions, which it cannot learn from a join.
         since, until = min(c.created_at for c in closings), max(c.created_at for c in closings)
         rows = self._cursor.execute(
-            """with v as (
-                 select * from unnest(%s::uuid[], %s::timestamptz[], %s::uuid[], %s::text[], %s::bigint[], %s::int[],
-                                      %s::int[], %s::text[], %s::text[], %s::text[], %s::int[], %s::int[])
-                   as v(tenant_id, created_at, id, state, cost, prompt, completion, source, finish, problem,
-                        first_byte, total)),
-               before as (
-                 select c.tenant_id, c.created_at, c.id, c.state from call c join v
-                   on c.tenant_id = v.tenant_id and c.created_at = v.created_at and c.id = v.id
-                 where c.created_at between %s and %s
-                 order by c.id for update of c),
-               calls as (
-                 update call c set state = v.state, cost_uyen = v.cost, prompt_tokens = v.prompt,
-                        completion_tokens = v.completion, usage_source = v.source, finish_reason = v.finish,
-                        problem = v.problem, first_byte_ms = v.first_byte, total_ms = v.total,
-                        settled_at = clock_timestamp(), lease_until = null
-                 from v, before b where b.id = v.id and b.state = 'held'
-                  and c.tenant_id = v.tenant_id and c.created_at = v.created_at and c.id = v.id
-                  and c.created_at between %s and %s),
-               attempts as (
-                 update attempt a set state = v.state, cost_uyen = v.cost, problem = v.problem,
-                        ended_at = clock_timestamp()
-                 from v, before b where b.id = v.id and b.state = 'held'
-                  and a.tenant_id = v.tenant_id and a.created_at = v.created_at and a.call_id = v.id
-                  and a.created_at between %s and %s)
-               select id, state from before""",
+            _CLOSE_ATTEMPTS,
             [
                 [c.tenant_id for c in closings],
                 [c.created_at for c in closings],
                 [c.call_id for c in closings],
+                [c.attempt_id for c in closings],
                 [c.state for c in closings],
                 [c.cost_uyen for c in closings],
                 [c.prompt_tokens for c in closings],
@@ -289,6 +341,7 @@ class PostgresBook:
                 [c.problem for c in closings],
                 [c.first_byte_ms for c in closings],
                 [c.total_ms for c in closings],
+                [c.goes_on for c in closings],
                 *(since, until) * 3,
             ],
         ).fetchall()
@@ -301,41 +354,48 @@ class PostgresBook:
             (closing.tenant_id, new_id(), closing.call_id, closing.created_at, month, delta_uyen, reason, now),
         )
 
-    def mark_settled_late(self, closing: Closing) -> None:
+    def settle_late(self, closing: Closing, delta_uyen: int) -> None:
+        key = (closing.tenant_id, closing.created_at)
         self._cursor.execute(
-            """update call set state = 'settled', cost_uyen = %s, problem = %s, prompt_tokens = %s,
+            """update call set state = 'settled', cost_uyen = cost_uyen + %s, problem = %s, prompt_tokens = %s,
                       completion_tokens = %s, usage_source = %s, settled_at = clock_timestamp()
                where tenant_id = %s and created_at = %s and id = %s""",
             (
-                closing.cost_uyen,
+                delta_uyen,
                 closing.problem,
                 closing.prompt_tokens,
                 closing.completion_tokens,
                 closing.usage_source,
-                closing.tenant_id,
-                closing.created_at,
+                *key,
                 closing.call_id,
             ),
         )
+        self._cursor.execute(
+            """update attempt set state = 'settled', cost_uyen = %s, problem = %s, ended_at = clock_timestamp()
+               where tenant_id = %s and created_at = %s and id = %s""",
+            (closing.cost_uyen, closing.problem, *key, closing.attempt_id),
+        )
 
-    def find_call(self, tenant_id: UUID, call_id: UUID, since: datetime) -> tuple[datetime, int, str] | None:
+    def find_attempt(self, tenant_id: UUID, attempt_id: UUID, since: datetime) -> datetime | None:
         row = self._cursor.execute(
-            "select created_at, hold_uyen, account_ids from call where tenant_id = %s and created_at >= %s and id = %s",
-            (tenant_id, since, call_id),
+            "select created_at from attempt where tenant_id = %s and created_at >= %s and id = %s",
+            (tenant_id, since, attempt_id),
         ).fetchone()
-        return (row[0], row[1], row[2]) if row else None
+        return row[0] if row else None
 
     def extend_leases(self, owner_epoch: str, until: datetime) -> None:
         self._cursor.execute(
             "update call set lease_until = %s where state = 'held' and owner_epoch = %s", (until, owner_epoch)
         )
 
-    def expired(self, now: datetime, limit: int) -> list[tuple[UUID, datetime, UUID, int, str]]:
-        return self._cursor.execute(
-            """select tenant_id, created_at, id, hold_uyen, account_ids from call
-               where state = 'held' and lease_until < %s order by id limit %s for update skip locked""",
+    def expired(self, now: datetime, limit: int) -> list[Open]:
+        rows = self._cursor.execute(
+            """select c.tenant_id, c.created_at, c.id, a.id, a.hold_uyen, c.account_ids from call c join attempt a
+                 on a.tenant_id = c.tenant_id and a.created_at = c.created_at and a.call_id = c.id and a.state = 'held'
+               where c.state = 'held' and c.lease_until < %s order by c.id limit %s""",
             (now, limit),
         ).fetchall()
+        return [Open(t, at, call, attempt, hold, account_ids(ids)) for t, at, call, attempt, hold, ids in rows]
 
 
 def _to_sqlite(value: object) -> object:
@@ -447,25 +507,56 @@ class SqliteBook:
                 [[_to_sqlite(v) for v in row] for row in rows],
             )
 
-    def close_calls(self, closings: Sequence[Closing]) -> dict[UUID, str]:
+    def continue_call(self, attempt: tuple[object, ...], lease_until: datetime) -> None:
+        self.insert_calls([], [attempt])
+        new = dict(zip(ATTEMPT_COLUMNS, attempt, strict=True))
+        self._run(
+            """update "call" set state = 'held', hold_uyen = ?, deployment = ?, zone = ?, lease_until = ?
+               where tenant_id = ? and created_at = ? and id = ?""",
+            (
+                *(new[name] for name in ("hold_uyen", "deployment", "zone")),
+                lease_until,
+                *(new[name] for name in ("tenant_id", "created_at", "call_id")),
+            ),
+        )
+
+    def end_call(self, closing: Closing) -> None:
+        self._run(
+            """update "call" set state = case when ? and cost_uyen > 0 then 'settled' else ? end, settled_at = ?,
+               lease_until = null where tenant_id = ? and created_at = ? and id = ?""",
+            (
+                closing.state == "void",
+                closing.state,
+                datetime.now(UTC),
+                closing.tenant_id,
+                closing.created_at,
+                closing.call_id,
+            ),
+        )
+
+    def close_attempts(self, closings: Sequence[Closing]) -> dict[UUID, str]:
         before = {}
         for c in closings:
-            key = (c.tenant_id, c.created_at, c.call_id)
+            key = (c.tenant_id, c.created_at)
             row = self._run(
-                'select state from "call" where tenant_id = ? and created_at = ? and id = ?', key
+                "select state from attempt where tenant_id = ? and created_at = ? and id = ?", (*key, c.attempt_id)
             ).fetchone()
             if row is None:
                 continue
-            before[c.call_id] = row[0]
+            before[c.attempt_id] = row[0]
             if row[0] != "held":
                 continue
             now = datetime.now(UTC)
             self._run(
-                """update "call" set state = ?, cost_uyen = ?, prompt_tokens = ?, completion_tokens = ?,
-                   usage_source = ?, finish_reason = ?, problem = ?, first_byte_ms = ?, total_ms = ?, settled_at = ?,
-                   lease_until = null where tenant_id = ? and created_at = ? and id = ?""",
+                """update attempt set state = ?, cost_uyen = ?, problem = ?, ended_at = ?
+                   where tenant_id = ? and created_at = ? and id = ?""",
+                (c.state, c.cost_uyen, c.problem, now, *key, c.attempt_id),
+            )
+            self._run(
+                """update "call" set cost_uyen = cost_uyen + ?, prompt_tokens = ?, completion_tokens = ?,
+                   usage_source = ?, finish_reason = ?, problem = ?, first_byte_ms = ?, total_ms = ?
+                   where tenant_id = ? and created_at = ? and id = ?""",
                 (
-                    c.state,
                     c.cost_uyen,
                     c.prompt_tokens,
                     c.completion_tokens,
@@ -474,15 +565,12 @@ class SqliteBook:
                     c.problem,
                     c.first_byte_ms,
                     c.total_ms,
-                    now,
                     *key,
+                    c.call_id,
                 ),
             )
-            self._run(
-                """update attempt set state = ?, cost_uyen = ?, problem = ?, ended_at = ?
-                   where tenant_id = ? and created_at = ? and call_id = ?""",
-                (c.state, c.cost_uyen, c.problem, now, *key),
-            )
+            if not c.goes_on:
+                self.end_call(c)
         return before
 
     def insert_correction(self, closing: Closing, *, month: date, delta_uyen: int, reason: str, now: datetime) -> None:
@@ -492,41 +580,51 @@ class SqliteBook:
             (closing.tenant_id, new_id(), closing.call_id, closing.created_at, month, delta_uyen, reason, now),
         )
 
-    def mark_settled_late(self, closing: Closing) -> None:
+    def settle_late(self, closing: Closing, delta_uyen: int) -> None:
+        key = (closing.tenant_id, closing.created_at)
+        now = datetime.now(UTC)
         self._run(
-            """update "call" set state = 'settled', cost_uyen = ?, problem = ?, prompt_tokens = ?,
+            """update "call" set state = 'settled', cost_uyen = cost_uyen + ?, problem = ?, prompt_tokens = ?,
                completion_tokens = ?, usage_source = ?, settled_at = ?
                where tenant_id = ? and created_at = ? and id = ?""",
             (
-                closing.cost_uyen,
+                delta_uyen,
                 closing.problem,
                 closing.prompt_tokens,
                 closing.completion_tokens,
                 closing.usage_source,
-                datetime.now(UTC),
-                closing.tenant_id,
-                closing.created_at,
+                now,
+                *key,
                 closing.call_id,
             ),
         )
+        self._run(
+            """update attempt set state = 'settled', cost_uyen = ?, problem = ?, ended_at = ?
+               where tenant_id = ? and created_at = ? and id = ?""",
+            (closing.cost_uyen, closing.problem, now, *key, closing.attempt_id),
+        )
 
-    def find_call(self, tenant_id: UUID, call_id: UUID, since: datetime) -> tuple[datetime, int, str] | None:
+    def find_attempt(self, tenant_id: UUID, attempt_id: UUID, since: datetime) -> datetime | None:
         row = self._run(
-            """select created_at, hold_uyen, account_ids from "call"
-               where tenant_id = ? and created_at >= ? and id = ?""",
-            (tenant_id, since, call_id),
+            "select created_at from attempt where tenant_id = ? and created_at >= ? and id = ?",
+            (tenant_id, since, attempt_id),
         ).fetchone()
-        return (_instant(row[0]), row[1], row[2]) if row else None
+        return _instant(row[0]) if row else None
 
     def extend_leases(self, owner_epoch: str, until: datetime) -> None:
         self._run("update \"call\" set lease_until = ? where state = 'held' and owner_epoch = ?", (until, owner_epoch))
 
-    def expired(self, now: datetime, limit: int) -> list[tuple[UUID, datetime, UUID, int, str]]:
+    def expired(self, now: datetime, limit: int) -> list[Open]:
         with closing(
             self._run(
-                """select tenant_id, created_at, id, hold_uyen, account_ids from "call"
-                   where state = 'held' and lease_until < ? order by id limit ?""",
+                """select c.tenant_id, c.created_at, c.id, a.id, a.hold_uyen, c.account_ids from "call" c
+                   join attempt a on a.tenant_id = c.tenant_id and a.created_at = c.created_at and a.call_id = c.id
+                    and a.state = 'held'
+                   where c.state = 'held' and c.lease_until < ? order by c.id limit ?""",
                 (now, limit),
             )
         ) as cursor:
-            return [(UUID(t), _instant(c), UUID(i), h, a) for t, c, i, h, a in cursor.fetchall()]
+            return [
+                Open(UUID(t), _instant(at), UUID(call), UUID(attempt), hold, account_ids(ids))
+                for t, at, call, attempt, hold, ids in cursor.fetchall()
+            ]

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Final, TypeVar
@@ -23,9 +23,11 @@ from uuid import UUID
 import structlog
 
 from observability import metrics
+from observability.problems import Problem
 from tenants.db import DatabaseUrls
-from tenants.quota.book import AccountKey, AccountState, Closing, LedgerBook, open_book
+from tenants.quota.book import AccountKey, AccountState, Closing, LedgerBook, Open, open_book
 from tenants.quota.terms import (
+    Ending,
     Hold,
     LedgerUnavailable,
     NoBudget,
@@ -66,13 +68,6 @@ NODE_WORDS = {
 
 
 @dataclass(slots=True)
-class _Reserve:
-    hold: Hold
-    answer: "Future[Reservation]"
-    queued_at: float
-
-
-@dataclass(slots=True)
 class _Close:
     """A settle or a void. `account_ids` and `hold_uyen` travel with it, so that it needs no lookup."""
 
@@ -82,6 +77,21 @@ class _Close:
     answer: "Future[None]"
     queued_at: float = 0.0
     spooled: bool = False
+
+
+@dataclass(slots=True)
+class _Reserve:
+    """A hold; `after` ends the call's earlier attempt in the same transaction."""
+
+    hold: Hold
+    answer: "Future[Reservation]"
+    queued_at: float
+    after: _Close | None = None
+    number: int = 1
+
+    def left_behind(self) -> list[_Close]:
+        """What a refusal leaves to be written: the earlier attempt, which ends the call now."""
+        return [] if self.after is None else [replace(self.after, closing=replace(self.after.closing, goes_on=False))]
 
 
 @dataclass(slots=True)
@@ -141,14 +151,20 @@ class LedgerWriter:
         self._spool.parent.mkdir(parents=True, exist_ok=True)
         self._thread.start()
 
-    async def reserve(self, hold: Hold) -> Reservation:
+    async def reserve(self, hold: Hold, after: Ending | None = None) -> Reservation:
         """Holds money durably; returns when it is committed.
+
+        after: how the call's earlier attempt ended. It is written in the same transaction, or when the hold is refused
+        alone: in any case it is the ledger's from here on, and the call has one row whatever it took.
 
         Raises `QuotaExceeded` (its `node` says whose limit), `NoBudget` or `LedgerUnavailable`. If the caller is
         cancelled meanwhile and the hold was granted, it is voided: nothing was sent.
         """
         answer: Future[Reservation] = Future()
-        self._queue.put(_Reserve(hold, answer, time.monotonic()))
+        item = _Reserve(hold, answer, time.monotonic())
+        if after is not None:
+            item.after, item.number = _close_of(after, goes_on=True), after.reservation.number + 1
+        self._queue.put(item)
         waiting = asyncio.wrap_future(answer)
         try:
             async with asyncio.timeout(RESERVE_S):
@@ -160,38 +176,24 @@ class LedgerWriter:
                 raise LedgerUnavailable("少し待って、もう一度送ってください。", retry_after_s=5) from gone
             raise
 
+    def end(self, ending: Ending) -> "Future[None]":
+        """Ends an attempt and its call; commits within milliseconds, or is spooled while the database is away."""
+        close = _close_of(ending)
+        self._queue.put(close)
+        return close.answer
+
     def settle(self, reservation: Reservation, settlement: Settlement) -> "Future[None]":
-        """Posts what the call cost; commits within milliseconds, or is spooled while the database is away."""
-        cost = reservation.hold_uyen if settlement.cost_uyen is None else settlement.cost_uyen
-        return self._close(reservation, settlement, "settled", min(cost, reservation.hold_uyen))
+        """Posts what the call cost."""
+        return self.end(Ending(reservation, settlement))
 
     def void(self, reservation: Reservation, problem: str) -> "Future[None]":
         """Gives a hold back; only for a call that provably never left."""
-        return self._close(reservation, Settlement(0, problem=problem), "void", 0)
+        return self.end(Ending(reservation, Settlement(0, problem=problem), is_void=True))
 
     async def close(self) -> None:
         """Commits what is queued and ends the thread; later calls are refused."""
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
-
-    def _close(self, reservation: Reservation, settlement: Settlement, state: str, cost: int) -> "Future[None]":
-        closing = Closing(
-            tenant_id=reservation.tenant_id,
-            created_at=reservation.created_at,
-            call_id=reservation.call_id,
-            state=state,
-            cost_uyen=cost,
-            prompt_tokens=settlement.prompt_tokens,
-            completion_tokens=settlement.completion_tokens,
-            usage_source=settlement.usage_source if state == "settled" else "",
-            finish_reason=settlement.finish_reason,
-            problem=settlement.problem,
-            first_byte_ms=settlement.first_byte_ms,
-            total_ms=settlement.total_ms,
-        )
-        answer: Future[None] = Future()
-        self._queue.put(_Close(closing, reservation.hold_uyen, reservation.account_ids, answer, time.monotonic()))
-        return answer
 
     def _void_abandoned(self, answer: "Future[Reservation]") -> None:
         if not answer.cancelled() and answer.exception() is None:
@@ -259,7 +261,7 @@ class LedgerWriter:
 
     def _write(self, batch: _Batch) -> None:
         """One transaction; on trouble, what it means for each item is decided here."""
-        batch.reserves = self._in_time(batch.reserves)
+        self._refuse_late(batch)
         began = time.perf_counter()
         try:
             book = self._connected()
@@ -300,7 +302,7 @@ class LedgerWriter:
             log.warning("ledger_batch_failed", items=len(batch.reserves) + len(batch.closes), exc_info=True)
             book.rollback()
             self._accounts.clear()
-            self._one_by_one(_Batch(reserves=batch.reserves, closes=batch.closes))
+            self._one_by_one(batch)
             return
         self._answer(batch)
         metrics.LEDGER_BATCH_ITEMS.observe(len(batch.reserves) + len(batch.closes))
@@ -311,27 +313,28 @@ class LedgerWriter:
         self._disconnect()
         for reserve in batch.reserves:
             _reject(reserve.answer, LedgerUnavailable("少し待って、もう一度送ってください。", retry_after_s=5))
+            batch.closes += reserve.left_behind()
         for close in batch.closes:
             if not close.answer.done() and not close.spooled:
                 self._spool_close(close)
 
-    def _in_time(self, reserves: list[_Reserve]) -> list[_Reserve]:
-        """Those that did not wait too long; the others are refused.
+    def _refuse_late(self, batch: _Batch) -> None:
+        """Refuses those that waited too long.
 
         One slow commit makes everybody behind it wait, which is no overload: they all fit into the next batch. Only
         who was already there when the last batch began, and found no place in it, stands in a queue that grows.
         """
         now = time.monotonic()
         last_began, self._batch_began = self._batch_began, now
-        fresh = []
+        reserves, batch.reserves = batch.reserves, []
         for reserve in reserves:
             waited = now - reserve.queued_at
             if waited > MAX_WAIT_S or (waited > self._max_queue_wait_s and reserve.queued_at < last_began):
                 busy = LedgerUnavailable("混み合っています。少し待って、もう一度送ってください。", retry_after_s=1)
                 _reject(reserve.answer, busy)
+                batch.closes += reserve.left_behind()
             else:
-                fresh.append(reserve)
-        return fresh
+                batch.reserves.append(reserve)
 
     def _connected(self) -> LedgerBook:
         if self._book is None:
@@ -351,49 +354,55 @@ class LedgerWriter:
         """Closes first (they free money), then reserves in arrival order."""
         month = window_start("month", now)
         accounts_of = self._accounts_of(book, batch.reserves, month)
-        needed = {a for c in batch.closes for a in c.account_ids} | {a for ids in accounts_of for a in ids or ()}
+        # The same attempt may stand twice in a spool; the first word counts, as it would in two transactions.
+        closes = {c.closing.attempt_id: c for c in reversed(batch.closes)}
+        closes |= {r.after.closing.attempt_id: r.after for r in batch.reserves if r.after}
+        needed = {a for c in closes.values() for a in c.account_ids} | {a for ids in accounts_of for a in ids or ()}
         states = book.lock_accounts(sorted(needed))
-        # The same call may stand twice in a spool; the first word counts, as it would in two transactions.
-        closes = list({c.closing.call_id: c for c in reversed(batch.closes)}.values())
-        before = book.close_calls([c.closing for c in closes])
-        for close in closes:
-            self._post(book, close, before.get(close.closing.call_id), states, now)
+        before = book.close_attempts([c.closing for c in closes.values()])
+        for close in closes.values():
+            self._post(book, close, before.get(close.closing.attempt_id), states, now)
         calls: list[tuple[object, ...]] = []
         attempts: list[tuple[object, ...]] = []
         for reserve, ids in zip(batch.reserves, accounts_of, strict=True):
-            if ids is None:
-                batch.refused.append((reserve, NoBudget("共同利用の事務局に、予算の設定を依頼してください。")))
-                continue
+            after = reserve.after.closing if reserve.after else None
             try:
-                granted = _grant(reserve.hold, [states[a] for a in ids], now)
-            except QuotaExceeded as refusal:
-                if batch.deferred:
+                if after is not None and before.get(after.attempt_id) != "held":
+                    # The sweeper has given this call up.
+                    raise LedgerUnavailable("少し待って、もう一度送ってください。", retry_after_s=5)
+                reservation = _granted(reserve, ids, states, now)
+            except Problem as refusal:
+                if batch.deferred and isinstance(refusal, QuotaExceeded):
                     raise _MoneyIsTight from None
+                if after is not None and before.get(after.attempt_id) == "held":
+                    book.end_call(after)
                 batch.refused.append((reserve, refusal))
                 continue
-            if granted < reserve.hold.hold_uyen and batch.deferred:
+            if reservation.hold_uyen < reserve.hold.hold_uyen and batch.deferred:
                 raise _MoneyIsTight
-            for account_id in ids:
-                states[account_id].add(held=granted)
-            hold = reserve.hold
-            reservation = Reservation(
-                hold.call_id, hold.attempt_id, hold.tenant_id, now, granted, hold.price, tuple(ids)
-            )
+            for account_id in reservation.account_ids:
+                states[account_id].add(held=reservation.hold_uyen)
             batch.granted.append((reserve, reservation))
-            calls.append(self._call_row(hold, reservation, month))
-            attempts.append(_attempt_row(hold, reservation))
+            if after is not None:
+                book.continue_call(_attempt_row(reserve.hold, reservation), now + self._lease)
+            else:
+                calls.append(self._call_row(reserve.hold, reservation, month))
+                attempts.append(_attempt_row(reserve.hold, reservation))
         if calls:
             book.insert_calls(calls, attempts)
         book.write_accounts(states.values())
 
     def _accounts_of(self, book: LedgerBook, reserves: Sequence[_Reserve], month: date) -> list[list[UUID] | None]:
-        """Account ids per reserve, town first; None for a town without a budget. Opens what the month lacks."""
+        """Account ids per reserve, town first; None for a town without a budget. Opens what the month lacks.
+
+        Whatever a call goes on with is held on the accounts it began on, also when the month has ended meanwhile.
+        """
         if len(self._accounts) > MAX_REMEMBERED_ACCOUNTS:
             self._accounts.clear()
         if time.monotonic() >= self._absent_until:
             self._accounts = {k: i for k, i in self._accounts.items() if i is not None}
             self._absent_until = time.monotonic() + ABSENT_S
-        keys_of = [_keys(r.hold, month) for r in reserves]
+        keys_of = [[] if r.after else _keys(r.hold, month) for r in reserves]
         unknown = [k for keys in keys_of for k in keys if k not in self._accounts]
         if unknown:
             unknown = list(dict.fromkeys(unknown))
@@ -401,7 +410,10 @@ class LedgerWriter:
             for key in sorted((k for k in unknown if k not in self._accounts), key=lambda k: (k.node, str(k))):
                 self._accounts[key] = book.open_account(key)
         result: list[list[UUID] | None] = []
-        for keys in keys_of:
+        for reserve, keys in zip(reserves, keys_of, strict=True):
+            if reserve.after is not None:
+                result.append(list(reserve.after.account_ids))
+                continue
             ids = [self._accounts[k] for k in keys]
             if ids[0] is None:
                 # The town may get its budget any moment: ask again next time.
@@ -419,7 +431,7 @@ class LedgerWriter:
             for account_id in close.account_ids:
                 if account_id in states:
                     states[account_id].add(held=-close.hold_uyen, posted=closing.cost_uyen)
-        elif before == "suspense" and closing.state == "settled":
+        elif before == "suspense":
             # The sweeper had given this call up and posted its full hold; now the truth is known.
             delta = closing.cost_uyen - close.hold_uyen
             for account_id in close.account_ids:
@@ -432,9 +444,9 @@ class LedgerWriter:
                 reason="late settle",
                 now=now,
             )
-            book.mark_settled_late(closing)
+            book.settle_late(closing, delta)
         elif before is None:
-            log.error("ledger_call_not_found", call_id=str(closing.call_id))
+            log.error("ledger_attempt_not_found", call_id=str(closing.call_id))
 
     def _call_row(self, hold: Hold, reservation: Reservation, month: date) -> tuple[object, ...]:
         return (
@@ -476,34 +488,41 @@ class LedgerWriter:
                 refusal = LedgerUnavailable("この要求は利用枠に記録できませんでした。")
                 refusal.__cause__ = error
                 _reject(item.answer, refusal)  # type: ignore[misc]  # either future
+                if isinstance(item, _Reserve):
+                    items += item.left_behind()
             else:
                 self._answer(alone)
 
     def _look_up(self, batch: _Batch) -> None:
         """The commit's outcome is unknown: ask a new connection whether the calls are there."""
+        # Closing again is harmless: only a held attempt is closed.
+        self._waiting = batch.closes
         for reserve, refusal in batch.refused:
             _reject(reserve.answer, refusal)
-        # Closing again is harmless: only a held call is closed.
-        self._waiting = batch.closes
+            self._waiting += reserve.left_behind()
+        unknown = list(batch.granted)
         try:
             book = self._connected()
             book.begin()
-            for reserve, reservation in batch.granted:
-                found = book.find_call(reservation.tenant_id, reservation.call_id, reservation.created_at)
-                if found is None:
+            while unknown:
+                reserve, reservation = unknown[0]
+                if book.find_attempt(reservation.tenant_id, reservation.attempt_id, reservation.created_at) is None:
                     _reject(reserve.answer, LedgerUnavailable(retry_after_s=1))
+                    self._waiting += reserve.left_behind()
                 else:
                     _resolve(reserve.answer, reservation)
+                unknown.pop(0)
             book.rollback()
         except Exception as error:  # noqa: BLE001 - still away: nothing may be sent, the sweeper will find the holds
             self._disconnect()
-            self._database_away(_Batch(reserves=[r for r, _ in batch.granted]), error)
+            self._database_away(_Batch(reserves=[r for r, _ in unknown], closes=self._waiting), error)
 
     def _database_away(self, batch: _Batch, error: Exception) -> None:
         """Nothing new is admitted; settles wait, on disk too, until the database is back."""
         log.warning("ledger_database_away", kind=type(error).__name__, settles=len(batch.closes))
-        for reserve in [*batch.reserves]:
+        for reserve in batch.reserves:
             _reject(reserve.answer, LedgerUnavailable("少し待って、もう一度送ってください。", retry_after_s=5))
+            batch.closes += reserve.left_behind()
         for close in batch.closes:
             if not close.spooled:
                 self._spool_close(close)
@@ -529,7 +548,7 @@ class LedgerWriter:
             for line in path.read_text().splitlines():
                 try:
                     closes.append(_close_from(json.loads(line)))
-                except (ValueError, KeyError):
+                except (ValueError, KeyError, TypeError):
                     log.error("ledger_spool_line_unreadable", file=path.name)
             if path != self._spool:
                 with self._spool.open("a") as file:
@@ -546,6 +565,7 @@ def _close_from(record: dict[str, object]) -> _Close:
     assert isinstance(accounts, list)
     record["tenant_id"] = UUID(str(record["tenant_id"]))
     record["call_id"] = UUID(str(record["call_id"]))
+    record["attempt_id"] = UUID(str(record["attempt_id"]))
     record["created_at"] = datetime.fromisoformat(str(record["created_at"]))
     return _Close(Closing(**record), hold, tuple(UUID(a) for a in accounts), Future(), spooled=True)  # type: ignore[arg-type]  # as written by _spool_close
 
@@ -560,18 +580,44 @@ def _keys(hold: Hold, month: date) -> list[AccountKey]:
     return [AccountKey(hold.tenant_id, node, node_id, month) for node, node_id in nodes if node == "town" or node_id]
 
 
-def _grant(hold: Hold, accounts: Sequence[AccountState], now: datetime) -> int:
-    """The whole hold, or what the tightest account still has, down to the floor. Raises `QuotaExceeded`."""
-    tightest = min(accounts, key=lambda a: a.available_uyen)
-    if tightest.available_uyen >= hold.hold_uyen:
-        return hold.hold_uyen
-    if tightest.available_uyen >= hold.floor_uyen:
-        return tightest.available_uyen
-    raise QuotaExceeded(
-        f"{NODE_WORDS[tightest.node]}の今月の利用枠が足りません。来月1日に戻ります。"
-        "急ぐときは、町の管理者に増枠を相談してください。",
-        node=tightest.node,
-        retry_after_s=_seconds_left(now),
+def _close_of(ending: Ending, *, goes_on: bool = False) -> _Close:
+    reservation, settlement = ending.reservation, ending.settlement
+    closing = Closing(
+        tenant_id=reservation.tenant_id,
+        created_at=reservation.created_at,
+        call_id=reservation.call_id,
+        attempt_id=reservation.attempt_id,
+        state="void" if ending.is_void else "settled",
+        cost_uyen=ending.cost_uyen,
+        prompt_tokens=settlement.prompt_tokens,
+        completion_tokens=settlement.completion_tokens,
+        usage_source="" if ending.is_void else settlement.usage_source,
+        finish_reason=settlement.finish_reason,
+        problem=settlement.problem,
+        first_byte_ms=settlement.first_byte_ms,
+        total_ms=settlement.total_ms,
+        goes_on=goes_on,
+    )
+    return _Close(closing, reservation.hold_uyen, reservation.account_ids, Future(), time.monotonic())
+
+
+def _granted(reserve: _Reserve, ids: list[UUID] | None, states: dict[UUID, AccountState], now: datetime) -> Reservation:
+    """The whole hold, or what the tightest account still has, down to the floor. Raises `QuotaExceeded`, `NoBudget`."""
+    if ids is None:
+        raise NoBudget("共同利用の事務局に、予算の設定を依頼してください。")
+    hold = reserve.hold
+    tightest = min((states[a] for a in ids), key=lambda a: a.available_uyen)
+    granted = min(hold.hold_uyen, tightest.available_uyen)
+    if granted < hold.floor_uyen:
+        raise QuotaExceeded(
+            f"{NODE_WORDS[tightest.node]}の今月の利用枠が足りません。来月1日に戻ります。"
+            "急ぐときは、町の管理者に増枠を相談してください。",
+            node=tightest.node,
+            retry_after_s=_seconds_left(now),
+        )
+    began = reserve.after.closing.created_at if reserve.after else now
+    return Reservation(
+        hold.call_id, hold.attempt_id, hold.tenant_id, began, granted, hold.price, tuple(ids), reserve.number
     )
 
 
@@ -583,7 +629,8 @@ def _seconds_left(now: datetime) -> int:
 
 def _attempt_row(hold: Hold, reservation: Reservation) -> tuple[object, ...]:
     return (
-        hold.tenant_id, reservation.created_at, hold.attempt_id, hold.call_id, 1, hold.deployment, hold.zone,
+        hold.tenant_id, reservation.created_at, hold.attempt_id, hold.call_id, reservation.number, hold.deployment,
+        hold.zone,
         hold.price.version, hold.price.fx_version, reservation.hold_uyen, 0, "held", "",
     )  # fmt: skip
 
@@ -612,20 +659,23 @@ def sweep(urls: DatabaseUrls, *, now: datetime | None = None, limit: int = 500) 
     book = open_book(urls)
     try:
         clock = book.begin()
-        rows = book.expired(now or clock, limit)
-        accounts = {c: tuple(UUID(a) for a in ids.split(",") if a) for _, _, c, _, ids in rows}
-        states = book.lock_accounts(sorted({a for ids in accounts.values() for a in ids}))
-        book.close_calls(
-            [
-                Closing(t, created, call, "suspense", hold, 0, 0, "hold", "", "owner_gone", None, None)
-                for t, created, call, hold, _ in rows
-            ]
-        )
-        for _, _, call, hold, _ in rows:
-            for account_id in accounts[call]:
-                states[account_id].add(held=-hold, posted=hold)
+        given_up = book.expired(now or clock, limit)
+        # The accounts first, as the writers do; whoever settled or swept meanwhile is told apart by the state.
+        states = book.lock_accounts(sorted({a for attempt in given_up for a in attempt.account_ids}))
+        before = book.close_attempts([_in_suspense(attempt) for attempt in given_up])
+        moved = [attempt for attempt in given_up if before.get(attempt.attempt_id) == "held"]
+        for attempt in moved:
+            for account_id in attempt.account_ids:
+                states[account_id].add(held=-attempt.hold_uyen, posted=attempt.hold_uyen)
         book.write_accounts(states.values())
         book.commit()
-        return len(rows)
+        return len(moved)
     finally:
         book.close()
+
+
+def _in_suspense(given_up: Open) -> Closing:
+    return Closing(
+        given_up.tenant_id, given_up.created_at, given_up.call_id, given_up.attempt_id, "suspense",
+        given_up.hold_uyen, 0, 0, "hold", "", "owner_gone", None, None,
+    )  # fmt: skip

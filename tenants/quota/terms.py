@@ -50,7 +50,8 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """Money held. `created_at` is the database's clock and part of the call's key; `hold_uyen` what was granted."""
+    """Money held for an attempt, the call's `number`-th. `created_at` is the database's clock when the call was first
+    held, and part of the key of the call and of each attempt; `hold_uyen` what was granted."""
 
     call_id: UUID
     attempt_id: UUID
@@ -59,6 +60,7 @@ class Reservation:
     hold_uyen: int
     price: FrozenPrice
     account_ids: tuple[UUID, ...]
+    number: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,23 @@ class Settlement:
     problem: str = ""
     first_byte_ms: int | None = None
     total_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How an attempt that failed ended; `is_void`: it provably never left."""
+
+    reservation: Reservation
+    settlement: Settlement
+    is_void: bool = False
+
+    @property
+    def cost_uyen(self) -> int:
+        """What it costs the town, never above the hold."""
+        if self.is_void:
+            return 0
+        cost, hold = self.settlement.cost_uyen, self.reservation.hold_uyen
+        return hold if cost is None else min(cost, hold)
 
 
 class QuotaExceeded(Problem):

@@ -134,6 +134,23 @@ def test_light_data_goes_to_the_next_best(
     assert overseas.seen()["by_path"] == {"/openai/v1/chat/completions": 1}
 
 
+def test_a_call_that_was_tried_twice_is_one_call(
+    region: Region, gateway: RunningGateway, onprem: RunningUpstream
+) -> None:
+    alone = region.make_town()
+    eventually(lambda: known(gateway, alone))
+    onprem.control("error", status=500)
+    with alone.client(gateway.url) as client:
+        assert classed(client, "1", EITHER) == (200, "overseas")
+    [call] = region.settled(alone)
+    assert (call.state, call.zone, call.problem) == ("settled", "overseas", "")
+    assert 0 < call.cost_uyen == region.budget(alone).posted_uyen
+    assert [(a.number, a.zone, a.state, a.problem, a.cost_uyen) for a in region.attempts(alone)] == [
+        (1, "onprem", "settled", "upstream_unavailable", 0),
+        (2, "overseas", "settled", "", call.cost_uyen),
+    ]
+
+
 @pytest.mark.parametrize(("mode", "rest"), FAILURES)
 @pytest.mark.parametrize("data_class", ["2", "3C"])
 def test_heavier_data_stays_even_if_nobody_answers(

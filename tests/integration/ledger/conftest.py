@@ -1,6 +1,6 @@
 """A migrated database of each kind with one town and a month's budget, and a running writer on it."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +10,7 @@ import pytest
 from tenants.context import DataClass, TenantId, new_id
 from tenants.db import Database, DatabaseUrls
 from tenants.models import Account, Budget, Tenant
+from tenants.quota.book import LedgerBook, open_book
 from tenants.quota.ledger import LedgerWriter
 from tenants.quota.terms import FrozenPrice, Hold
 from tenants.quota.windows import window_start
@@ -69,3 +70,47 @@ async def ledger(urls: DatabaseUrls, tmp_path: Path) -> AsyncIterator[LedgerWrit
     writer.start()
     yield writer
     await writer.close()
+
+
+class Line:
+    """The way to the database; while it is `cut`, connections fail."""
+
+    def __init__(self) -> None:
+        self.cut = False
+
+    def __call__(self, urls: DatabaseUrls) -> LedgerBook:
+        if self.cut:
+            raise OSError("no route to host")
+        book = open_book(urls)
+        begin = book.begin
+
+        def begin_if_there() -> datetime:
+            if self.cut:
+                raise book.connection_errors[0]("cut")
+            return begin()
+
+        book.begin = begin_if_there  # type: ignore[method-assign]  # this one connection only
+        return book
+
+
+@pytest.fixture
+def line() -> Line:
+    return Line()
+
+
+@pytest.fixture
+async def start(urls: DatabaseUrls, tmp_path: Path, line: Line) -> AsyncIterator[Callable[[str], LedgerWriter]]:
+    """Starts writers that share a folder, as gateways of one machine do."""
+    writers: list[LedgerWriter] = []
+
+    def make(epoch: str) -> LedgerWriter:
+        writer = LedgerWriter(
+            urls, owner_epoch=epoch, spool_dir=tmp_path / "spool", max_queue_wait_s=10, open_connection=line
+        )
+        writer.start()
+        writers.append(writer)
+        return writer
+
+    yield make
+    for writer in writers:
+        await writer.close()

@@ -2,64 +2,19 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from sqlmodel import col, select
 
-from tenants.db import DatabaseUrls
 from tenants.models import Call, Correction
-from tenants.quota.book import LedgerBook, open_book
 from tenants.quota.ledger import LEASE, LedgerWriter, sweep
 from tenants.quota.terms import LedgerUnavailable, Settlement
+from tests.integration.ledger.conftest import Line
 
 YEN = 1_000_000
-
-
-class Line:
-    """The way to the database; while it is `cut`, connections fail."""
-
-    def __init__(self) -> None:
-        self.cut = False
-
-    def __call__(self, urls: DatabaseUrls) -> LedgerBook:
-        if self.cut:
-            raise OSError("no route to host")
-        book = open_book(urls)
-        begin = book.begin
-
-        def begin_if_there() -> datetime:
-            if self.cut:
-                raise book.connection_errors[0]("cut")
-            return begin()
-
-        book.begin = begin_if_there  # type: ignore[method-assign]  # this one connection only
-        return book
-
-
-@pytest.fixture
-def line() -> Line:
-    return Line()
-
-
-@pytest.fixture
-async def start(urls: DatabaseUrls, tmp_path: Path, line: Line) -> AsyncIterator[Callable[[str], LedgerWriter]]:
-    """Starts writers that share a folder, as gateways of one machine do."""
-    writers: list[LedgerWriter] = []
-
-    def make(epoch: str) -> LedgerWriter:
-        writer = LedgerWriter(
-            urls, owner_epoch=epoch, spool_dir=tmp_path / "spool", max_queue_wait_s=10, open_connection=line
-        )
-        writer.start()
-        writers.append(writer)
-        return writer
-
-    yield make
-    for writer in writers:
-        await writer.close()
 
 
 def expired() -> datetime:
