@@ -1,0 +1,64 @@
+"""What is found in a text: every detector over one folding, overlaps resolved, the town's own public data left out."""
+
+import re
+from collections.abc import Collection
+from typing import Final
+
+from gateway.guard.findings import Finding, Kind, without_overlaps
+from gateway.guard.fold import Folded, fold
+from gateway.guard.labels import Labels
+from gateway.guard.names import find_names
+from gateway.guard.ng_words import find_ng_words
+from gateway.guard.numbers import find_numbers
+from gateway.guard.patterns import (
+    find_addresses,
+    find_birthdays,
+    find_emails,
+    find_insurance_and_accounts,
+    find_marks,
+    find_papers,
+)
+
+# Without an @ (or a word for it) and without six digits close together, nothing is ever found in plain ASCII.
+_SIX_DIGITS: Final = re.compile(r"[0-9](?:[ \-._()\n]{0,6}[0-9]){5}")
+_NOT_COMPARED: Final = re.compile(r"[\s\-()・.]")
+_MAY_BE_PUBLIC: Final = frozenset({Kind.PHONE, Kind.EMAIL, Kind.ADDRESS, Kind.NAME, Kind.BANK})
+
+
+def inspect(
+    text: str, *, ng_words: tuple[str, ...] = (), public: Collection[str] = (), names: bool = True
+) -> tuple[Finding, ...]:
+    """All findings in the order of the text.
+
+    ng_words: as `clean_words` made them. public: telephone numbers, addresses and names that the town itself
+    publishes, as `comparable` made them. names: also look for people's names, which takes ten times as long.
+    """
+    if not ng_words and text.isascii() and _is_plain(text):
+        return ()
+    folded = Folded(text)
+    labels = Labels(folded.text)
+    found = [
+        *find_numbers(folded, labels),
+        *find_papers(folded, labels),
+        *find_insurance_and_accounts(folded, labels),
+        *find_emails(folded),
+        *find_birthdays(folded, labels),
+        *find_addresses(folded),
+        *find_marks(folded),
+        *(find_ng_words(folded, ng_words) if ng_words else ()),
+        *(find_names(text) if names else ()),
+    ]
+    if public:
+        found = [f for f in found if f.kind not in _MAY_BE_PUBLIC or comparable(text[f.start : f.end]) not in public]
+    return without_overlaps(found) if found else ()
+
+
+def _is_plain(ascii_text: str) -> bool:
+    if "@" in ascii_text or "at)" in ascii_text or "at]" in ascii_text:
+        return False
+    return _SIX_DIGITS.search(ascii_text) is None
+
+
+def comparable(text: str) -> str:
+    """A telephone number or an address in the form in which two of them are compared."""
+    return _NOT_COMPARED.sub("", fold(text)).lower()

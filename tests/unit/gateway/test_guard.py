@@ -1,0 +1,248 @@
+"""What the detectors find, and what they leave alone; shapes first, then tricks, then time."""
+
+import time
+import unicodedata
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.guard.check_digits import my_number
+from gateway.guard.findings import Kind
+from gateway.guard.fold import Folded, fold
+from gateway.guard.inspection import comparable, inspect
+from gateway.guard.ng_words import clean_words
+from tenants.context import DataClass
+
+
+def found(text: str, **options: object) -> list[tuple[str, str]]:
+    return [(f.kind.value, text[f.start : f.end]) for f in inspect(text, **options)]  # type: ignore[arg-type]  # a test's own
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "part"),
+    [
+        ("番号は123456789018です", "my_number", "123456789018"),
+        ("マイナンバー：1234 5678 9018", "my_number", "1234 5678 9018"),
+        ("マイナンバー 123456789012", "my_number", "123456789012"),
+        ("123456789012（個人番号）", "my_number", "123456789012"),
+        ("個人番号\n1234\n5678\n9018", "my_number", "1234\n5678\n9018"),
+        ("住民票コード 12345678903", "resident_code", "12345678903"),
+        ("基礎年金番号は1234-567890", "pension_number", "1234-567890"),
+        ("免許証の番号 309012345620", "driving_licence", "309012345620"),
+        ("保険者番号 138016 記号 12-34 番号 567", "insurance_number", "12-34 番号 567"),
+        ("介護保険 被保険者番号 0001234567", "insurance_number", "0001234567"),
+        ("見本銀行 本店 普通 1234567", "bank_account", "1234567"),
+        ("ゆうちょ 記号10120 番号12345671", "bank_account", "10120 番号12345671"),
+        ("4111-1111-1111-1111で支払い", "card_number", "4111-1111-1111-1111"),
+        ("378282246310005", "card_number", "378282246310005"),
+        ("旅券番号TK1234567です", "passport", "TK1234567"),
+        ("パスポートの番号はＴＫ１２３４５６７。", "passport", "ＴＫ１２３４５６７"),
+        ("TK12345671JPN7003024M3001017", "passport", "TK12345671JPN7003024M3001017"),
+        ("AB12345678CD", "residence_card", "AB12345678CD"),
+        ("090-1234-5678へ", "phone", "090-1234-5678"),
+        ("060-1234-5678へ", "phone", "060-1234-5678"),
+        ("電話 0468224000", "phone", "0468224000"),
+        ("+81-90-1234-5678", "phone", "81-90-1234-5678"),
+        ("taro@example.comへ", "email", "taro@example.com"),
+        ("ｔａｒｏ＠ｅｘａｍｐｌｅ．ｃｏｍ", "email", "ｔａｒｏ＠ｅｘａｍｐｌｅ．ｃｏｍ"),
+        ("〒238-8550 神奈川県横須賀市小川町11番地", "address", "〒238-8550 神奈川県横須賀市小川町11番地"),
+        ("新宿区西新宿二丁目八番一号の", "address", "新宿区西新宿二丁目八番一号"),
+        ("横須賀市小川町11-3", "address", "横須賀市小川町11-3"),
+        ("生年月日 昭和四十五年三月二日", "birthday", "昭和四十五年三月二日"),
+        ("平成元年1月8日生まれ", "birthday", "平成元年1月8日"),
+        ("申請者は山田太郎です", "name", "山田太郎"),
+        ("鈴木さんが来た", "name", "鈴木"),
+        ("松本様からのご意見", "name", "松本"),
+        ("【極秘】", "class_mark", "【極秘】"),
+        ("㊙\n計画", "class_mark", "㊙"),
+    ],
+)  # fmt: skip
+def test_found(text: str, kind: str, part: str) -> None:
+    assert (kind, part) in found(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "法人番号 7000012050002、8000020131016",
+        "法人番号 7 0000 1205 0002",
+        "登録番号T7000012050002",
+        "T1234567890123（登録番号）",
+        "団体コード142018",
+        "JAN 4901234567894",
+        "総第123号、第3条第2項第1号",
+        "123,456,789,018円",
+        "￥123456789018",
+        "受付 202604011230、2026-04-01 12:30:00.000",
+        "令和8年4月1日から令和9年3月31日まで",
+        "0120-95-0178、0570-783-578、0800-123-4567、119番",
+        "〒100-0001",
+        "000000000000 111111111111",
+        "0000-0000-0000-0000",
+        "管理番号 123456789018",
+        "サーバーのアドレスは192.168.100.200です",
+        "本町一丁目の公園、小川町の自治会",
+        "市民課1-2、横須賀市条例1-2",
+        "soumu@town.example.lg.jp",
+        "秘密文書の管理規程を要約してください。",
+        "中川の堤防と森林と原野",
+        "渡辺橋の架け替え工事",
+        "お客様、皆様、神様",
+    ],
+)
+def test_left_alone(text: str) -> None:
+    assert found(text) == []
+
+
+def test_a_card_is_not_taken_for_a_my_number_inside_it() -> None:
+    assert found("1234 5678 9018 と 4111 1111 1111 1111") == [
+        ("my_number", "1234 5678 9018"),
+        ("card_number", "4111 1111 1111 1111"),
+    ]
+
+
+def test_the_label_decides_between_numbers_of_the_same_length() -> None:
+    """By their check digits alone, this one could be either."""
+    number = next(f"30{n:010d}" for n in range(10**6) if my_number(f"30{n:010d}"[:11]) == int(f"30{n:010d}"[11]))
+    assert found(f"運転免許証番号 {number}") == [("driving_licence", number)]
+    assert found(f"個人番号 {number}") == [("my_number", number)]
+    assert found(number) == [("my_number", number)]
+
+
+def test_two_numbers_after_one_another_are_two_findings() -> None:
+    text = "電話 090-1234-5678 マイナンバー 1234-5678-9018 カード 4111111111111111"
+    assert [kind for kind, _ in found(text)] == ["phone", "my_number", "card_number"]
+
+
+def test_classes_and_reasons() -> None:
+    by_kind = {f.kind: f for f in inspect("マイナンバー 123456789012、電話 090-1234-5678、\n【機密性3B】\n【極秘】")}
+    assert by_kind[Kind.MY_NUMBER].data_class is DataClass.C3B
+    assert "計算には合いません" in by_kind[Kind.MY_NUMBER].reason
+    assert by_kind[Kind.PHONE].data_class is DataClass.C3C
+    assert [f.data_class for f in inspect("【機密性3B】\n【極秘】\n【機密性3C】")] == [
+        DataClass.C3B,
+        DataClass.C3A,
+        DataClass.C3C,
+    ]
+    assert all(kind.words for kind in Kind)
+
+
+def test_the_towns_own_number_is_public() -> None:
+    public = {comparable("046-822-4000"), comparable("横須賀市小川町11番地")}
+    assert found("代表 ０４６（８２２）４０００、横須賀市小川町１１番地", public=public) == []
+    assert found("代表 046-822-4001", public=public) == [("phone", "046-822-4001")]
+
+
+def test_ng_words_in_any_width_and_latin_ones_as_whole_words() -> None:
+    words = clean_words(["ＳＭ", "コード名アサガオ", "アサガオ", "", "ｱｻｶﾞｵ"])
+    assert words == ("ＳＭ", "コード名アサガオ", "アサガオ")
+    assert found("ｺｰﾄﾞ名ｱｻｶﾞｵの件", ng_words=words) == [("ng_word", "ｺｰﾄﾞ名ｱｻｶﾞｵ"), ("ng_word", "ｱｻｶﾞｵ")]
+    assert found("SMTPとsm", ng_words=words) == [("ng_word", "sm")]
+    assert found("plain", ng_words=words) == []
+
+
+# ── tricks ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+UNSEEN = "\u200b\u200c\u200d\u2060\ufeff\u00ad\u180e\u200e\ufe0f\u034f"
+HYPHENS = "-‐‑‒–—―−－ー〜"
+WIDTHS: tuple[Callable[[str], str], ...] = (
+    str,
+    lambda d: chr(ord(d) + 0xFEE0),
+    lambda d: "〇一二三四五六七八九"[int(d)],
+    lambda d: chr(0x1D7D8 + int(d)),
+)
+letters = st.text(alphabet="あいうえおのはですと、。\n ", max_size=12)
+
+
+@given(
+    body=st.integers(0, 10**11 - 1).map(lambda n: f"{n:011d}").filter(lambda d: len(set(d)) > 1),
+    width=st.sampled_from(WIDTHS),
+    joint=st.sampled_from([*HYPHENS, "", " ", "\u3000", "\n", " - ", "－\u200b"]),
+    unseen=st.lists(st.tuples(st.integers(0, 11), st.sampled_from(UNSEEN)), max_size=6),
+    before=letters,
+    after=letters,
+)
+def test_no_writing_hides_a_my_number(
+    body: str, width: Callable[[str], str], joint: str, unseen: list[tuple[int, str]], before: str, after: str
+) -> None:
+    digits = [width(d) for d in f"{body}{my_number(body)}"]
+    for at, sign in unseen:
+        digits[at] += sign if at < 11 else ""
+    written = joint.join("".join(digits[i : i + 4]) for i in (0, 4, 8))
+    text = f"{before}番{written}と{after}"
+    if joint == "" and fold(written).startswith(("19", "20")):
+        # In one piece it may be a date with a time, which is left alone unless its label is near.
+        text = f"個人番号{text}"
+    [finding] = [f for f in inspect(text, names=False) if f.kind is Kind.MY_NUMBER]
+    assert fold(text[finding.start : finding.end]) == fold(written)
+
+
+@given(st.text())
+def test_every_folded_character_leads_back_to_where_it_came_from(text: str) -> None:
+    folded = Folded(text)
+    last = 0
+    for at, character in enumerate(folded.text):
+        start, end = folded.span(at, at + 1)
+        assert last <= start < end <= len(text)
+        assert character in fold(text[start:end])
+        last = start
+
+
+@given(st.text(alphabet=st.sampled_from("0123456789-－ー 　.()〇一二三年月日番号地市町@A記保険者口座普通\n【】秘")))
+def test_findings_lie_in_the_text_and_do_not_overlap(text: str) -> None:
+    end = 0
+    for f in inspect(text):
+        assert end <= f.start < f.end <= len(text)
+        end = f.end
+
+
+def test_what_folds_to_nothing_and_what_folds_to_more() -> None:
+    assert fold("㍻㈱①\u200bｶﾞ①") == "平成(株) 1 ガ 1 "
+    assert fold("1\u20e32\ufe0f\u20e3") == "12"
+    assert fold("٣४") == "34"
+    assert unicodedata.normalize("NFD", "が") != "が"
+    assert fold(unicodedata.normalize("NFD", "がぎ")) == "がぎ"
+
+
+# ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "1",
+        "1 ",
+        "1-",
+        "12345678901 ",
+        "1 - . (",
+        "4111 ",
+        "個人番号",
+        "記号1番",
+        "市1-",
+        "丁目1番",
+        "a@",
+        "a.",
+        "【秘",
+        "保険者番号 記号 ",
+        "生年月日1970年",
+        "山田",
+        "が\u3099",
+        "横須賀市小川町11番地の",
+        "午後の会議の議事録を、要点だけにまとめてください。",
+    ],
+)
+def test_time_grows_with_the_length_and_not_with_its_square(piece: str) -> None:
+    def seconds(length: int) -> float:
+        text = (piece * (length // len(piece) + 1))[:length]
+        best = float("inf")
+        for _ in range(3):
+            started = time.thread_time()
+            inspect(text)
+            best = min(best, time.thread_time() - started)
+        return best
+
+    inspect("山田")
+    # Ten times the text; its square would be a hundred times the work.
+    assert seconds(10_000) < 30 * max(seconds(1_000), 1e-4)
