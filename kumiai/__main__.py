@@ -10,7 +10,7 @@ from observability.problems import Problem
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command and exits: 0 when done, 1 with one plain line when it cannot be, 2 when it was typed wrongly."""
+    """Runs a command and exits: 0 when done, 1 with a plain line or two when it cannot be, 2 when it was typed wrongly."""
     app = typer.Typer(
         no_args_is_help=True,
         add_completion=False,
@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Problem as problem:
         detail = f"　{problem.detail}" if problem.detail and problem.detail != problem.title else ""
         print(f"kumiai: {problem.title}{detail}", file=sys.stderr)
+        if problem.hint:
+            print(f"  {problem.hint}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -21,6 +21,8 @@ class Problem(Exception):
     type: ClassVar[str] = "urn:problem:kumiai:unexpected"
     status: ClassVar[HTTPStatus] = HTTPStatus.INTERNAL_SERVER_ERROR
     title: ClassVar[str] = "処理を続けられませんでした"
+    # For the operator, at the command line and in the log, never on a page: addresses, settings, what a server said.
+    hint: str = ""
 
     def __init__(self, detail: str = "", **extensions: str | int | float | bool | list[str] | None) -> None:
         super().__init__(detail or self.title)

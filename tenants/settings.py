@@ -115,6 +115,8 @@ class Settings(BaseSettings):
     @property
     def resolved_issuer(self) -> str:
         """The exact `iss` we accept; pinned, never taken from a token or a Host header."""
+        if self.issuer_kind == "keycloak":
+            return self.issuer or f"{self.keycloak_url.rstrip('/')}/realms/{self.keycloak_realm}"
         return self.issuer or f"{self.public_url}/dev-issuer"
 
 

@@ -154,7 +154,8 @@ def create_portal(settings: Settings) -> FastAPI:
 
 async def _render(request: Request, problem: Problem) -> Response:
     """A problem for whoever asked: a page, or problem+json for scripts; a missing session leads to the entry."""
-    log.info("refused", type=problem.type, status=int(problem.status), number=problem_number(request))
+    told = {"hint": problem.hint} if problem.hint else {}
+    log.info("refused", type=problem.type, status=int(problem.status), number=problem_number(request), **told)
     wants_json = request.headers.get("kumiai-request") == "fetch" or "text/event-stream" in request.headers.get(
         "accept", ""
     )

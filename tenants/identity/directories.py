@@ -33,6 +33,8 @@ def open_directory(settings: Settings) -> IdentityDirectory:
 
 def realm_spec(settings: Settings) -> RealmSpec:
     """What `kumiai keycloak up` needs to know. Raises `InvalidInput` naming the settings that are missing."""
+    if settings.issuer_kind != "keycloak":
+        raise InvalidInput("KUMIAI_ISSUER_KIND=keycloak を設定してください（docs/howto/keycloak.md）。")
     needed = ("keycloak_url", "keycloak_admin_user", "keycloak_admin_password", "keycloak_client_secret")
     missing = [name for name in (*needed, "portal_client_secret") if not _plain(getattr(settings, name))]
     if missing:
@@ -41,6 +43,7 @@ def realm_spec(settings: Settings) -> RealmSpec:
     return RealmSpec(
         url=settings.keycloak_url,
         realm=settings.keycloak_realm,
+        issuer=settings.resolved_issuer,
         admin_user=settings.keycloak_admin_user,
         admin_password=settings.keycloak_admin_password.get_secret_value(),
         public_url=settings.public_url,

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final, Literal, TypeVar
 from keycloak import KeycloakOpenIDConnection
 from keycloak.exceptions import KeycloakConnectionError, KeycloakError
 
-from observability.problems import Conflict, NotFound, Unavailable
+from observability.problems import Conflict, InvalidInput, NotFound, Unavailable
 from tenants.identity.one_writer import OneWriter, alone
 from tenants.identity.realm import (
     CODE_ATTRIBUTE,
@@ -57,21 +57,32 @@ T = TypeVar("T")
 Step = tuple[str, Callable[[], object]]
 
 
-class KeycloakUnavailable(Unavailable):
+class KeycloakProblem(Unavailable):
+    """For whoever is at a page: later, or the operator. `hint` is for the operator at the command line and for the log."""
+
+    def __init__(self, hint: str) -> None:
+        super().__init__("数分待ってから、もう一度試してください。続くときは、共同利用の事務局に知らせてください。")
+        self.hint = hint
+
+
+class KeycloakUnavailable(KeycloakProblem):
     type = "urn:problem:identity:keycloak-unavailable"
-    title = "Keycloakにつながりません"
+    title = "アカウントの管理（Keycloak）につながりません"
 
 
-class KeycloakRefused(Unavailable):
-    """Our own credentials or rights are wrong; nothing the person at the page can do."""
-
+class KeycloakRefused(KeycloakProblem):
     type = "urn:problem:identity:keycloak-refused"
-    title = "Keycloakの管理に入れません"
+    title = "アカウントの管理（Keycloak）に入れません"
 
 
-class KeycloakFailed(Unavailable):
+class KeycloakFailed(KeycloakProblem):
     type = "urn:problem:identity:keycloak-failed"
-    title = "Keycloakが処理できませんでした"
+    title = "アカウントの管理（Keycloak）が処理できませんでした"
+
+
+class OtherIssuer(InvalidInput):
+    type = "urn:problem:identity:other-issuer"
+    title = "発行者の名前が、設定と違います"
 
 
 class _Unsure(Exception):
@@ -178,6 +189,12 @@ class Admin:
             return frozenset()
         return frozenset(t["name"] for t in response.json()["themes"]["login"])
 
+    def issuer(self) -> str:
+        """What the realm calls itself in tokens."""
+        realm = self._base.removeprefix("admin/realms/")
+        response = self._call("get", f"realms/{realm}/.well-known/openid-configuration", below_realm=False)
+        return str(response.json()["issuer"]) if response.status_code == 200 else ""
+
     def create_realm(self, body: Json) -> None:
         response = self._call("post", "admin/realms", body=body, below_realm=False)
         if response.status_code not in (201, 409):
@@ -243,6 +260,9 @@ class _Reconciler:
                 return attempt()
             except _Unsure as error:
                 unsure = error
+        # A server that is away is said to be away, not to have failed.
+        if unsure is not None and isinstance(unsure.__cause__, KeycloakUnavailable):
+            raise unsure.__cause__
         raise KeycloakFailed(str(unsure)) from unsure
 
     def bring(self, read: Callable[[], T], decide: Callable[[T], Step | None]) -> T:
@@ -563,9 +583,17 @@ def find_organization(admin: Admin, alias: str) -> Json | None:
 
 
 def reconcile_realm(spec: RealmSpec) -> Changes:
-    """Realm, key, profile, events, scope and clients as they must be. Raises `Unavailable` in several kinds."""
+    """Realm, key, profile, events, scope and clients as they must be.
+
+    Raises `KeycloakProblem`, and `OtherIssuer` when the realm calls itself otherwise than we trust.
+    """
     work = _Reconciler(Admin(spec.url, spec.realm, Administrator(spec.admin_user, spec.admin_password)))
     work.realm(spec)
+    told = work.admin.issuer()
+    if told != spec.issuer:
+        raise OtherIssuer(
+            f"Keycloakは {told}、KUMIAI_ISSUER は {spec.issuer} です。Keycloakの --hostname か KUMIAI_ISSUER を直してください。"
+        )
     work.key()
     work.profile()
     work.events()
@@ -671,7 +699,7 @@ class KeycloakDirectory:
     def _organization(self, alias: str) -> Json:
         found = find_organization(self._admin, alias)
         if found is None:
-            raise NotFound(f"Keycloakに組織 {alias} がありません。kumiai keycloak up で作れます。")
+            raise KeycloakFailed(f"Keycloakに組織 {alias} がありません。kumiai keycloak up で作れます。")
         return found
 
 

@@ -31,10 +31,14 @@ _ADMIN: Final = ["admin"]
 
 @dataclass(frozen=True, slots=True)
 class RealmSpec:
-    """Where the realm is, who may set it up, and what it must know of us. `public_url` is the portal's, without path."""
+    """Where the realm is, who may set it up, and what it must know of us.
+
+    `issuer` is the name we trust in tokens; `public_url` is the portal's, without path.
+    """
 
     url: str
     realm: str
+    issuer: str
     admin_user: str
     admin_password: str = field(repr=False)
     public_url: str

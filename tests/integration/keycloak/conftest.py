@@ -52,7 +52,7 @@ def realm(keycloak_server: Keycloak) -> Iterator[Realm]:
     """Empty: not even made."""
     name = f"test-{secrets.token_hex(4)}"
     spec = RealmSpec(
-        url=keycloak_server.url, realm=name, admin_user=keycloak_server.admin_user,
+        url=keycloak_server.url, realm=name, issuer=f"{keycloak_server.url}/realms/{name}", admin_user=keycloak_server.admin_user,
         admin_password=keycloak_server.admin_password, public_url="http://127.0.0.1:9",
         portal_client_id="portal", portal_client_secret=secrets.token_hex(16),
         directory_client_id="kumiai-directory", directory_client_secret=secrets.token_hex(16),

@@ -198,7 +198,8 @@ def test_a_town_whose_answer_was_lost_is_made_once(made: Realm, loses_answers: _
 
 @pytest.mark.parametrize("loses_answers", ["/components"], indirect=True)
 def test_a_key_whose_answer_was_lost_gets_no_twin(realm: Realm, loses_answers: _LosesAnswers) -> None:
-    spec = replace(_through(realm.spec, loses_answers), realm=f"{realm.spec.realm}-twin")
+    name, issuer = f"{realm.spec.realm}-twin", f"{realm.spec.issuer}-twin"
+    spec = replace(_through(realm.spec, loses_answers), realm=name, issuer=issuer)
     reconcile_realm(spec)
     assert loses_answers.lost.is_set()
     direct = Admin(realm.spec.url, spec.realm, Administrator(spec.admin_user, spec.admin_password))

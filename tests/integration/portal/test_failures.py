@@ -13,6 +13,7 @@ from structlog.testing import LogCapture
 
 from apps.host.main import create_portal
 from tenants.db import DatabaseUrls
+from tenants.identity.keycloak import KeycloakUnavailable
 from tenants.settings import Settings
 
 NUMBER = re.compile(r"[0-9a-f]{4}-[0-9a-f]{4}")
@@ -20,6 +21,10 @@ NUMBER = re.compile(r"[0-9a-f]{4}-[0-9a-f]{4}")
 
 async def _bug() -> None:
     raise RuntimeError("a bug whose words stay out of the page")
+
+
+async def _keycloak() -> None:
+    raise KeycloakUnavailable("http://inner:8080 が応えません。")
 
 
 async def _away() -> None:
@@ -32,6 +37,7 @@ async def client(migrated_sqlite: DatabaseUrls, tmp_path: Path) -> AsyncIterator
     portal = create_portal(settings)
     portal.add_api_route("/bug", _bug)
     portal.add_api_route("/away", _away)
+    portal.add_api_route("/keycloak", _keycloak)
     async with LifespanManager(portal) as running:
         transport = httpx.ASGITransport(running.app)
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8999") as found:
@@ -68,6 +74,21 @@ async def test_a_database_that_is_away_is_a_passing_state(client: httpx.AsyncCli
     assert answer.headers["retry-after"] == "30"
     assert "<h1>一時的に使えません</h1>" in answer.text
     assert "数分待ってから" in answer.text
+
+
+async def test_what_the_operator_must_look_at_is_in_the_log_and_not_on_the_page(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = LogCapture()
+    monkeypatch.setattr("apps.host.main.log", structlog.wrap_logger(None, processors=[written]))
+    answer = await client.get("/keycloak")
+    assert answer.status_code == 503
+    assert "共同利用の事務局に知らせてください" in answer.text
+    assert "inner:8080" not in answer.text
+    number = NUMBER.search(answer.text.split("問合せ番号")[1])
+    assert number is not None
+    refused = next(e for e in written.entries if e["event"] == "refused")
+    assert (refused["number"], refused["hint"]) == (number[0], "http://inner:8080 が応えません。")
 
 
 async def test_two_failures_never_share_a_number(client: httpx.AsyncClient) -> None:

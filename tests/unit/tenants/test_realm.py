@@ -16,9 +16,10 @@ from tenants.identity.realm import (
     realm_settings,
     signs_es256,
 )
+from tenants.settings import Settings
 
 SPEC = RealmSpec(
-    url="https://id.example.jp", realm="kumiai", admin_user="a", admin_password="p",
+    url="https://id.example.jp", realm="kumiai", issuer="https://id.example.jp/realms/kumiai", admin_user="a", admin_password="p",
     public_url="https://ai.example.jp", portal_client_id="portal", portal_client_secret="s",
     directory_client_id="kumiai-directory", directory_client_secret="d", gateway_audience="gateway",
     product_name="共同AI",
@@ -102,3 +103,22 @@ def test_the_realm_says_no_to_registration_and_to_guessing() -> None:
     assert settings["bruteForceProtected"] is True
     assert settings["revokeRefreshToken"] is True
     assert settings["supportedLocales"] == ["ja"]
+
+
+@pytest.mark.parametrize(
+    ("given", "issuer"),
+    [
+        ({"issuer_kind": "keycloak", "keycloak_url": "https://id.example.jp/"}, "https://id.example.jp/realms/kumiai"),
+        (
+            {
+                "issuer_kind": "keycloak",
+                "keycloak_url": "http://inner:8080",
+                "issuer": "https://id.example.jp/realms/k",
+            },
+            "https://id.example.jp/realms/k",
+        ),
+        ({"public_url": "http://127.0.0.1:8000", "keycloak_url": "x"}, "http://127.0.0.1:8000/dev-issuer"),
+    ],
+)
+def test_the_issuer_is_named_by_its_kind_unless_it_is_set(given: dict[str, Any], issuer: str) -> None:
+    assert Settings(**given).resolved_issuer == issuer
