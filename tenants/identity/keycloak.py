@@ -30,6 +30,7 @@ from tenants.identity.realm import (
     gateway_client,
     login_texts,
     organization_mapper,
+    password_action,
     portal_client,
     profile_with_optional_names,
     realm_settings,
@@ -330,6 +331,20 @@ class _Reconciler:
 
         self.bring(lambda: self.admin.get("/users/profile"), decide)
 
+    def password_action(self) -> None:
+        path = "/authentication/required-actions/UPDATE_PASSWORD/config"
+
+        def decide(found: Json | None) -> Step | None:
+            if found is None:
+                raise KeycloakFailed("required action UPDATE_PASSWORD")
+            changed = differing(password_action(), found)
+            if not changed:
+                return None
+            body = {"config": {**found["config"], **changed["config"]}}
+            return "パスワードを変える前に今のものを尋ねるようにしました", lambda: self.admin.write("put", path, body)
+
+        self.bring(lambda: self.admin.get(path), decide)
+
     def texts(self) -> None:
         wanted = login_texts()
 
@@ -598,6 +613,7 @@ def reconcile_realm(spec: RealmSpec) -> Changes:
     work.profile()
     work.events()
     work.no_password_grant()
+    work.password_action()
     work.organization_scope()
     work.texts()
     for client in (gateway_client(spec), portal_client(spec), directory_client(spec)):

@@ -99,6 +99,7 @@ def login_texts() -> dict[str, str]:
         "accountTemporarilyDisabledMessage": refused,
         "accountDisabledMessage": "このアカウントは止められています。町の管理者に連絡してください。",
         "restartLoginTooltip": "入れ直す",
+        "reauthenticate": "今のパスワードを入れてください。",
         "updatePasswordTitle": "新しいパスワードを決めてください",
         "updatePasswordMessage": "初期パスワードは最初の1回だけ使えます。これから使うパスワードを決めてください。",
         "passwordNew": f"新しいパスワード（{MIN_PASSWORD}文字以上）",
@@ -110,6 +111,7 @@ def login_texts() -> dict[str, str]:
         "invalidPasswordNotUsernameMessage": "ログイン名とは別のパスワードにしてください。",
         "invalidPasswordHistoryMessage": "初期パスワードや、前に使ったものとは別のパスワードにしてください。",
         "doSubmit": "決めて続ける",
+        "doCancel": "やめる",
         "logoutOtherSessions": "ほかの端末をサインアウトする",
         "expiredCodeMessage": "時間が過ぎました。もう一度サインインしてください。",
         "logoutConfirmTitle": "サインアウト",
@@ -126,6 +128,14 @@ def events_settings() -> Json:
         "adminEventsEnabled": True,
         "adminEventsDetailsEnabled": True,
     }
+
+
+def password_action() -> Json:
+    """Who wants another password is asked for the present one each time; by default not within 5 min of signing in.
+
+    An unattended machine must not give the account away for good.
+    """
+    return {"config": {"max_auth_age": "0"}}
 
 
 def signing_key(realm_id: str) -> Json:

@@ -49,6 +49,10 @@ def _open_password_grant(admin: Admin) -> None:
     admin.write("put", f"/clients/{_client(admin, 'admin-cli')}", body)
 
 
+def _ask_for_no_password_before_another(admin: Admin) -> None:
+    admin.write("put", "/authentication/required-actions/UPDATE_PASSWORD/config", {"config": {"max_auth_age": "300"}})
+
+
 def _add_scope(admin: Admin) -> None:
     path = f"/clients/{_client(admin, 'portal')}/default-client-scopes/{_scope(admin, 'email')}"
     admin.write("put", path)
@@ -112,7 +116,7 @@ def _retire_the_key(admin: Admin) -> None:
     [
         _loosen_realm, _widen_redirect, _drop_pkce, _open_password_grant, _add_scope, _take_scope, _add_mapper,
         _mapper_without_id, _let_people_edit_their_mail, _stop_recording, _drop_words, _grant_everything,
-        _retire_the_key,
+        _retire_the_key, _ask_for_no_password_before_another,
     ],
 )  # fmt: skip
 def test_drift_is_put_back_with_exactly_one_write(made: Realm, drift: Callable[[Admin], None]) -> None:
