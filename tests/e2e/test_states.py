@@ -19,10 +19,13 @@ LONG = "次の文章を分かりやすく書き直してください。\n" + "�
 SMALL_TABLE = "次を表にしてください。\n担当：総務課\n期限：11月30日\n場所：第1会議室\n人数：12人"
 
 
-def look(page: Page, size: str) -> None:
+def look(page: Page, size: str, *, room: int = 0) -> None:
     """axe, in a window as high as the page: what stays at the top and at the bottom covers what scrolls behind it,
-    which axe would take for targets too small to touch."""
-    width, height = SIZES[size]["width"], int(page.evaluate("document.documentElement.scrollHeight"))
+    which axe would take for targets too small to touch.
+
+    room: pixels for what the page still grows by while axe looks, as under an answer that comes.
+    """
+    width, height = SIZES[size]["width"], int(page.evaluate("document.documentElement.scrollHeight")) + room
     page.set_viewport_size({"width": width, "height": max(height, SIZES[size]["height"])})
     assert_accessible(page)
     page.set_viewport_size({"width": width, "height": SIZES[size]["height"]})
@@ -54,7 +57,7 @@ def test_before_asking(visitor: Visitor, size: str, files: dict[str, Path]) -> N
 def test_an_answer_coming_stopped_done_and_made_anew(visitor: Visitor, size: str) -> None:
     chat = open_chat(visitor, size)
     chat.begin(LONG)
-    look(chat.page, size)
+    look(chat.page, size, room=3_000)
     chat.stop.click()
     expect(chat.answered().get_by_text("途中で止まりました。")).to_be_visible()
     look(chat.page, size)
