@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv from the hashed lock files: `install.sh runtime`, `install.sh dev` (adds the tools of the tests),
 # `install.sh models` (adds real small models). A second run with unchanged locks does nothing.
+# What a next clone can use again (uv, bytecode) lies beside uv's own cache; without it all is made anew.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 what=${1:-runtime}
@@ -24,18 +25,34 @@ locks=(requirements/runtime.lock)
 [ "$what" = runtime ] || locks+=(requirements/dev.lock)
 [ "$what" != models ] || locks+=(requirements/models.lock)
 stamp=.venv/.installed-$what
-want=$(cat "${locks[@]}" requirements/bootstrap.lock pyproject.toml requirements/install.sh | cksum)
+want=$(cat "${locks[@]}" requirements/bootstrap.lock requirements/bytecode.py pyproject.toml requirements/install.sh | cksum)
 [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ] && exit 0
 
 say() { printf '  %s\n' "$1"; }
+cache=${XDG_CACHE_HOME:-${HOME:-$PWD/.venv}/.cache}/kumiai
+mkdir -p "$cache" 2>/dev/null && [ -w "$cache" ] || { cache=$PWD/.venv/cache && mkdir -p "$cache"; }
 if [ ! -x .venv/bin/uv ]; then
   say "making .venv with $("$python" --version)"
-  "$python" -m venv .venv
-  .venv/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/bootstrap.lock
+  # Without pip, whose installation takes longer than all that follows.
+  "$python" -m venv --without-pip .venv
+  uv=$cache/uv-$(uname -sm | cat - requirements/bootstrap.lock | cksum | tr ' ' -)
+  if [ ! -x "$uv" ]; then
+    # By the pip that Python carries along, run from its wheel; a rename, so that two installs at once do no harm.
+    new=$(mktemp -d "$cache/new.XXXXXX")
+    trap 'rm -rf "$new"' EXIT
+    wheel=$("$python" -c 'import ensurepip as e, glob, os
+for w in glob.glob(os.path.join(getattr(e, "_WHEEL_PKG_DIR", None) or os.path.join(os.path.dirname(e.__file__), "_bundled"), "pip-*.whl")): print(w)')
+    [ -f "$wheel" ] || .venv/bin/python -m ensurepip >/dev/null
+    PYTHONPATH=$wheel .venv/bin/python -m pip install -q --disable-pip-version-check --no-compile \
+      --require-hashes --target "$new" -r requirements/bootstrap.lock
+    mv "$new/bin/uv" "$uv"
+  fi
+  ln "$uv" .venv/bin/uv 2>/dev/null || cp "$uv" .venv/bin/uv
 fi
 args=()
 for lock in "${locks[@]}"; do args+=(-r "$lock"); done
 say "installing $what packages (hashes checked)"
 .venv/bin/uv pip install -q --python .venv/bin/python --require-hashes "${args[@]}"
 .venv/bin/uv pip install -q --python .venv/bin/python --no-deps --no-build-isolation -e .
+.venv/bin/python requirements/bytecode.py "$cache"
 printf '%s' "$want" > "$stamp"

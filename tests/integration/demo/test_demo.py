@@ -322,3 +322,34 @@ def test_what_the_machine_lacks_is_said_plainly(
     assert said in refused.stderr
     assert "apt-get install" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
+
+
+def test_clones_installed_at_once_share_bytecode_and_each_runs_its_own_source(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    clones = [tmp_path / "one", tmp_path / "two"]
+    for clone in clones:
+        for name in ("kumiai", "apps", "gateway", "tenants", "observability", "requirements"):
+            shutil.copytree(ROOT / name, clone / name, ignore=shutil.ignore_patterns("__pycache__", "tests"))
+    running = [
+        subprocess.Popen(
+            [sys.executable, "requirements/bytecode.py", str(cache)], cwd=clone, env=_CLEAN | {"PYTHONPATH": str(clone)}
+        )
+        for clone in clones
+    ]
+    assert [process.wait(START_S) for process in running] == [0, 0]
+    [kept] = cache.iterdir()
+
+    compiled = Path("kumiai/__pycache__") / f"demo.{sys.implementation.cache_tag}.pyc"
+    assert all((clone / compiled).samefile(kept / compiled) for clone in clones)
+    # Same length, and as old as the bytecode: only the content tells that it changed.
+    source = clones[0] / "kumiai" / "demo.py"
+    told = source.stat()
+    source.write_text(source.read_text().replace('MARKER = "kumiai-demo"', 'MARKER = "other-demo!"'))
+    os.utime(source, ns=(told.st_atime_ns, told.st_mtime_ns))
+    for clone, marker in zip(clones, ("other-demo!", "kumiai-demo"), strict=True):
+        printed = subprocess.run(
+            [sys.executable, "-c", "from kumiai.demo import MARKER; print(MARKER)"], cwd=clone,
+            env=_CLEAN | {"PYTHONPATH": str(clone)}, capture_output=True, text=True, timeout=START_S, check=True,
+        )  # fmt: skip
+        assert printed.stdout.strip() == marker
