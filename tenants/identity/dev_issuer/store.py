@@ -79,6 +79,8 @@ class Store:
         self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=15)
         self._db.row_factory = sqlite3.Row
         self._db.execute("pragma journal_mode=wal")
+        # A machine that loses power may forget the last sign-in, not the file.
+        self._db.execute("pragma synchronous=normal")
         self._db.executescript(_SCHEMA)
 
     def close(self) -> None:
@@ -129,7 +131,8 @@ class Store:
                 db.execute("update account set name=? where sub=?", (name, row["sub"]))
                 return str(row["sub"])
             sub = str(uuid4())
-            salt, digest = _hashed(password or secrets.token_urlsafe(32))
+            # Without a password nothing fits: random bytes are the hash of no text that anybody could find.
+            salt, digest = _hashed(password) if password else (secrets.token_bytes(16), secrets.token_bytes(64))
             db.execute(
                 "insert into account values (?, ?, ?, ?, ?, ?, ?, 1, 1, 0, 0)",
                 (sub, username, alias, login, name, salt, digest),
