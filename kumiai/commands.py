@@ -11,6 +11,9 @@ from tenants.settings import Settings, load_settings
 
 Port = Annotated[int, typer.Option(min=0, max=65_535, help="Port on 127.0.0.1; 0: any that is free.")]
 Descriptor = Annotated[int, typer.Option(help="An inherited listening socket, instead of host and port.")]
+SettingsPipe = Annotated[
+    int, typer.Option(help="An inherited pipe: load the code, then take settings (variables as JSON) from it.")
+]
 Parent = Annotated[int, typer.Option(help="End when the process of this id is no longer the parent; 0: never.")]
 
 
@@ -72,21 +75,29 @@ def _socket(host: str, port: int, fd: int) -> socket.socket:
         raise typer.BadParameter(f"{host}:{port} is taken ({error.strerror})") from error
 
 
-def gateway(host: str = "127.0.0.1", port: Port = 8001, fd: Descriptor = -1, parent: Parent = 0) -> None:
+def gateway(
+    host: str = "127.0.0.1", port: Port = 8001, fd: Descriptor = -1, parent: Parent = 0, settings_fd: SettingsPipe = -1
+) -> None:
     """Serve /v1, /health and /metrics."""
-    from kumiai.processes import end_with_parent, run_gateway
+    from kumiai.processes import await_settings, end_with_parent, run_gateway
 
     if parent:
         end_with_parent(parent)
+    if settings_fd >= 0:
+        await_settings(settings_fd, load="gateway.server.main")
     run_gateway(Settings(), _socket(host, port, fd))
 
 
-def portal(host: str = "127.0.0.1", port: Port = 8002, fd: Descriptor = -1, parent: Parent = 0) -> None:
+def portal(
+    host: str = "127.0.0.1", port: Port = 8002, fd: Descriptor = -1, parent: Parent = 0, settings_fd: SettingsPipe = -1
+) -> None:
     """Serve the pages."""
-    from kumiai.processes import end_with_parent, run_portal
+    from kumiai.processes import await_settings, end_with_parent, run_portal
 
     if parent:
         end_with_parent(parent)
+    if settings_fd >= 0:
+        await_settings(settings_fd, load="apps.host.main")
     run_portal(Settings(), _socket(host, port, fd))
 
 

@@ -27,7 +27,6 @@ from typing import Any, Protocol
 import uvicorn
 from pydantic import SecretStr
 
-from kumiai.front import create_front
 from kumiai.processes import leave_no_dump, listen
 from tenants.settings import Settings
 
@@ -46,11 +45,17 @@ def say(text: str) -> None:
 
 @dataclass(slots=True)
 class Part:
-    """A child process, its log and its inherited socket."""
+    """A child process, its log and the pipe on which it waits for its settings."""
 
     name: str
     process: subprocess.Popen[bytes]
     log: Path
+    told: int
+
+    def tell(self, settings: Mapping[str, str]) -> None:
+        """Lets it start. One that has ended already is found by whoever waits for it."""
+        with contextlib.suppress(BrokenPipeError), os.fdopen(self.told, "w") as pipe:
+            json.dump(settings, pipe)
 
 
 @dataclass(slots=True)
@@ -164,35 +169,33 @@ def _start(
         ) from error
     base_url = f"http://127.0.0.1:{front.getsockname()[1]}"
     say("Kumiai を用意しています。")
-    if servers is not None:
-        with _step("サーバー"):
-            settings = servers.start(settings, base_url)
-    with _step("データベース"):
-        seeded = _seed(home, settings, base_url, environment)
     gateway, portal = listen("127.0.0.1", 0), listen("127.0.0.1", 0)
     targets = {name: f"http://127.0.0.1:{s.getsockname()[1]}" for name, s in (("gateway", gateway), ("portal", portal))}
-    child_env = (
-        dict(environment)
-        | dict(seeded.environment)
-        | (environment_of(settings) if servers is not None else {})
-        | {
-            "KUMIAI_ENV": "demo",
-            "KUMIAI_HOME": str(home.path),
-            "KUMIAI_PUBLIC_URL": base_url,
-            "KUMIAI_GATEWAY_URL": targets["gateway"],
-            "KUMIAI_PRODUCT_NAME": seeded.product_name,
-            "PYTHONUNBUFFERED": "1",
-            # Small processes; every thread's own arena would cost tens of MB each.
-            "MALLOC_ARENA_MAX": "2",
-        }
-    )
     parts: list[Part] = []
     stop = threading.Event()
     try:
+        # They load their code while the database is made, and start when they are told the settings.
         for name, sock in (("gateway", gateway), ("portal", portal)):
-            parts.append(_spawn(name, sock, home, child_env))
-        gateway.close()
-        portal.close()
+            parts.append(_spawn(name, sock, home, environment))
+            sock.close()
+        if servers is not None:
+            with _step("サーバー"):
+                settings = servers.start(settings, base_url)
+        with _step("データベース"):
+            seeded = _seed(home, settings, base_url, environment)
+        told = (
+            dict(seeded.environment)
+            | (environment_of(settings) if servers is not None else {})
+            | {
+                "KUMIAI_ENV": "demo",
+                "KUMIAI_HOME": str(home.path),
+                "KUMIAI_PUBLIC_URL": base_url,
+                "KUMIAI_GATEWAY_URL": targets["gateway"],
+                "KUMIAI_PRODUCT_NAME": seeded.product_name,
+            }
+        )
+        for part in parts:
+            part.tell(told)
         server, thread = _serve_front(front, targets)
         # The owner changes the schema, which nobody does from here on.
         worker = WorkerThread(settings.model_copy(update={"owner_database_url": SecretStr("")}), home)
@@ -291,22 +294,32 @@ class WorkerThread(threading.Thread):
 
 def _spawn(name: str, sock: socket.socket, home: DemoHome, environment: Mapping[str, str]) -> Part:
     log = home.logs / f"{name}.log"
+    heard, told = os.pipe()
     words = [sys.executable, "-m", "kumiai", name, "--fd", str(sock.fileno()), "--parent", str(os.getpid())]
+    own = {
+        "KUMIAI_HOME": str(home.path),
+        "PYTHONUNBUFFERED": "1",
+        # Small processes; every thread's own arena would cost tens of MB each.
+        "MALLOC_ARENA_MAX": "2",
+    }
     with log.open("ab") as file:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter
-            words,
+            [*words, "--settings-fd", str(heard)],
             stdout=file,
             stderr=file,
             stdin=subprocess.DEVNULL,
-            env=dict(environment),
-            pass_fds=(sock.fileno(),),
+            env=dict(environment) | own,
+            pass_fds=(sock.fileno(), heard),
             # Ctrl-C reaches this process alone, which then stops the others in order.
             start_new_session=True,
         )
-    return Part(name, process, log)
+    os.close(heard)
+    return Part(name, process, log, told)
 
 
 def _serve_front(sock: socket.socket, targets: Mapping[str, str]) -> tuple[uvicorn.Server, threading.Thread]:
+    from kumiai.front import create_front
+
     config = uvicorn.Config(
         create_front(targets),
         log_config=None,

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import resource
 import signal
@@ -9,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from importlib import import_module
 
 import uvicorn
 import uvloop
@@ -34,6 +36,19 @@ def end_with_parent(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def await_settings(pipe: int, *, load: str) -> None:
+    """Loads a module, and then takes over the variables that the pipe brings. A pipe that ends unused ends the process.
+
+    pipe: a descriptor; JSON, name → value. Whoever starts this process need not know them all at that moment.
+    """
+    import_module(load)
+    with os.fdopen(pipe) as file:
+        told = file.read()
+    if not told:
+        raise SystemExit(f"kumiai: ended before it was told its settings ({load})")
+    os.environ.update(json.loads(told))  # noqa: TID251 - `Settings` reads them next
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -7,14 +7,12 @@ migrates. On SQLite (evaluation only) one platform file has the content file att
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from sqlalchemy import event, text
-from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.engine import Connection
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.orm import ORMExecuteState, Session, with_loader_criteria
@@ -24,47 +22,13 @@ from sqlmodel import col
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from tenants.context import TenantContext, TenantId
+from tenants.database_urls import DatabaseUrls as DatabaseUrls
 from tenants.models import TENANT_TABLES, Tenant
 from tenants.push import Push
 
 SQLITE_BUSY_TIMEOUT_MS = 15_000
 # Set on a session whose commit the other processes should hear of.
 CONFIGURATION_MOVED = "configuration_moved"
-
-
-@dataclass(frozen=True, slots=True)
-class DatabaseUrls:
-    """Where each login connects. For SQLite only `app` is given, as `sqlite:///…/kumiai.sqlite3`."""
-
-    app: str
-    platform: str = field(default="", repr=False)
-    ledger: str = field(default="", repr=False)
-    content: str = field(default="", repr=False)
-    owner: str = field(default="", repr=False)
-
-    @property
-    def is_sqlite(self) -> bool:
-        return self.app.startswith("sqlite")
-
-    @property
-    def sqlite_path(self) -> Path:
-        """The platform file; its neighbour `…-content.sqlite3` holds the content schema."""
-        return Path(str(make_url(self.app).database))
-
-    @property
-    def sqlite_content_path(self) -> Path:
-        path = self.sqlite_path
-        return path.with_name(path.stem + "-content" + path.suffix)
-
-    def filled(self) -> "DatabaseUrls":
-        """With every missing login falling back to `app` on SQLite; on PostgreSQL a missing one is refused."""
-        if self.is_sqlite:
-            return DatabaseUrls(self.app, self.app, self.app, self.app, self.app)
-        missing = [n for n in ("platform", "ledger", "content") if not getattr(self, n)]
-        if missing:
-            names = ", ".join(f"KUMIAI_{n.upper()}_DATABASE_URL" for n in missing)
-            raise ValueError(f"PostgreSQL needs one login per duty; not set: {names}")
-        return replace(self)
 
 
 def _async_url(url: str) -> str:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from tenants.db import DatabaseUrls
+from tenants.database_urls import DatabaseUrls
 
 ENV_FILE = "kumiai.env"
 
