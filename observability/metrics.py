@@ -41,6 +41,12 @@ CALL_SECONDS = Histogram(
 )
 CALLS_IN_FLIGHT = Gauge("kumiai_calls_in_flight", "Model calls being served now.", registry=REGISTRY)
 PROBLEMS = Counter("kumiai_problems", "Expected failures by type.", ("type",), registry=REGISTRY)
+GUARD_FINDINGS = Counter(
+    "kumiai_guard_findings",
+    "What the guard found in calls, by kind and by what was done.",
+    ("kind", "action"),
+    registry=REGISTRY,
+)
 LEDGER_BATCH_ITEMS = Histogram(
     "kumiai_ledger_batch_items",
     "Reserves and settles committed together.",

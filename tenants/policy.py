@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 from uuid import UUID
@@ -15,14 +16,14 @@ from tenants.context import DataClass, TenantId, Zone
 from tenants.db import CONFIGURATION_MOVED
 from tenants.models import ConfigGeneration, TenantPolicy
 
-# 自治体機密性 × zone as municipalities practise it: personal data stays in the house or in the country.
+# 自治体機密性 × zone as municipalities practise it: personal data stays in the house, what equals 秘密文書 goes nowhere.
 DEFAULT_ZONES: Final[Mapping[DataClass, frozenset[Zone]]] = MappingProxyType(
     {
         DataClass.C1: frozenset({Zone.ONPREM, Zone.DOMESTIC, Zone.OVERSEAS}),
         DataClass.C2: frozenset({Zone.ONPREM, Zone.DOMESTIC}),
         DataClass.C3C: frozenset({Zone.ONPREM}),
         DataClass.C3B: frozenset({Zone.ONPREM}),
-        DataClass.C3A: frozenset({Zone.ONPREM}),
+        DataClass.C3A: frozenset(),
     }
 )
 _NOWHERE: Final[frozenset[Zone]] = frozenset()
@@ -39,8 +40,45 @@ PRESETS: Final[Mapping[str, Mapping[DataClass, frozenset[Zone]]]] = MappingProxy
         "open": {**DEFAULT_ZONES, DataClass.C2: frozenset({Zone.ONPREM, Zone.DOMESTIC, Zone.OVERSEAS})},
     }
 )
-# These two only inside the town's own closed segment.
-ISOLATED_ONLY: Final = frozenset({DataClass.C3B, DataClass.C3A})
+# Only inside the town's own closed segment.
+ISOLATED_ONLY: Final = frozenset({DataClass.C3B})
+# No town can allow these, whatever is stored for it.
+NEVER: Final = frozenset({(DataClass.C3A, zone) for zone in Zone} | {(DataClass.C3C, Zone.OVERSEAS)})
+
+
+class GuardAction(StrEnum):
+    """What becomes of a finding when the model that was asked for may not process it.
+
+    WARN lets it pass and says so; REROUTE takes the model for personal data instead; BLOCK sends nothing. Each but
+    WARN raises the class of the call.
+    """
+
+    WARN = "warn"
+    REROUTE = "reroute"
+    BLOCK = "block"
+
+
+# A name alone is in every second letter of a town hall; beside an address or a number, those raise the class.
+DEFAULT_ACTIONS: Final[Mapping[str, GuardAction]] = MappingProxyType({"name": GuardAction.WARN})
+
+
+class GuardPolicy(BaseModel):
+    """What a town does about what the guard finds. マイナンバー is not up to a town: it is sent nowhere.
+
+    actions: by the value of `gateway.guard.findings.Kind`; a kind that is not listed is blocked where its class may
+    not go. ng_words: as `clean_words` keeps them. public: the town's own telephone numbers and addresses, as
+    `comparable` writes them. reroute_to: the alias that takes what the asked model may not process.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    actions: dict[str, GuardAction] = Field(default_factory=dict)
+    ng_words: tuple[str, ...] = ()
+    public: frozenset[str] = frozenset()
+    reroute_to: str = "onprem"
+
+    def action(self, kind: str) -> GuardAction:
+        return self.actions.get(kind) or DEFAULT_ACTIONS.get(kind, GuardAction.BLOCK)
 
 
 class Policy(BaseModel):
@@ -56,10 +94,11 @@ class Policy(BaseModel):
     models: frozenset[str] = frozenset()
     apps_off: frozenset[str] = frozenset()
     min_count: int = Field(default=5, ge=1)
+    guard: GuardPolicy = Field(default_factory=GuardPolicy)
 
     def allows(self, data_class: DataClass, zone: Zone, *, isolated: bool) -> bool:
         """Whether data of this class may be processed there. What is not listed is denied."""
-        if data_class in ISOLATED_ONLY and not isolated:
+        if (data_class in ISOLATED_ONLY and not isolated) or (data_class, zone) in NEVER:
             return False
         return zone in self.zones.get(data_class, frozenset())
 
@@ -92,6 +131,7 @@ async def save_policy(
     document = policy.model_dump(mode="json")
     for listed in ("models", "apps_off"):
         document[listed] = sorted(document[listed])
+    document["guard"]["public"] = sorted(document["guard"]["public"])
     document["zones"] = {k: sorted(v) for k, v in document["zones"].items()}
     if row is None:
         row = TenantPolicy(tenant_id=tenant_id, document=document, version=1, updated_by=by)

@@ -21,6 +21,11 @@ from gateway.guard.patterns import (
 
 # Without an @ (or a word for it) and without six digits close together, nothing is ever found in plain ASCII.
 _SIX_DIGITS: Final = re.compile(r"[0-9](?:[ \-._()\n]{0,6}[0-9]){5}")
+# Everything but a name, a word of the town's and a mark (秘, 機密性3A) has a digit or an @, in whatever form.
+_ANCHOR: Final = re.compile(
+    r"[\d@＠﹫秘㊙〇零一二三四五六七八九\u00b2\u00b3\u00b9\u2070-\u2079\u2080-\u2089\u2460-\u24ff\u2776-\u2793\u3192-\u3195"
+    r"\u3220-\u3229\u3280-\u3289]|at[)\]）］]|アット|ｱｯﾄ"
+)
 _NOT_COMPARED: Final = re.compile(r"[\s\-()・.]")
 _MAY_BE_PUBLIC: Final = frozenset({Kind.PHONE, Kind.EMAIL, Kind.ADDRESS, Kind.NAME, Kind.BANK})
 
@@ -33,7 +38,7 @@ def inspect(
     ng_words: as `clean_words` made them. public: telephone numbers, addresses and names that the town itself
     publishes, as `comparable` made them. names: also look for people's names, which takes ten times as long.
     """
-    if not ng_words and text.isascii() and _is_plain(text):
+    if not ng_words and not names and _is_plain(text):
         return ()
     folded = Folded(text)
     labels = Labels(folded.text)
@@ -53,10 +58,11 @@ def inspect(
     return without_overlaps(found) if found else ()
 
 
-def _is_plain(ascii_text: str) -> bool:
-    if "@" in ascii_text or "at)" in ascii_text or "at]" in ascii_text:
-        return False
-    return _SIX_DIGITS.search(ascii_text) is None
+def _is_plain(text: str) -> bool:
+    """Whether one quick look shows that nothing but a name can be in it."""
+    if not text.isascii():
+        return _ANCHOR.search(text) is None
+    return "@" not in text and "at)" not in text and "at]" not in text and _SIX_DIGITS.search(text) is None
 
 
 def comparable(text: str) -> str:

@@ -1,4 +1,4 @@
-"""One model call, top to bottom: authenticate → classify → route → admit → call → settle → record."""
+"""One model call, top to bottom: authenticate → guard → route → admit → call → settle → record."""
 
 import asyncio
 import time
@@ -11,7 +11,8 @@ import anyio.to_thread
 import structlog
 
 from gateway.contracts import ModelRequest, parse_request
-from gateway.server import metering
+from gateway.guard.decision import Verdict
+from gateway.server import guarding, metering
 from gateway.server.admission import Admission, Ticket
 from gateway.server.authentication import Authenticator, Caller
 from gateway.server.configuration import ConfigurationSource
@@ -26,6 +27,7 @@ from gateway.server.http import (
     send_start,
 )
 from gateway.server.providers.base import (
+    Deployment,
     Operation,
     Provider,
     UpstreamProblem,
@@ -35,7 +37,7 @@ from gateway.server.providers.base import (
     Usage,
 )
 from gateway.server.record import CallRecord, Recorder, parent_of
-from gateway.server.routing import route, zone_guard
+from gateway.server.routing import ZoneRefused, route, zone_guard
 from observability.problems import InvalidInput, NotAllowed, Problem
 from tenants.context import DataClass, new_id
 from tenants.policy import Policy
@@ -91,9 +93,10 @@ class Pipeline:
             policy = self.configuration.current.policy(caller.tenant_id)
             if caller.app and not policy.allows_app(caller.app):
                 raise NotAllowed("このアプリは、町の管理者が止めています。")
-            data_class = effective_class(caller, policy, request, scope)
-            record.request(request, data_class, is_known=request.model in self.configuration.current.deployments)
-            await self._serve(caller, policy, request, data_class, record, receive, send)
+            declared = effective_class(caller, policy, request, scope)
+            record.request(request, declared, is_known=request.model in self.configuration.current.deployments)
+            verdict = await guarding.look(policy, request, declared)
+            await self._serve(caller, policy, request, verdict, record, receive, send)
         except Disconnected:
             record.problem = "client-disconnected"
         except Problem as problem:
@@ -116,20 +119,13 @@ class Pipeline:
         caller: Caller,
         policy: Policy,
         request: ModelRequest,
-        data_class: DataClass,
+        verdict: Verdict,
         record: CallRecord,
         receive: AsgiReceive,
         send: AsgiSend,
     ) -> None:
-        candidates = route(
-            self.configuration.current.deployments,
-            policy,
-            alias=request.model,
-            allowed_aliases=caller.models,
-            operation=Operation(request.operation),
-            data_class=data_class,
-            needs=needed_capabilities(request),
-        )
+        candidates, request = self._candidates(caller, policy, request, verdict, record)
+        data_class = verdict.data_class
         failure: Problem | None = None
         failed: Ending | None = None
         try:
@@ -160,6 +156,40 @@ class Pipeline:
                 self.admission.end(failed, record)
         assert failure is not None
         raise failure
+
+    def _candidates(
+        self, caller: Caller, policy: Policy, request: ModelRequest, verdict: Verdict, record: CallRecord
+    ) -> tuple[tuple[Deployment, ...], ModelRequest]:
+        """Where the call may go. What was found may make it another model, if the town wants that, or no call at all."""
+        deployments = self.configuration.current.deployments
+
+        def routed(asked: ModelRequest) -> tuple[Deployment, ...]:
+            return route(
+                deployments,
+                policy,
+                alias=asked.model,
+                allowed_aliases=caller.models,
+                operation=Operation(asked.operation),
+                data_class=verdict.data_class,
+                needs=needed_capabilities(asked),
+            )
+
+        record.weighed(verdict.data_class, verdict.header)
+        try:
+            candidates = routed(request)
+        except ZoneRefused:
+            if verdict.data_class is verdict.declared:
+                raise
+            other = guarding.rerouted(policy, request, verdict, deployments)
+            if other is None:
+                guarding.count(verdict, "block")
+                raise guarding.refusal(verdict) from None
+            candidates = routed(other)
+            guarding.count(verdict, "reroute")
+            record.rerouted(other.model)
+            return candidates, other
+        guarding.count(verdict, "pass")
+        return candidates, request
 
     async def _dispatch(self, ticket: Ticket, record: CallRecord, receive: AsgiReceive) -> UpstreamResponse:
         """Sends to one deployment and waits for its first bytes.
@@ -275,7 +305,7 @@ def may_try_next(problem: UpstreamProblem) -> bool:
 
 
 def effective_class(caller: Caller, policy: Policy, request: ModelRequest, scope: AsgiScope) -> DataClass:
-    """max(declared, app's floor, unreadable input); undeclared means the tenant's default. Never lowered."""
+    """max(declared, app's floor, unreadable input); undeclared means the tenant's default. What is found comes on top."""
     declared = policy.default_class
     given = [value for name, value in scope["headers"] if name == b"kumiai-data-class"]
     if given:
@@ -340,6 +370,10 @@ def answer_headers(ticket: Ticket, record: CallRecord) -> list[tuple[bytes, byte
         headers.append((b"kumiai-vendor-country", deployment.country.encode()))
     if deployment.owner in ("town", "shared"):
         headers.append((b"kumiai-zone-owner", deployment.owner.encode()))
+    if record.guard:
+        headers.append((b"kumiai-guard", record.guard.encode("ascii")))
+    if record.rerouted_from:
+        headers.append((b"kumiai-rerouted-from", record.rerouted_from.encode("ascii", "replace")))
     if ticket.request.ignored:
         headers.append((b"kumiai-ignored-parameters", ", ".join(ticket.request.ignored).encode("ascii")))
     if ticket.capped_output_tokens is not None:

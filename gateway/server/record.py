@@ -54,6 +54,8 @@ class CallRecord:
     first_byte_ms: int | None = None
     problem: str = ""
     headers_sent: bool = False
+    guard: str = ""
+    rerouted_from: str = ""
     parent: Context | None = None
 
     @classmethod
@@ -71,6 +73,14 @@ class CallRecord:
         self.alias = request.model if is_known else "(unknown)"
         self.streamed = request.stream
         self.data_class = data_class.value
+
+    def weighed(self, data_class: DataClass, found: str) -> None:
+        """What the guard made of it; `found` is kinds and numbers, never what they stand for."""
+        self.data_class = data_class.value
+        self.guard = found
+
+    def rerouted(self, alias: str) -> None:
+        self.rerouted_from, self.alias = self.alias, alias
 
     def deployment(self, deployment: Deployment) -> None:
         self.deployment_id = deployment.id
@@ -119,6 +129,8 @@ class Recorder:
             deployment=record.deployment_id,
             zone=record.zone,
             data_class=record.data_class,
+            guard=record.guard,
+            rerouted_from=record.rerouted_from,
             streamed=record.streamed,
             prompt_tokens=record.prompt_tokens,
             completion_tokens=record.completion_tokens,

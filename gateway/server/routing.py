@@ -36,6 +36,12 @@ class NotSupported(Problem):
 def zone_guard(policy: Policy, deployment: Deployment, data_class: DataClass) -> None:
     """Stands before every egress: first try, retry, fallback, embedding. Raises `ZoneRefused`."""
     if not policy.allows(data_class, deployment.zone, isolated=deployment.isolated):
+        if data_class is DataClass.C3A:
+            raise ZoneRefused(
+                "秘密文書にあたる情報（機密性3A）は、どこでもAIに送れません。",
+                zone=str(deployment.zone),
+                data_class=str(data_class),
+            )
         raise ZoneRefused(
             "この町の決まりでは、この重さの情報を"
             f"{ZONE_WORDS[deployment.zone]}で処理することはできません。庁内専用のモデルを選ぶか、"

@@ -25,7 +25,7 @@ CLASS_WORDS: Final[Mapping[str, str]] = {
     "2": "庁内だけ",
     "3C": "個人情報あり",
     "3B": "個人情報あり（重い）",
-    "3A": "個人情報あり（最も重い）",
+    "3A": "秘密文書にあたる",
 }
 ROLE_WORDS: Final[Mapping[str, str]] = {
     "staff": "職員",
