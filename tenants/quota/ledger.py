@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Final, TypeVar
 from uuid import UUID
@@ -57,6 +57,12 @@ LINGER_S: Final = 0.02
 ABSENT_S: Final = 0.5
 # Opened accounts are remembered so that a call costs no lookup; a month has few enough.
 MAX_REMEMBERED_ACCOUNTS: Final = 200_000
+
+# After a hold that did not fit in full, batches are decided account by account for this long.
+TIGHT_S: Final = 1.0
+# No clock of ours is further from the database's than this.
+CLOCKS_APART: Final = timedelta(hours=1)
+_UNKNOWN: Final = "unknown"
 
 NODE_WORDS = {
     "town": "団体",
@@ -144,6 +150,7 @@ class LedgerWriter:
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._next_heartbeat = 0.0
         self._absent_until = 0.0
+        self._tight_until = 0.0
         self._batch_began = 0.0
 
     def start(self) -> None:
@@ -269,6 +276,9 @@ class LedgerWriter:
             self._database_away(batch, error)
             return
         try:
+            if self._held_at_once(book, batch):
+                self._note(batch, began)
+                return
             now = book.begin()
             try:
                 self._apply(book, batch, now)
@@ -305,8 +315,58 @@ class LedgerWriter:
             self._one_by_one(batch)
             return
         self._answer(batch)
+        self._note(batch, began)
+
+    def _note(self, batch: _Batch, began: float) -> None:
         metrics.LEDGER_BATCH_ITEMS.observe(len(batch.reserves) + len(batch.closes))
         metrics.LEDGER_COMMIT_SECONDS.observe(time.perf_counter() - began)
+
+    def _held_at_once(self, book: LedgerBook, batch: _Batch) -> bool:
+        """The common case in one trip to the database: holds alone, all of which fit in full.
+
+        False when this is another case, and nothing was done.
+        """
+        now = time.monotonic()
+        if not book.holds_at_once or not batch.reserves or batch.closes or any(r.after for r in batch.reserves):
+            return False
+        if now < self._tight_until or now >= self._next_heartbeat:
+            return False
+        # The database says whether it is this month there, too.
+        clock = datetime.now(UTC)
+        month = window_start("month", clock)
+        self._forget_absent()
+        held: dict[UUID, int] = {}
+        for reserve in batch.reserves:
+            known = [self._accounts.get(k, _UNKNOWN) for k in _keys(reserve.hold, month)]
+            if known[0] is None or _UNKNOWN in known:
+                batch.granted.clear()
+                return False
+            hold = reserve.hold
+            ids = tuple(i for i in known if isinstance(i, UUID))
+            for account_id in ids:
+                held[account_id] = held.get(account_id, 0) + hold.hold_uyen
+            reservation = Reservation(
+                hold.call_id, hold.attempt_id, hold.tenant_id, clock, hold.hold_uyen, hold.price, ids
+            )
+            batch.granted.append((reserve, reservation))
+        calls = [self._call_row(r.hold, reservation, month) for r, reservation in batch.granted]
+        attempts = [_attempt_row(r.hold, reservation) for r, reservation in batch.granted]
+        try:
+            created_at = book.hold_at_once(calls, attempts, held, month=month, lease=self._lease)
+        except book.connection_errors:
+            self._disconnect()
+            self._look_up(batch)
+            return True
+        except Exception:
+            batch.granted.clear()
+            raise
+        if created_at is None:
+            batch.granted.clear()
+            self._tight_until = now + TIGHT_S
+            return False
+        batch.granted = [(r, replace(reservation, created_at=created_at)) for r, reservation in batch.granted]
+        self._answer(batch)
+        return True
 
     def _give_up(self, batch: _Batch) -> None:
         """Nobody waits for ever: reserves are refused, settles are left on disk for the next process."""
@@ -397,11 +457,7 @@ class LedgerWriter:
 
         Whatever a call goes on with is held on the accounts it began on, also when the month has ended meanwhile.
         """
-        if len(self._accounts) > MAX_REMEMBERED_ACCOUNTS:
-            self._accounts.clear()
-        if time.monotonic() >= self._absent_until:
-            self._accounts = {k: i for k, i in self._accounts.items() if i is not None}
-            self._absent_until = time.monotonic() + ABSENT_S
+        self._forget_absent()
         keys_of = [[] if r.after else _keys(r.hold, month) for r in reserves]
         unknown = [k for keys in keys_of for k in keys if k not in self._accounts]
         if unknown:
@@ -422,6 +478,13 @@ class LedgerWriter:
             else:
                 result.append([i for i in ids if i is not None])
         return result
+
+    def _forget_absent(self) -> None:
+        if len(self._accounts) > MAX_REMEMBERED_ACCOUNTS:
+            self._accounts.clear()
+        if time.monotonic() >= self._absent_until:
+            self._accounts = {k: i for k, i in self._accounts.items() if i is not None}
+            self._absent_until = time.monotonic() + ABSENT_S
 
     def _post(
         self, book: LedgerBook, close: _Close, before: str | None, states: dict[UUID, AccountState], now: datetime
@@ -506,11 +569,14 @@ class LedgerWriter:
             book.begin()
             while unknown:
                 reserve, reservation = unknown[0]
-                if book.find_attempt(reservation.tenant_id, reservation.attempt_id, reservation.created_at) is None:
+                # Its time may be ours and not yet the database's.
+                since = reservation.created_at - CLOCKS_APART
+                created_at = book.find_attempt(reservation.tenant_id, reservation.attempt_id, since)
+                if created_at is None:
                     _reject(reserve.answer, LedgerUnavailable(retry_after_s=1))
                     self._waiting += reserve.left_behind()
                 else:
-                    _resolve(reserve.answer, reservation)
+                    _resolve(reserve.answer, replace(reservation, created_at=created_at))
                 unknown.pop(0)
             book.rollback()
         except Exception as error:  # noqa: BLE001 - still away: nothing may be sent, the sweeper will find the holds

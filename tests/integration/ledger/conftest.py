@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,6 +73,34 @@ async def ledger(urls: DatabaseUrls, tmp_path: Path) -> AsyncIterator[LedgerWrit
     await writer.close()
 
 
+def around(
+    book: LedgerBook,
+    *,
+    before: Callable[[LedgerBook], None] = lambda _: None,
+    after: Callable[[LedgerBook], None] = lambda _: None,
+) -> LedgerBook:
+    """The same connection, with something happening before its transactions begin and after they were committed."""
+    begin, commit, at_once = book.begin, book.commit, book.hold_at_once
+
+    def begin_then() -> datetime:
+        before(book)
+        return begin()
+
+    def commit_then() -> None:
+        commit()
+        after(book)
+
+    def at_once_then(*rows: Any, **rest: Any) -> datetime | None:
+        before(book)
+        created_at = at_once(*rows, **rest)
+        if created_at is not None:
+            after(book)
+        return created_at
+
+    book.begin, book.commit, book.hold_at_once = begin_then, commit_then, at_once_then  # type: ignore[method-assign]
+    return book
+
+
 class Line:
     """The way to the database; while it is `cut`, connections fail."""
 
@@ -81,16 +110,11 @@ class Line:
     def __call__(self, urls: DatabaseUrls) -> LedgerBook:
         if self.cut:
             raise OSError("no route to host")
-        book = open_book(urls)
-        begin = book.begin
+        return around(open_book(urls), before=self._pass)
 
-        def begin_if_there() -> datetime:
-            if self.cut:
-                raise book.connection_errors[0]("cut")
-            return begin()
-
-        book.begin = begin_if_there  # type: ignore[method-assign]  # this one connection only
-        return book
+    def _pass(self, book: LedgerBook) -> None:
+        if self.cut:
+            raise book.connection_errors[0]("cut")
 
 
 @pytest.fixture

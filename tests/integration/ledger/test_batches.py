@@ -15,6 +15,7 @@ from tenants.quota.book import LedgerBook, open_book
 from tenants.quota.ledger import ABSENT_S, LedgerWriter
 from tenants.quota.terms import QuotaExceeded, Settlement
 from tenants.quota.windows import window_start
+from tests.integration.ledger.conftest import around
 
 YEN = 1_000_000
 
@@ -25,15 +26,10 @@ class Counted:
     commits = 0
 
     def __call__(self, urls: DatabaseUrls) -> LedgerBook:
-        book = open_book(urls)
-        commit = book.commit
+        return around(open_book(urls), after=self._count)
 
-        def counting() -> None:
-            commit()
-            self.commits += 1
-
-        book.commit = counting  # type: ignore[method-assign]
-        return book
+    def _count(self, _book: LedgerBook) -> None:
+        self.commits += 1
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from tenants.db import DatabaseUrls
 from tenants.quota.book import LedgerBook, open_book
 from tenants.quota.ledger import LedgerWriter
 from tenants.quota.terms import LedgerUnavailable, NoBudget, QuotaExceeded, Reservation, Settlement
+from tests.integration.ledger.conftest import around
 
 YEN = 1_000_000
 
@@ -66,15 +67,7 @@ async def slow_ledger(urls: DatabaseUrls, tmp_path: Path) -> AsyncIterator[Ledge
     """On a disk whose every commit takes longer than the queue may last."""
 
     def open_slowly(urls: DatabaseUrls) -> LedgerBook:
-        book = open_book(urls)
-        commit = book.commit
-
-        def commit_slowly() -> None:
-            time.sleep(0.15)
-            commit()
-
-        book.commit = commit_slowly  # type: ignore[method-assign]  # this one connection only
-        return book
+        return around(open_book(urls), after=lambda _: time.sleep(0.15))
 
     writer = LedgerWriter(
         urls, owner_epoch="slow", spool_dir=tmp_path / "spool", max_queue_wait_s=0.05, open_connection=open_slowly
