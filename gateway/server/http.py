@@ -1,7 +1,9 @@
 """The thin edge under the hot routes: plain ASGI in, OpenAI-shaped bytes out."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
+from types import TracebackType
 from typing import Any
 from uuid import UUID
 
@@ -25,6 +27,48 @@ class MethodNotAllowed(Problem):
 
 class Disconnected(Exception):
     """The client left; there is nobody to answer."""
+
+
+class Client:
+    """Whoever waits for an answer. `async with client:` ends with `Disconnected` as soon as they leave.
+
+    One task watches for a whole call; a timeout without a time cuts the work off, which costs no task of its own.
+    """
+
+    def __init__(self, receive: AsgiReceive) -> None:
+        self._receive = receive
+        self._gone: asyncio.Task[None] | None = None
+        self._work = asyncio.timeout(None)
+
+    async def __aenter__(self) -> None:
+        if self._gone is None:
+            self._gone = asyncio.ensure_future(_wait_for_disconnect(self._receive))
+        self._work = asyncio.timeout(None)
+        await self._work.__aenter__()
+        self._gone.add_done_callback(self._cut_off)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._gone is not None
+        self._gone.remove_done_callback(self._cut_off)
+        try:
+            await self._work.__aexit__(kind, error, trace)
+        except TimeoutError:
+            raise Disconnected from None
+
+    def forget(self) -> None:
+        """Stops watching."""
+        if self._gone is not None:
+            self._gone.cancel()
+
+    def _cut_off(self, _gone: object) -> None:
+        self._work.reschedule(asyncio.get_running_loop().time())
+
+
+async def _wait_for_disconnect(receive: AsgiReceive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def read_body(scope: AsgiScope, receive: AsgiReceive) -> bytes:

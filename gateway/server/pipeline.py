@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final
 
 import anyio
 import anyio.to_thread
@@ -20,6 +20,7 @@ from gateway.server.http import (
     AsgiReceive,
     AsgiScope,
     AsgiSend,
+    Client,
     Disconnected,
     problem_body,
     read_body,
@@ -44,8 +45,6 @@ from tenants.policy import Policy
 from tenants.quota.terms import Ending, QuotaExceeded, Settlement, UnknownPrice
 
 log = structlog.get_logger("gateway")
-
-T = TypeVar("T")
 
 # Input nobody can read for us counts as personal data until a reader has looked at it.
 CLASS_OF_UNREADABLE: Final = DataClass.C3C
@@ -128,6 +127,7 @@ class Pipeline:
         data_class = verdict.data_class
         failure: Problem | None = None
         failed: Ending | None = None
+        client = Client(receive)
         try:
             for deployment in candidates:
                 zone_guard(policy, deployment, data_class)
@@ -143,15 +143,16 @@ class Pipeline:
                     # That the next best is too dear is not why the call failed.
                     raise failure or problem from None
                 try:
-                    response = await self._dispatch(ticket, record, receive)
+                    response = await self._dispatch(ticket, record, client)
                 except UpstreamProblem as problem:
                     failure, failed = problem, ending_of(ticket, problem)
                     if not may_try_next(problem):
                         break
                 else:
-                    await self._relay(ticket, response, record, receive, send)
+                    await self._relay(ticket, response, record, client, send)
                     return
         finally:
+            client.forget()
             if failed is not None:
                 self.admission.end(failed, record)
         assert failure is not None
@@ -191,7 +192,7 @@ class Pipeline:
         guarding.count(verdict, "pass")
         return candidates, request
 
-    async def _dispatch(self, ticket: Ticket, record: CallRecord, receive: AsgiReceive) -> UpstreamResponse:
+    async def _dispatch(self, ticket: Ticket, record: CallRecord, client: Client) -> UpstreamResponse:
         """Sends to one deployment and waits for its first bytes.
 
         An `UpstreamProblem` leaves the ticket open, for another attempt may follow; anything else ends it.
@@ -209,7 +210,8 @@ class Pipeline:
             total_timeout_s=self.deadlines.total_s,
         )
         try:
-            return await or_disconnect(self.providers[deployment.provider].send(upstream), receive)
+            async with client:
+                return await self.providers[deployment.provider].send(upstream)
         except UpstreamProblem:
             raise
         except (Disconnected, asyncio.CancelledError):
@@ -221,7 +223,7 @@ class Pipeline:
             raise
 
     async def _relay(
-        self, ticket: Ticket, response: UpstreamResponse, record: CallRecord, receive: AsgiReceive, send: AsgiSend
+        self, ticket: Ticket, response: UpstreamResponse, record: CallRecord, client: Client, send: AsgiSend
     ) -> None:
         """Passes the answer on as bytes and settles whatever happens; the last byte does not wait for the ledger."""
         record.first_byte()
@@ -229,9 +231,9 @@ class Pipeline:
         problem = ""
         try:
             if ticket.request.stream:
-                await self._relay_stream(ticket, response, record, headers, receive, send)
+                await self._relay_stream(ticket, response, record, headers, client, send)
             else:
-                await self._relay_body(response, record, headers, receive, send)
+                await self._relay_body(response, record, headers, client, send)
         except UpstreamProblem as error:
             problem = error.code
             raise
@@ -251,10 +253,11 @@ class Pipeline:
         response: UpstreamResponse,
         record: CallRecord,
         headers: list[tuple[bytes, bytes]],
-        receive: AsgiReceive,
+        client: Client,
         send: AsgiSend,
     ) -> None:
-        body = await or_disconnect(_joined(response.chunks()), receive)
+        async with client:
+            body = b"".join([chunk async for chunk in response.chunks()])
         await send_start(send, 200, b"application/json", [*headers, (b"content-length", b"%d" % len(body))])
         record.headers_sent = True
         await send({"type": "http.response.body", "body": body})
@@ -265,25 +268,25 @@ class Pipeline:
         response: UpstreamResponse,
         record: CallRecord,
         headers: list[tuple[bytes, bytes]],
-        receive: AsgiReceive,
+        client: Client,
         send: AsgiSend,
     ) -> None:
         await send_start(send, 200, b"text/event-stream; charset=utf-8", [*headers, (b"x-accel-buffering", b"no")])
         record.headers_sent = True
-        gone = asyncio.ensure_future(_wait_for_disconnect(receive))
         try:
-            async for event in response.chunks():
-                if gone.done():
-                    raise Disconnected
-                if not ticket.request.include_usage and any(m in event for m in _USAGE_MARKS) and b'"usage"' in event:
-                    continue
-                await send({"type": "http.response.body", "body": event, "more_body": True})
+            async with client:
+                async for event in response.chunks():
+                    if (
+                        not ticket.request.include_usage
+                        and any(m in event for m in _USAGE_MARKS)
+                        and b'"usage"' in event
+                    ):
+                        continue
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
         except UpstreamProblem as problem:
             # The client has 200 already: the failure becomes a typed event, never a silent end.
             await send({"type": "http.response.body", "body": error_event(problem), "more_body": False})
             raise
-        finally:
-            gone.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -384,29 +387,3 @@ def answer_headers(ticket: Ticket, record: CallRecord) -> list[tuple[bytes, byte
 def error_event(problem: Problem) -> bytes:
     """An SSE event in the shape OpenAI's clients raise as an error in the middle of a stream."""
     return b"data: " + problem_body(problem) + b"\n\n"
-
-
-async def or_disconnect(work: Awaitable[T], receive: AsgiReceive) -> T:
-    """Awaits `work` unless the client leaves first: then the work is cancelled and `Disconnected` raised."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_wait_for_disconnect(receive))
-    try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise Disconnected
-    finally:
-        gone.cancel()
-        if not task.done():
-            task.cancel()
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait((task,))
-
-
-async def _wait_for_disconnect(receive: AsgiReceive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _joined(chunks: AsyncIterator[bytes]) -> bytes:
-    return b"".join([chunk async for chunk in chunks])

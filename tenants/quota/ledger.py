@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -90,7 +91,7 @@ class _Reserve:
     """A hold; `after` ends the call's earlier attempt in the same transaction."""
 
     hold: Hold
-    answer: "Future[Reservation]"
+    answer: "asyncio.Future[Reservation]"
     queued_at: float
     after: _Close | None = None
     number: int = 1
@@ -147,6 +148,9 @@ class LedgerWriter:
         self._book: LedgerBook | None = None
         self._waiting: list[_Close] = []
         self._deferred: list[_Close] = []
+        self._outcomes: dict[
+            asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Reservation], Reservation | Exception]]
+        ] = {}
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._next_heartbeat = 0.0
         self._absent_until = 0.0
@@ -167,18 +171,16 @@ class LedgerWriter:
         Raises `QuotaExceeded` (its `node` says whose limit), `NoBudget` or `LedgerUnavailable`. If the caller is
         cancelled meanwhile and the hold was granted, it is voided: nothing was sent.
         """
-        answer: Future[Reservation] = Future()
+        answer: asyncio.Future[Reservation] = asyncio.get_running_loop().create_future()
         item = _Reserve(hold, answer, time.monotonic())
         if after is not None:
             item.after, item.number = _close_of(after, goes_on=True), after.reservation.number + 1
         self._queue.put(item)
-        waiting = asyncio.wrap_future(answer)
         try:
             async with asyncio.timeout(RESERVE_S):
-                return await asyncio.shield(waiting)
+                return await asyncio.shield(answer)
         except (asyncio.CancelledError, TimeoutError) as gone:
             answer.add_done_callback(self._void_abandoned)
-            waiting.add_done_callback(_consume)
             if isinstance(gone, TimeoutError):
                 raise LedgerUnavailable("少し待って、もう一度送ってください。", retry_after_s=5) from gone
             raise
@@ -202,7 +204,7 @@ class LedgerWriter:
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
 
-    def _void_abandoned(self, answer: "Future[Reservation]") -> None:
+    def _void_abandoned(self, answer: "asyncio.Future[Reservation]") -> None:
         if not answer.cancelled() and answer.exception() is None:
             self.void(answer.result(), "client_disconnected")
 
@@ -223,6 +225,7 @@ class LedgerWriter:
             self._deferred = batch.deferred
             try:
                 self._write(batch)
+                self._deliver_all()
             except Exception:  # the worker loop: a bug must cost one batch, not every call from here on
                 log.error("ledger_batch_lost", items=len(batch.reserves) + len(batch.closes), exc_info=True)
                 self._give_up(batch)
@@ -372,8 +375,9 @@ class LedgerWriter:
         """Nobody waits for ever: reserves are refused, settles are left on disk for the next process."""
         self._disconnect()
         for reserve in batch.reserves:
-            _reject(reserve.answer, LedgerUnavailable("少し待って、もう一度送ってください。", retry_after_s=5))
+            self._tell(reserve, LedgerUnavailable("少し待って、もう一度送ってください。", retry_after_s=5))
             batch.closes += reserve.left_behind()
+        self._deliver_all()
         for close in batch.closes:
             if not close.answer.done() and not close.spooled:
                 self._spool_close(close)
@@ -391,7 +395,7 @@ class LedgerWriter:
             waited = now - reserve.queued_at
             if waited > MAX_WAIT_S or (waited > self._max_queue_wait_s and reserve.queued_at < last_began):
                 busy = LedgerUnavailable("混み合っています。少し待って、もう一度送ってください。", retry_after_s=1)
-                _reject(reserve.answer, busy)
+                self._tell(reserve, busy)
                 batch.closes += reserve.left_behind()
             else:
                 batch.reserves.append(reserve)
@@ -524,11 +528,23 @@ class LedgerWriter:
             book.extend_leases(self._epoch, now + self._lease)
             self._next_heartbeat = time.monotonic() + self._lease.total_seconds() / 3
 
+    def _tell(self, reserve: _Reserve, outcome: Reservation | Exception) -> None:
+        self._outcomes.setdefault(reserve.answer.get_loop(), []).append((reserve.answer, outcome))
+
+    def _deliver_all(self) -> None:
+        """Wakes a loop once for all its answers."""
+        for loop, answers in self._outcomes.items():
+            # A loop that has ended waits for nothing any more; its holds are found by the sweeper.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(_deliver, answers)
+        self._outcomes.clear()
+
     def _answer(self, batch: _Batch) -> None:
         for reserve, reservation in batch.granted:
-            _resolve(reserve.answer, reservation)
+            self._tell(reserve, reservation)
         for reserve, refusal in batch.refused:
-            _reject(reserve.answer, refusal)
+            self._tell(reserve, refusal)
+        self._deliver_all()
         for close in batch.closes:
             _resolve(close.answer, None)
         if any(c.spooled for c in batch.closes) and not self._waiting:
@@ -550,9 +566,11 @@ class LedgerWriter:
                 log.error("ledger_item_refused", kind=type(item).__name__, exc_info=True)
                 refusal = LedgerUnavailable("この要求は利用枠に記録できませんでした。")
                 refusal.__cause__ = error
-                _reject(item.answer, refusal)  # type: ignore[misc]  # either future
                 if isinstance(item, _Reserve):
+                    self._tell(item, refusal)
                     items += item.left_behind()
+                else:
+                    _reject(item.answer, refusal)
             else:
                 self._answer(alone)
 
@@ -561,7 +579,7 @@ class LedgerWriter:
         # Closing again is harmless: only a held attempt is closed.
         self._waiting = batch.closes
         for reserve, refusal in batch.refused:
-            _reject(reserve.answer, refusal)
+            self._tell(reserve, refusal)
             self._waiting += reserve.left_behind()
         unknown = list(batch.granted)
         try:
@@ -573,10 +591,10 @@ class LedgerWriter:
                 since = reservation.created_at - CLOCKS_APART
                 created_at = book.find_attempt(reservation.tenant_id, reservation.attempt_id, since)
                 if created_at is None:
-                    _reject(reserve.answer, LedgerUnavailable(retry_after_s=1))
+                    self._tell(reserve, LedgerUnavailable(retry_after_s=1))
                     self._waiting += reserve.left_behind()
                 else:
-                    _resolve(reserve.answer, replace(reservation, created_at=created_at))
+                    self._tell(reserve, replace(reservation, created_at=created_at))
                 unknown.pop(0)
             book.rollback()
         except Exception as error:  # noqa: BLE001 - still away: nothing may be sent, the sweeper will find the holds
@@ -587,8 +605,9 @@ class LedgerWriter:
         """Nothing new is admitted; settles wait, on disk too, until the database is back."""
         log.warning("ledger_database_away", kind=type(error).__name__, settles=len(batch.closes))
         for reserve in batch.reserves:
-            _reject(reserve.answer, LedgerUnavailable("少し待って、もう一度送ってください。", retry_after_s=5))
+            self._tell(reserve, LedgerUnavailable("少し待って、もう一度送ってください。", retry_after_s=5))
             batch.closes += reserve.left_behind()
+        self._deliver_all()
         for close in batch.closes:
             if not close.spooled:
                 self._spool_close(close)
@@ -711,10 +730,15 @@ def _reject(answer: "Future[T]", error: Exception) -> None:
         answer.set_exception(error)
 
 
-def _consume(waiting: "asyncio.Future[Reservation]") -> None:
-    """Takes the outcome nobody waits for any more, so that asyncio does not complain about it."""
-    if not waiting.cancelled():
-        waiting.exception()
+def _deliver(answers: "list[tuple[asyncio.Future[Reservation], Reservation | Exception]]") -> None:
+    """In the loop that waits for them."""
+    for answer, outcome in answers:
+        if answer.done():
+            continue
+        if isinstance(outcome, Exception):
+            answer.set_exception(outcome)
+        else:
+            answer.set_result(outcome)
 
 
 def sweep(urls: DatabaseUrls, *, now: datetime | None = None, limit: int = 500) -> int:

@@ -77,12 +77,10 @@ class Outbound:
             sock_read=max(request.first_byte_timeout_s, request.between_chunks_timeout_s),
         )
         try:
-            response = await asyncio.wait_for(
-                session.post(
+            async with asyncio.timeout(request.first_byte_timeout_s):
+                response = await session.post(
                     url, data=body, headers=headers, timeout=timeout, proxy=proxy or None, allow_redirects=False
-                ),
-                request.first_byte_timeout_s,
-            )
+                )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise UpstreamUnavailable(_TRY_AGAIN, dispatched=False) from error
         except TimeoutError as error:
@@ -138,7 +136,8 @@ def raise_for(status: int, retry_after: str = "") -> None:
 async def within(work: Awaitable[T], seconds: float) -> T:
     """Awaits one more piece of an answer; silence and a broken line get their problem."""
     try:
-        return await asyncio.wait_for(work, seconds)
+        async with asyncio.timeout(seconds):
+            return await work
     except TimeoutError as error:
         raise UpstreamTimeout(_TRY_AGAIN, dispatched=True) from error
     except aiohttp.ClientError as error:
