@@ -91,7 +91,7 @@ class Authenticator:
         clients: frozenset[str],
     ) -> None:
         self._db = db
-        self._access = access
+        self.access = access
         self._issuer = issuer
         self._peppers = peppers
         self._delegation_key = delegation_key
@@ -114,7 +114,7 @@ class Authenticator:
             cached = await self._verified(digest, token, scope)
         caller = cached.caller
         try:
-            self._access.check(
+            self.access.check(
                 caller.tenant_id,
                 issued_at=cached.issued_at,
                 person_id=caller.person_id,

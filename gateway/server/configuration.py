@@ -11,6 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import select
 
 from gateway.server.providers.base import Deployment
+from observability.problems import Unavailable
 from tenants.context import TenantId
 from tenants.db import Database
 from tenants.models import ConfigGeneration, TenantPolicy
@@ -55,6 +56,18 @@ class ConfigurationSource:
     def current(self) -> Configuration:
         assert self._current is not None, "load() comes before the first request"
         return self._current
+
+    async def policy_of(self, tenant_id: TenantId, *, known_at: int) -> Policy:
+        """The tenant's policy. A tenant newer than this snapshot is never served by the default in its place.
+
+        known_at: the generation at which the tenant was seen. Raises `Unavailable` while the database is away.
+        """
+        if tenant_id not in self.current.policies and self.current.generation < known_at:
+            try:
+                await self.load()
+            except (SQLAlchemyError, OSError) as error:
+                raise Unavailable("少し待って、もう一度送ってください。", retry_after_s=5) from error
+        return self.current.policy(tenant_id)
 
     async def load(self) -> None:
         """Reads everything once; raises when the database is not there, so that a bad start is seen."""

@@ -89,7 +89,8 @@ class Pipeline:
                 request = await anyio.to_thread.run_sync(parse_request, operation.value, body)
             else:
                 request = parse_request(operation.value, body)
-            policy = self.configuration.current.policy(caller.tenant_id)
+            known_at = self.authenticator.access.generation
+            policy = await self.configuration.policy_of(caller.tenant_id, known_at=known_at)
             if caller.app and not policy.allows_app(caller.app):
                 raise NotAllowed("このアプリは、町の管理者が止めています。")
             declared = effective_class(caller, policy, request, scope)

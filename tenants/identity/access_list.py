@@ -53,6 +53,11 @@ class AccessList:
         self._db = db
         self._snapshot = _Snapshot()
 
+    @property
+    def generation(self) -> int:
+        """Which state of the tenants this list knows."""
+        return self._snapshot.generation
+
     def check(
         self,
         tenant_id: TenantId,

@@ -26,8 +26,8 @@ def router(authenticator: Authenticator, configuration: ConfigurationSource) -> 
 
     async def visible(request: Request) -> dict[str, tuple[Deployment, ...]]:
         caller = await authenticator.authenticate(request.scope)
+        policy = await configuration.policy_of(caller.tenant_id, known_at=authenticator.access.generation)
         current = configuration.current
-        policy = current.policy(caller.tenant_id)
         return {
             alias: deployments
             for alias, deployments in sorted(current.deployments.items())
