@@ -260,14 +260,18 @@ class Chat:
             if owner not in first or (is_message and first[owner][1] is None):
                 first[owner] = (hit.excerpt, hit.document.id if is_message else None)
             seen.setdefault(owner, set()).update(hit.words)
+        # One list instead of a question for each; only what was last used before its two thousand is asked for.
+        listed = {c.id: c for c in await self.history()}
         found = []
         for conversation_id in [c for c, had in seen.items() if had >= set(words)][:100]:
             try:
-                document = await self._ctx.documents.get(conversation_id, kind="conversation")
+                conversation = listed.get(conversation_id) or _conversation(
+                    await self._ctx.documents.get(conversation_id, kind="conversation")
+                )
             except NotFound:
                 continue
             excerpt, message_id = first[conversation_id]
-            found.append(Found(_conversation(document), tuple(marked(excerpt, words)), message_id))
+            found.append(Found(conversation, tuple(marked(excerpt, words)), message_id))
         return found, result.total - result.scanned
 
     async def conversation_of(self, message_id: UUID) -> Conversation:
