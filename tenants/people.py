@@ -270,7 +270,8 @@ async def add_people(
             raise InvalidInput(f"「{person.section}」という課がありません。先に課を作ってください。", field="section")
     subs = []
     for (person, password), login in zip(people, logins, strict=True):
-        subs.append(await in_thread(make_account, directory, alias, login, person.display_name, password, temporary))
+        account = {"alias": alias, "login": login, "display_name": person.display_name, "password": password}
+        subs.append(await in_thread(directory.open_account, **account, temporary=temporary))
     async with db.platform_session("people") as session:
         return [
             await record_person(
@@ -310,17 +311,6 @@ async def record_person(
         session.add(RoleGrant(tenant_id=tenant_id, person_id=row.id, role=role.value, section_id=scope))
     await audit.record(session, tenant_id, by, "person.add", about=("person", row.id))
     return PersonId(row.id)
-
-
-def make_account(
-    directory: IdentityDirectory, alias: str, login: str, name: str, password: str, temporary: bool
-) -> str:
-    """An account with this password, made or completed; its `sub`. Blocks: async callers use a thread."""
-    # Set once, below: a password costs the issuer 100 ms, and a second time it would be a repetition to refuse.
-    sub = directory.ensure_user(alias=alias, login=login, display_name=name, initial_password=None)
-    # An account left over from an interrupted run keeps its old password; what is printed must be what works.
-    directory.reset_password(sub, password, temporary=temporary)
-    return sub
 
 
 async def _person(

@@ -713,7 +713,7 @@ async def apply(
     for number, add in enumerate(plan.adds):
         progress(number, total)
         password = passwords()
-        sub = await anyio.to_thread.run_sync(_make_account, directory, alias, add.login, add.display_name, password)
+        sub = await anyio.to_thread.run_sync(_open_account, directory, alias, add, password)
         accounts[add.login] = (sub, password)
     for number, rename in enumerate(plan.renames, start=len(plan.adds)):
         progress(number, total)
@@ -764,12 +764,8 @@ async def close_accounts(
     return tuple(still_open)
 
 
-def _make_account(directory: IdentityDirectory, alias: str, login: str, name: str, password: str) -> str:
-    sub = directory.ensure_user(alias=alias, login=login, display_name=name, initial_password=None)
-    # An account from an interrupted run, or of someone who returns, must open with what the slip says.
-    directory.set_user_enabled(sub, enabled=True)
-    directory.reset_password(sub, password, temporary=True)
-    return sub
+def _open_account(directory: IdentityDirectory, alias: str, add: Add, password: str) -> str:
+    return directory.open_account(alias=alias, login=add.login, display_name=add.display_name, password=password)
 
 
 def _rename_account(directory: IdentityDirectory, alias: str, login: str, name: str) -> None:

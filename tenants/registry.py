@@ -20,7 +20,7 @@ from tenants.db import Database
 from tenants.identity.directory import IdentityDirectory
 from tenants.lgcode import parse_code
 from tenants.models import Audit, Call, Person, Tenant, TenantCode, TenantIdentity
-from tenants.people import NewPerson, clean_login, ensure_sections, make_account, record_person, section_name
+from tenants.people import NewPerson, clean_login, ensure_sections, record_person, section_name
 from tenants.policy import Policy, bump_configuration, save_policy
 from tenants.quota.tree import MAX_YEN, set_budget
 from tenants.quota.windows import JST
@@ -101,7 +101,9 @@ async def create_tenant(
         lambda: directory.ensure_organization(alias=alias, name=f"{new.name} ({code})", code=code)
     )
     sub = await anyio.to_thread.run_sync(
-        make_account, directory, alias, admin.login, admin.display_name, password, temporary
+        lambda: directory.open_account(
+            alias=alias, login=admin.login, display_name=admin.display_name, password=password, temporary=temporary
+        )
     )
     try:
         async with db.platform_session("tenant create") as session:

@@ -20,6 +20,12 @@ class IdentityDirectory(Protocol):
         With `initial_password` a new account must change it at first sign-in; an existing account keeps its own.
         """
 
+    def open_account(self, *, alias: str, login: str, display_name: str, password: str, temporary: bool = True) -> str:
+        """As `ensure_user`, and the account can be used with this password, whatever it was before.
+
+        Left over from an interrupted run, or of someone who returns: it is enabled, gets the password, and what ran ends.
+        """
+
     def reset_password(self, sub: str, password: str, *, temporary: bool = True) -> None:
         """Sets a password (to be changed at next sign-in if temporary) and ends the account's sessions."""
 

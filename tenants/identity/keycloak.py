@@ -508,8 +508,9 @@ class _Reconciler:
 
     # ── accounts ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def account(self, organization_id: str, username: str, password: str | None) -> str:
-        """The account's `sub`, a member of the organization; an existing account keeps its password."""
+    def account(self, organization_id: str, username: str, password: str | None) -> tuple[str, bool]:
+        """The account's `sub`, a member of the organization, and whether it is new; an existing one keeps its password."""
+        made = ""
 
         def create(found: str | None) -> Step | None:
             if found is not None:
@@ -517,15 +518,25 @@ class _Reconciler:
             body: Json = {"username": username, "enabled": True}
             if password is not None:
                 body["credentials"] = [{"type": "password", "value": password, "temporary": True}]
-            return "", lambda: self.admin.write("post", "/users", body)
+
+            def post() -> None:
+                nonlocal made
+                made = self.admin.write("post", "/users", body)
+
+            return "", post
 
         def find() -> str | None:
             rows = self.admin.get("/users", username=username, exact="true") or []
             return str(rows[0]["id"]) if rows else None
 
-        sub = self.bring(find, create) or find()
-        if sub is None:
+        sub = self.bring(find, create) or made
+        if not sub:
             raise KeycloakFailed(f"user {username}")
+        # A new account is in no organization yet: that is not asked, unless joining was unsure.
+        nowhere: list[set[str]] = [set()] if made else []
+
+        def towns() -> set[str]:
+            return {o["id"] for o in self.admin.get(f"/organizations/members/{sub}/organizations") or []}
 
         def join(found: set[str]) -> Step | None:
             if organization_id in found:
@@ -533,8 +544,18 @@ class _Reconciler:
             # A bare id, not an object.
             return "", lambda: self.admin.write("post", f"/organizations/{organization_id}/members", sub)
 
-        self.bring(lambda: {o["id"] for o in self.admin.get(f"/organizations/members/{sub}/organizations") or []}, join)
-        return sub
+        self.bring(lambda: nowhere.pop() if nowhere else towns(), join)
+        return sub, bool(made)
+
+    def set_password(self, sub: str, password: str, *, temporary: bool) -> None:
+        body = {"type": "password", "value": password, "temporary": temporary}
+        self.settle(lambda: self.admin.write("put", f"/users/{sub}/reset-password", body))
+
+    def reset_password(self, sub: str, password: str, *, temporary: bool) -> None:
+        self.set_password(sub, password, temporary=temporary)
+        # Who was locked out for guessing may use the new one at once; who knew the old one is signed out.
+        self.settle(lambda: self.admin.write("delete", f"/attack-detection/brute-force/users/{sub}"))
+        self.sign_out(sub)
 
     def enable(self, sub: str, *, enabled: bool) -> None:
         def decide(found: Json | None) -> Step | None:
@@ -550,17 +571,17 @@ class _Reconciler:
         self.settle(lambda: self.admin.write("post", f"/users/{sub}/logout"))
 
     def accounts(self, alias: str, wanted: Sequence[AccountSpec]) -> None:
-        organization = find_organization(self.admin, alias)
-        if organization is None:
+        organization_id = find_organization_id(self.admin, alias)
+        if organization_id is None:
             return
-        found = {m["username"]: m for m in self.admin.pages(f"/organizations/{organization['id']}/members")}
+        found = {m["username"]: m for m in self.admin.pages(f"/organizations/{organization_id}/members")}
         made = opened = closed = 0
         for person in wanted:
             now = found.get(f"{alias}.{person.login}")
             if now is None and not person.enabled:
                 continue
             if now is None:
-                sub = self.account(organization["id"], f"{alias}.{person.login}", None)
+                sub, _ = self.account(organization_id, f"{alias}.{person.login}", None)
                 made += 1
                 self.changes.without_password += 1
             else:
@@ -587,14 +608,18 @@ class _Reconciler:
             raise
 
 
-def find_organization(admin: Admin, alias: str) -> Json | None:
+def find_organization_id(admin: Admin, alias: str) -> str | None:
     """By alias, which Keycloak cannot search for: by our attribute first, then through the whole list."""
     by_attribute = admin.pages("/organizations", q=f"{CODE_ATTRIBUTE}:{alias[1:]}")
-    for brief in chain(by_attribute, admin.pages("/organizations")):
-        if brief["alias"] == alias:
-            found: Json | None = admin.get(f"/organizations/{brief['id']}")
-            return found
-    return None
+    brief = chain(by_attribute, admin.pages("/organizations"))
+    return next((str(o["id"]) for o in brief if o["alias"] == alias), None)
+
+
+def find_organization(admin: Admin, alias: str) -> Json | None:
+    """All of it; a list leaves out attributes."""
+    organization_id = find_organization_id(admin, alias)
+    found: Json | None = admin.get(f"/organizations/{organization_id}") if organization_id else None
+    return found
 
 
 def reconcile_realm(spec: RealmSpec) -> Changes:
@@ -676,16 +701,22 @@ class KeycloakDirectory:
         return _Reconciler(self._admin).organization(OrganizationSpec(alias, name, code), self._one_writer)
 
     def ensure_user(self, *, alias: str, login: str, display_name: str, initial_password: str | None) -> str:
-        organization = self._organization(alias)
-        return _Reconciler(self._admin).account(organization["id"], f"{alias}.{login}", initial_password)
+        sub, _ = _Reconciler(self._admin).account(self._organization(alias), f"{alias}.{login}", initial_password)
+        return sub
+
+    def open_account(self, *, alias: str, login: str, display_name: str, password: str, temporary: bool = True) -> str:
+        work = _Reconciler(self._admin)
+        # Without a password at first: set twice after a lost answer, it would be a repetition to refuse.
+        sub, is_new = work.account(self._organization(alias), f"{alias}.{login}", None)
+        if is_new:
+            work.set_password(sub, password, temporary=temporary)
+        else:
+            work.enable(sub, enabled=True)
+            work.reset_password(sub, password, temporary=temporary)
+        return sub
 
     def reset_password(self, sub: str, password: str, *, temporary: bool = True) -> None:
-        work, admin = _Reconciler(self._admin), self._admin
-        body = {"type": "password", "value": password, "temporary": temporary}
-        work.settle(lambda: admin.write("put", f"/users/{sub}/reset-password", body))
-        # Who was locked out for guessing may use the new one at once; who knew the old one is signed out.
-        work.settle(lambda: admin.write("delete", f"/attack-detection/brute-force/users/{sub}"))
-        work.sign_out(sub)
+        _Reconciler(self._admin).reset_password(sub, password, temporary=temporary)
 
     def set_user_enabled(self, sub: str, *, enabled: bool) -> None:
         _Reconciler(self._admin).enable(sub, enabled=enabled)
@@ -695,8 +726,7 @@ class KeycloakDirectory:
 
     def set_organization_enabled(self, alias: str, *, enabled: bool) -> None:
         """Keycloak ends no session by itself: every member is signed out, also when this was cut off before."""
-        found = self._organization(alias)
-        path = f"/organizations/{found['id']}"
+        path = f"/organizations/{self._organization(alias)}"
         with self._one_writer(alias):
 
             def decide(now: Json | None) -> Step | None:
@@ -712,8 +742,9 @@ class KeycloakDirectory:
             for member in list(self._admin.pages(f"{path}/members")):
                 _Reconciler(self._admin).sign_out(member["id"])
 
-    def _organization(self, alias: str) -> Json:
-        found = find_organization(self._admin, alias)
+    def _organization(self, alias: str) -> str:
+        """The organization's id."""
+        found = find_organization_id(self._admin, alias)
         if found is None:
             raise KeycloakFailed(f"Keycloakに組織 {alias} がありません。kumiai keycloak up で作れます。")
         return found

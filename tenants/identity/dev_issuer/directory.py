@@ -16,6 +16,12 @@ class DevDirectory:
     def ensure_user(self, *, alias: str, login: str, display_name: str, initial_password: str | None) -> str:
         return self._store.ensure_account(alias, login, display_name, initial_password)
 
+    def open_account(self, *, alias: str, login: str, display_name: str, password: str, temporary: bool = True) -> str:
+        sub = self.ensure_user(alias=alias, login=login, display_name=display_name, initial_password=None)
+        self.set_user_enabled(sub, enabled=True)
+        self.reset_password(sub, password, temporary=temporary)
+        return sub
+
     def reset_password(self, sub: str, password: str, *, temporary: bool = True) -> None:
         self._store.set_password(sub, password, must_change=temporary, end_sessions=True)
 

@@ -33,6 +33,18 @@ def test_an_account_is_made_once_and_bears_neither_name_nor_mail(
     assert [o["alias"] for o in site.admin.get(f"/organizations/members/{sub}/organizations")] == [town.alias]
 
 
+def test_an_account_left_over_opens_with_the_password_on_the_slip(
+    site: Site, town: Town, directory: IdentityDirectory
+) -> None:
+    sub = directory.ensure_user(alias=town.alias, login="2003", display_name="", initial_password=None)
+    directory.set_user_enabled(sub, enabled=False)
+    opened = {"alias": town.alias, "login": "2003", "display_name": "", "password": "word-2345-word"}
+    assert directory.open_account(**opened) == sub  # type: ignore[arg-type]
+    account = site.admin.get(f"/users/{sub}")
+    assert (account["enabled"], account["requiredActions"]) == (True, ["UPDATE_PASSWORD"])
+    assert [c["type"] for c in site.admin.get(f"/users/{sub}/credentials")] == ["password"]
+
+
 def test_closing_an_account_twice_is_no_error_and_a_missing_one_is(
     site: Site, town: Town, directory: IdentityDirectory
 ) -> None:

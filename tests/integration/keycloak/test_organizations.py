@@ -206,3 +206,15 @@ def test_a_key_whose_answer_was_lost_gets_no_twin(realm: Realm, loses_answers: _
     keys = direct.get("/components", type="org.keycloak.keys.KeyProvider")
     assert [k["name"] for k in keys if k["providerId"] == "ecdsa-generated"] == ["es256"]
     direct.write("delete", "")
+
+
+@pytest.mark.parametrize("loses_answers", ["/users", "/members"], indirect=True)
+def test_an_account_whose_answer_was_lost_is_made_and_joined_once(made: Realm, loses_answers: _LosesAnswers) -> None:
+    [town] = _towns(1)
+    organization = reconcile_organizations(made.spec, [town]).organization_ids[town.alias]
+    client = DirectoryClient(made.spec.directory_client_id, made.spec.directory_client_secret)
+    directory = KeycloakDirectory(loses_answers.url, made.spec.realm, client, issuer="x")
+    sub = directory.open_account(alias=town.alias, login="1", display_name="", password="first-2345-word")
+    assert loses_answers.lost.is_set()
+    assert [m["id"] for m in made.admin.get(f"/organizations/{organization}/members")] == [sub]
+    assert [c["type"] for c in made.admin.get(f"/users/{sub}/credentials")] == ["password"]
