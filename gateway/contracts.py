@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Literal, NoReturn
 
+from gateway.guard.masking import Restorer
 from observability.problems import Problem
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
@@ -47,7 +48,8 @@ class BodyTooLarge(Problem):
 class ModelRequest:
     """A checked request. `body` holds only allow-listed fields; `images` counts what no text detector can read.
 
-    `ignored` names what was left out, in characters that a header may carry.
+    `ignored` names what was left out, in characters that a header may carry. `restorer` puts back into the answer what was
+    masked in the body.
     """
 
     operation: type_of_operation
@@ -61,6 +63,7 @@ class ModelRequest:
     input_bytes: int
     input_items: int
     images: int
+    restorer: Restorer | None = None
 
 
 def parse_json(raw: bytes) -> dict[str, object]:

@@ -49,11 +49,12 @@ NEVER: Final = frozenset({(DataClass.C3A, zone) for zone in Zone} | {(DataClass.
 class GuardAction(StrEnum):
     """What becomes of a finding when the model that was asked for may not process it.
 
-    WARN lets it pass and says so; REROUTE takes the model for personal data instead; BLOCK sends nothing. Each but
-    WARN raises the class of the call.
+    WARN lets it pass and says so; MASK sends placeholders in its stead; REROUTE takes the model for personal data;
+    BLOCK sends nothing. Each but WARN raises the class of the call.
     """
 
     WARN = "warn"
+    MASK = "mask"
     REROUTE = "reroute"
     BLOCK = "block"
 
@@ -67,7 +68,8 @@ class GuardPolicy(BaseModel):
 
     actions: by the value of `gateway.guard.findings.Kind`; a kind that is not listed is blocked where its class may
     not go. ng_words: as `clean_words` keeps them. public: the town's own telephone numbers and addresses, as
-    `comparable` writes them. reroute_to: the alias that takes what the asked model may not process.
+    `comparable` writes them. reroute_to: the alias that takes what the asked model may not process. masking: whether
+    a caller may ask for placeholders.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -76,6 +78,7 @@ class GuardPolicy(BaseModel):
     ng_words: tuple[str, ...] = ()
     public: frozenset[str] = frozenset()
     reroute_to: str = "onprem"
+    masking: bool = True
 
     def action(self, kind: str) -> GuardAction:
         return self.actions.get(kind) or DEFAULT_ACTIONS.get(kind, GuardAction.BLOCK)

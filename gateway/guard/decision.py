@@ -9,7 +9,7 @@ from gateway.guard.findings import Finding, Kind
 from tenants.context import DataClass, Zone
 from tenants.policy import GuardAction, GuardPolicy, Policy
 
-Remedy = Literal["reroute", "block"]
+Remedy = Literal["mask", "reroute", "block"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,8 @@ class Verdict:
     """declared: the class without what was found. data_class: with it; never lighter.
 
     counts: findings by kind. banned: the kind that is sent nowhere, if there is one. remedy: what is done when the
-    model that was asked for may not process `data_class` though it may process `declared`.
+    model that was asked for may not process `data_class` though it may process `declared`. is_masked: placeholders
+    stand for what was found.
     """
 
     declared: DataClass
@@ -25,6 +26,7 @@ class Verdict:
     counts: tuple[tuple[Kind, int], ...] = ()
     banned: Kind | None = None
     remedy: Remedy = "block"
+    is_masked: bool = False
 
     @property
     def words(self) -> str:
@@ -42,7 +44,7 @@ def decide(guard: GuardPolicy, declared: DataClass, findings: Iterable[Finding])
     counts: Counter[Kind] = Counter()
     data_class = declared
     banned: Kind | None = None
-    remedy: Remedy = "reroute"
+    remedy: Remedy = "mask"
     for finding in findings:
         counts[finding.kind] += 1
         action = action_for(guard, finding.kind)
@@ -50,12 +52,18 @@ def decide(guard: GuardPolicy, declared: DataClass, findings: Iterable[Finding])
             banned = Kind.MY_NUMBER if Kind.MY_NUMBER in (banned, finding.kind) else Kind.NG_WORD
         elif finding.data_class is not None and action is not GuardAction.WARN:
             data_class = data_class.at_least(finding.data_class)
-            if action is GuardAction.BLOCK:
-                remedy = "block"
+            remedy = _stricter(remedy, action)
     if not counts:
         return Verdict(declared, declared)
     ordered = tuple(sorted(counts.items(), key=lambda item: list(Kind).index(item[0])))
     return Verdict(declared, data_class, ordered, banned, remedy)
+
+
+def _stricter(remedy: Remedy, action: GuardAction) -> Remedy:
+    """One finding that may only go to the house takes the others along; one that may not go at all stops them."""
+    if action is GuardAction.BLOCK or remedy == "block":
+        return "block"
+    return "reroute" if action is GuardAction.REROUTE else remedy
 
 
 def action_for(guard: GuardPolicy, kind: Kind) -> GuardAction:

@@ -16,11 +16,11 @@ MAX_CHARACTERS: Final = 100
 class WordIndex:
     """Words with a value each. A word of Latin letters counts only as a whole word; Japanese has no such borders."""
 
-    def __init__(self, words: Mapping[str, str]) -> None:
+    def __init__(self, words: Mapping[str, str], *, whole_words: bool = True) -> None:
         self._automaton = ahocorasick.Automaton()
         for word, value in words.items():
             if folded := lowered(fold(word)).strip():
-                self._automaton.add_word(folded, (len(folded), _is_latin(folded), value))
+                self._automaton.add_word(folded, (len(folded), whole_words and _is_latin(folded), value))
         self._is_empty = len(self._automaton) == 0
         if not self._is_empty:
             self._automaton.make_automaton()

@@ -167,7 +167,10 @@ _PLACE: Final = re.compile(
     r"(?P<town>[^\s、。,()「」:/]{1,8}?[市区町村郡])(?P<quarter>[^\s、。,()「」:/]{0,16}?) ?\Z"
 )
 _POST_CODE: Final = re.compile(r"〒? ?[0-9]{3}-?[0-9]{4}[ \n]{0,2}\Z")
-_PREFECTURE: Final = re.compile(r"北海道|東京都|大阪府|京都府|[^\s0-9]{2,3}県")
+# 住所は横須賀市…: what leads to the place is no part of it.
+_LEAD: Final = re.compile(
+    r".{0,8}?(?=北海道|東京都|大阪府|京都府|[一-龥]{2,3}県)|[^ぁ-ん]{0,4}[はがをにでと](?=[一-龥ァ-ヶ])"
+)
 _NO_QUARTER: Final = re.compile(
     r"(?:[課係室例第条項号版階図表回組班校部局年度月日時分円人名件個棟期]|番|令和|平成|昭和|規則|要綱|内線)\Z"
 )
@@ -195,7 +198,8 @@ def find_addresses(folded: Folded) -> Iterator[Finding]:
             and place["town"][-1] in "市郡"
         ):
             continue
-        start = since + place.start()
+        lead = _LEAD.match(place.group())
+        start = since + place.start() + (len(lead.group()) if lead is not None else 0)
         code = _POST_CODE.search(text[max(0, start - 12) : start])
         if code is not None:
             start -= len(code.group())

@@ -36,6 +36,7 @@ _SCOPE_OF_PATH: Final = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "completions",
     "/v1/embeddings": "embeddings",
+    "/v1/guard/inspect": "chat",
 }
 _ASK_FOR_A_KEY: Final = "鍵を確かめてください。分からないときは、町の管理者に再発行を依頼してください。"
 

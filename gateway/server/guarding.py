@@ -7,11 +7,13 @@ from typing import Final
 
 import anyio.to_thread
 
-from gateway.contracts import ModelRequest
+from gateway.contracts import BadRequest, ModelRequest
 from gateway.guard.decision import Verdict, decide, wants_names
 from gateway.guard.findings import Finding, Kind
-from gateway.guard.inspection import inspect
-from gateway.guard.texts import BETWEEN, pieces_of, texts_of
+from gateway.guard.inspection import inspect, inspect_long
+from gateway.guard.masking import Restorer, mask, slipped
+from gateway.guard.texts import BETWEEN, texts_of
+from gateway.server.http import AsgiScope
 from gateway.server.providers.base import Deployment
 from observability import metrics
 from observability.problems import Problem
@@ -56,35 +58,85 @@ class PersonalDataFound(Problem):
         return False
 
 
-async def look(policy: Policy, request: ModelRequest, declared: DataClass) -> Verdict:
-    """Finds what is in a request and weighs it. Raises `MyNumberFound` or `NgWordFound`; then nothing is sent."""
+class MaskingOff(Problem):
+    type = "urn:problem:gateway:masking-not-allowed"
+    status = HTTPStatus.FORBIDDEN
+    title = "この団体では、伏せて送ることができません"
+
+    @property
+    def may_be_retried(self) -> bool:
+        return False
+
+
+class MaskingFailed(Problem):
+    """Something that was to be masked is still there, in another writing."""
+
+    type = "urn:problem:gateway:masking-failed"
+    status = HTTPStatus.FORBIDDEN
+    title = "伏せきれないところがあるので、送りませんでした"
+
+    @property
+    def may_be_retried(self) -> bool:
+        return False
+
+
+def is_mask_asked(scope: AsgiScope) -> bool:
+    """`Kumiai-Mask: 1`. Any other value than 0 and 1 is refused rather than guessed at."""
+    given = {value for name, value in scope["headers"] if name == b"kumiai-mask"}
+    if not given <= {b"0", b"1"} or len(given) > 1:
+        raise BadRequest("Kumiai-Mask は 0 か 1 にしてください。", param="Kumiai-Mask")
+    return b"1" in given
+
+
+async def look(
+    policy: Policy, request: ModelRequest, declared: DataClass, *, mask_first: bool = False
+) -> tuple[Verdict, ModelRequest]:
+    """Finds what is in a request and weighs it; the request comes back masked if that was asked for.
+
+    Raises `MyNumberFound`, `NgWordFound`, `MaskingOff` or `MaskingFailed`; then nothing is sent.
+    """
     guard = policy.guard
-    names = wants_names(guard)
-    text = BETWEEN.join(texts_of(request.body))
-    if len(text) <= _AT_ONCE and not names:
-        found = inspect(text, ng_words=guard.ng_words, public=guard.public, names=False)
-        if not found:
-            return Verdict(declared, declared)
-    else:
-        found = tuple(await anyio.to_thread.run_sync(_inspect_pieces, text, policy, names))
-    verdict = decide(guard, declared, found)
+    if mask_first and not guard.masking:
+        raise MaskingOff("Kumiai-Mask を付けずに送るか、町の管理者に相談してください。")
+    names = mask_first or wants_names(guard)
+    verdict = decide(guard, declared, await _find(policy, request, names=names))
     if verdict.banned is Kind.MY_NUMBER:
         count(verdict, "block")
         raise MyNumberFound("12桁の番号を消してから、もう一度送ってください。どの場所でも、AIには送れません。")
     if verdict.banned is not None:
         count(verdict, "block")
         raise NgWordFound("その言葉を消すか言い換えてください。分からないときは、町の管理者に聞いてください。")
-    return verdict
+    return await masked(policy, request, verdict) if mask_first else (verdict, request)
 
 
-def _inspect_pieces(text: str, policy: Policy, names: bool) -> list[Finding]:
-    """As `inspect`, a piece at a time: between two pieces other threads get their turn."""
+async def masked(policy: Policy, request: ModelRequest, verdict: Verdict) -> tuple[Verdict, ModelRequest]:
+    """The request with placeholders, weighed again by what is left in it. Raises `MaskingFailed`."""
+    found = await anyio.to_thread.run_sync(lambda: mask(request.body, public=policy.guard.public))
+    label = await anyio.to_thread.run_sync(slipped, found.body, found.originals)
+    if label is not None:
+        count(verdict, "block")
+        raise MaskingFailed(
+            f"⟦{label}⟧にしたはずのものが、別の書き方で残っています。その部分を消してから送ってください。"
+        )
+    covered = replace(
+        request,
+        body=found.body,
+        input_bytes=request.input_bytes + found.grown_bytes,
+        restorer=Restorer(found.originals),
+    )
+    left = decide(policy.guard, verdict.declared, await _find(policy, covered, names=False))
+    # A restored answer goes to whoever wrote the question; what the model sees is what weighs.
+    return replace(left, counts=verdict.counts, is_masked=bool(found.originals)), covered
+
+
+async def _find(policy: Policy, request: ModelRequest, *, names: bool) -> tuple[Finding, ...]:
+    text = BETWEEN.join(texts_of(request.body))
     guard = policy.guard
-    found: dict[tuple[Kind, int, int], Finding] = {}
-    for start, piece in pieces_of(text):
-        for f in inspect(piece, ng_words=guard.ng_words, public=guard.public, names=names):
-            found.setdefault((f.kind, start + f.start, start + f.end), f)
-    return list(found.values())
+    if len(text) <= _AT_ONCE and not names:
+        return inspect(text, ng_words=guard.ng_words, public=guard.public, names=False)
+    return await anyio.to_thread.run_sync(
+        lambda: inspect_long(text, ng_words=guard.ng_words, public=guard.public, names=names)
+    )
 
 
 def rerouted(

@@ -21,7 +21,7 @@ from gateway.server.providers.base import Deployment, Operation
 from gateway.server.providers.factory import compile_all, create_providers
 from gateway.server.providers.outbound import Egress
 from gateway.server.record import Recorder
-from gateway.server.routes import health, models
+from gateway.server.routes import guard, health, models
 from gateway.server.settings import GatewaySettings, ProviderSettings
 from observability.problems import NotFound, Problem
 from observability.tracing import configure_tracing
@@ -176,6 +176,7 @@ def create_gateway(settings: Settings, *, gateway_settings: GatewaySettings | No
     rest = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     rest.include_router(health.router(gateway.db, gateway.configuration))
     rest.include_router(models.router(gateway.authenticator, gateway.configuration))
+    rest.include_router(guard.router(gateway.authenticator, gateway.configuration))
 
     @rest.exception_handler(Problem)
     async def _problem(request: object, problem: Problem) -> Response:

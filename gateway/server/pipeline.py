@@ -12,6 +12,7 @@ import structlog
 
 from gateway.contracts import ModelRequest, parse_request
 from gateway.guard.decision import Verdict
+from gateway.guard.masking import StreamRestorer
 from gateway.server import guarding, metering
 from gateway.server.admission import Admission, Ticket
 from gateway.server.authentication import Authenticator, Caller
@@ -93,9 +94,9 @@ class Pipeline:
             policy = await self.configuration.policy_of(caller.tenant_id, known_at=known_at)
             if caller.app and not policy.allows_app(caller.app):
                 raise NotAllowed("このアプリは、町の管理者が止めています。")
-            declared = effective_class(caller, policy, request, scope)
+            declared = effective_class(caller, policy, request.images, scope)
             record.request(request, declared, is_known=request.model in self.configuration.current.deployments)
-            verdict = await guarding.look(policy, request, declared)
+            verdict, request = await guarding.look(policy, request, declared, mask_first=guarding.is_mask_asked(scope))
             await self._serve(caller, policy, request, verdict, record, receive, send)
         except Disconnected:
             record.problem = "client-disconnected"
@@ -124,7 +125,7 @@ class Pipeline:
         receive: AsgiReceive,
         send: AsgiSend,
     ) -> None:
-        candidates, request = self._candidates(caller, policy, request, verdict, record)
+        verdict, candidates, request = await self._candidates(caller, policy, request, verdict, record)
         data_class = verdict.data_class
         failure: Problem | None = None
         failed: Ending | None = None
@@ -159,39 +160,42 @@ class Pipeline:
         assert failure is not None
         raise failure
 
-    def _candidates(
+    async def _candidates(
         self, caller: Caller, policy: Policy, request: ModelRequest, verdict: Verdict, record: CallRecord
-    ) -> tuple[tuple[Deployment, ...], ModelRequest]:
-        """Where the call may go. What was found may make it another model, if the town wants that, or no call at all."""
+    ) -> tuple[Verdict, tuple[Deployment, ...], ModelRequest]:
+        """Where the call may go. For what was found, a town may mask it or take its own model, or there is no call."""
         deployments = self.configuration.current.deployments
 
-        def routed(asked: ModelRequest) -> tuple[Deployment, ...]:
+        def routed(asked: ModelRequest, weighed: Verdict) -> tuple[Deployment, ...]:
+            record.weighed(weighed)
             return route(
                 deployments,
                 policy,
                 alias=asked.model,
                 allowed_aliases=caller.models,
                 operation=Operation(asked.operation),
-                data_class=verdict.data_class,
+                data_class=weighed.data_class,
                 needs=needed_capabilities(asked),
             )
 
-        record.weighed(verdict.data_class, verdict.header)
         try:
-            candidates = routed(request)
+            candidates = routed(request, verdict)
+            guarding.count(verdict, "mask" if verdict.is_masked else "pass")
         except ZoneRefused:
             if verdict.data_class is verdict.declared:
                 raise
-            other = guarding.rerouted(policy, request, verdict, deployments)
-            if other is None:
+            if verdict.remedy == "mask" and not verdict.is_masked:
+                verdict, request = await guarding.masked(policy, request, verdict)
+                candidates = routed(request, verdict)
+                guarding.count(verdict, "mask")
+            elif other := guarding.rerouted(policy, request, verdict, deployments):
+                request, candidates = other, routed(other, verdict)
+                record.rerouted(other.model)
+                guarding.count(verdict, "reroute")
+            else:
                 guarding.count(verdict, "block")
                 raise guarding.refusal(verdict) from None
-            candidates = routed(other)
-            guarding.count(verdict, "reroute")
-            record.rerouted(other.model)
-            return candidates, other
-        guarding.count(verdict, "pass")
-        return candidates, request
+        return verdict, candidates, request
 
     async def _dispatch(self, ticket: Ticket, record: CallRecord, client: Client) -> UpstreamResponse:
         """Sends to one deployment and waits for its first bytes.
@@ -234,7 +238,7 @@ class Pipeline:
             if ticket.request.stream:
                 await self._relay_stream(ticket, response, record, headers, client, send)
             else:
-                await self._relay_body(response, record, headers, client, send)
+                await self._relay_body(ticket, response, record, headers, client, send)
         except UpstreamProblem as error:
             problem = error.code
             raise
@@ -251,6 +255,7 @@ class Pipeline:
 
     async def _relay_body(
         self,
+        ticket: Ticket,
         response: UpstreamResponse,
         record: CallRecord,
         headers: list[tuple[bytes, bytes]],
@@ -259,6 +264,8 @@ class Pipeline:
     ) -> None:
         async with client:
             body = b"".join([chunk async for chunk in response.chunks()])
+        if ticket.request.restorer is not None:
+            body = ticket.request.restorer.body(body)
         await send_start(send, 200, b"application/json", [*headers, (b"content-length", b"%d" % len(body))])
         record.headers_sent = True
         await send({"type": "http.response.body", "body": body})
@@ -274,6 +281,7 @@ class Pipeline:
     ) -> None:
         await send_start(send, 200, b"text/event-stream; charset=utf-8", [*headers, (b"x-accel-buffering", b"no")])
         record.headers_sent = True
+        restorer = StreamRestorer(ticket.request.restorer) if ticket.request.restorer is not None else None
         try:
             async with client:
                 async for event in response.chunks():
@@ -283,7 +291,8 @@ class Pipeline:
                         and b'"usage"' in event
                     ):
                         continue
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
+                    said = event if restorer is None else restorer.event(event)
+                    await send({"type": "http.response.body", "body": said, "more_body": True})
         except UpstreamProblem as problem:
             # The client has 200 already: the failure becomes a typed event, never a silent end.
             await send({"type": "http.response.body", "body": error_event(problem), "more_body": False})
@@ -308,7 +317,7 @@ def may_try_next(problem: UpstreamProblem) -> bool:
     return not problem.dispatched or "upstream_status" in problem.extensions
 
 
-def effective_class(caller: Caller, policy: Policy, request: ModelRequest, scope: AsgiScope) -> DataClass:
+def effective_class(caller: Caller, policy: Policy, images: int, scope: AsgiScope) -> DataClass:
     """max(declared, app's floor, unreadable input); undeclared means the tenant's default. What is found comes on top."""
     declared = policy.default_class
     given = [value for name, value in scope["headers"] if name == b"kumiai-data-class"]
@@ -317,7 +326,7 @@ def effective_class(caller: Caller, policy: Policy, request: ModelRequest, scope
             [declared] = [DataClass(value.decode("ascii")) for value in given]
         except ValueError:
             raise BadDataClass("Kumiai-Data-Class は 1・2・3C・3B・3A のどれか1つにしてください。") from None
-    if request.images:
+    if images:
         declared = declared.at_least(CLASS_OF_UNREADABLE)
     return declared.at_least(caller.class_floor)
 
@@ -376,6 +385,8 @@ def answer_headers(ticket: Ticket, record: CallRecord) -> list[tuple[bytes, byte
         headers.append((b"kumiai-zone-owner", deployment.owner.encode()))
     if record.guard:
         headers.append((b"kumiai-guard", record.guard.encode("ascii")))
+    if record.is_masked:
+        headers.append((b"kumiai-masked", b"1"))
     if record.rerouted_from:
         headers.append((b"kumiai-rerouted-from", record.rerouted_from.encode("ascii", "replace")))
     if ticket.request.ignored:

@@ -11,6 +11,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from gateway.contracts import ModelRequest
+from gateway.guard.decision import Verdict
 from gateway.server.authentication import Caller
 from gateway.server.http import AsgiScope
 from gateway.server.providers.base import Deployment, Operation, Usage
@@ -55,6 +56,7 @@ class CallRecord:
     problem: str = ""
     headers_sent: bool = False
     guard: str = ""
+    is_masked: bool = False
     rerouted_from: str = ""
     parent: Context | None = None
 
@@ -74,10 +76,11 @@ class CallRecord:
         self.streamed = request.stream
         self.data_class = data_class.value
 
-    def weighed(self, data_class: DataClass, found: str) -> None:
-        """What the guard made of it; `found` is kinds and numbers, never what they stand for."""
-        self.data_class = data_class.value
-        self.guard = found
+    def weighed(self, verdict: Verdict) -> None:
+        """What the guard made of it: kinds and numbers, never what they stand for."""
+        self.data_class = verdict.data_class.value
+        self.guard = verdict.header
+        self.is_masked = verdict.is_masked
 
     def rerouted(self, alias: str) -> None:
         self.rerouted_from, self.alias = self.alias, alias
@@ -130,6 +133,7 @@ class Recorder:
             zone=record.zone,
             data_class=record.data_class,
             guard=record.guard,
+            masked=record.is_masked,
             rerouted_from=record.rerouted_from,
             streamed=record.streamed,
             prompt_tokens=record.prompt_tokens,

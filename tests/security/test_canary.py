@@ -24,10 +24,12 @@ _UUID = r"[0-9a-f]{8}-[0-9a-f-]{27}"
 # Each place has a word of its own, so that a find says where it came from.
 PLACES = (
     "question", "edited", "file", "file_name", "title", "folder", "prompt_title", "prompt", "report", "chat_report",
-    "search", "api", "api_streamed", "api_malformed", "api_embedded", "too_long",
+    "search", "api", "api_streamed", "api_malformed", "api_embedded", "api_inspected", "api_masked", "too_long",
 )  # fmt: skip
 # Asked for, but refused or answered without being kept.
-NOT_KEPT = frozenset({"search", "api", "api_streamed", "api_malformed", "api_embedded", "too_long"})
+NOT_KEPT = frozenset(
+    {"search", "api", "api_streamed", "api_malformed", "api_embedded", "api_inspected", "api_masked", "too_long"}
+)
 # Larger than what a form parser holds before it goes to the disk.
 PADDING = "余白" * 400_000
 
@@ -191,6 +193,10 @@ def _call_api(demo: DemoProcess) -> None:
             "/v1/chat/completions", json={"model": word("api_malformed"), "messages": []}
         ).status_code in (400, 404)
         client.post("/v1/embeddings", json={"model": "embedding", "input": word("api_embedded")})
+        inspected = client.post("/v1/guard/inspect", json={"text": f"{word('api_inspected')} 090-1234-5678"})
+        assert "phone" in {f["kind"] for f in inspected.json()["findings"]}
+        masked = {"model": "standard", "messages": [{"role": "user", "content": f"{word('api_masked')} 090-1234-5678"}]}
+        assert client.post("/v1/chat/completions", json=masked, headers={"kumiai-mask": "1"}).status_code == 200
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])

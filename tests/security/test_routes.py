@@ -363,7 +363,9 @@ def test_a_town_grants_no_role_beyond_its_own(running: DemoProcess, objects: Obj
 # ── the gateway ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("path", [*(f"/v1/{o.value}" for o in Operation), "/v1/models", "/v1/models/standard"])
+@pytest.mark.parametrize(
+    "path", [*(f"/v1/{o.value}" for o in Operation), "/v1/guard/inspect", "/v1/models", "/v1/models/standard"]
+)
 def test_the_api_refuses_who_has_no_key(running: DemoProcess, path: str) -> None:
     assert "/v1/chat/completions" in {f"/v1/{o.value}" for o in Operation}
     method = "GET" if "models" in path else "POST"
@@ -383,7 +385,9 @@ def test_the_gateway_serves_nothing_else(tmp_path: Path) -> None:
     gateway = create_gateway(Settings(env="test", home=tmp_path))
     gateway._rest.openapi_url = "/described"
     described = set(gateway._rest.openapi()["paths"])
-    assert described == {"/health/live", "/health/ready", "/metrics", "/v1/models", "/v1/models/{alias}"}
+    assert described == {
+        "/health/live", "/health/ready", "/metrics", "/v1/guard/inspect", "/v1/models", "/v1/models/{alias}",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/metrics"])

@@ -1,0 +1,286 @@
+"""伏せる: what was found is replaced by ⟦氏名1⟧ before a request leaves, and put back into the answer.
+
+The map lives as long as one call. Numbers go by first appearance over the whole conversation, and a caller sends the
+conversation anew with every question, so the same person keeps the same placeholder without anything being stored.
+"""
+
+import base64
+import binascii
+import html
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import unquote
+
+import orjson
+
+from gateway.guard.findings import Kind
+from gateway.guard.fold import Folded, fold
+from gateway.guard.inspection import comparable, inspect_long
+from gateway.guard.ng_words import WordIndex, lowered
+from gateway.guard.texts import texts_of
+
+_WORDS: Final[Mapping[Kind, str]] = {
+    Kind.RESIDENT_CODE: "住民票コード",
+    Kind.PENSION: "年金番号",
+    Kind.LICENCE: "免許証番号",
+    Kind.INSURANCE: "保険証",
+    Kind.BANK: "口座",
+    Kind.CARD: "カード",
+    Kind.PASSPORT: "旅券番号",
+    Kind.RESIDENCE_CARD: "在留カード",
+    Kind.PHONE: "電話",
+    Kind.EMAIL: "メール",
+    Kind.ADDRESS: "住所",
+    Kind.BIRTHDAY: "生年月日",
+    Kind.NAME: "氏名",
+}
+MASKABLE: Final = frozenset(_WORDS)
+_OPEN: Final = "⟦"
+_PLACEHOLDER: Final = re.compile(r"⟦ ?([^⟦⟧\n]{1,16}?) ?⟧")
+_LONGEST: Final = 20
+# Shorter ones (林, 森) are replaced where they were found and are not looked for elsewhere: they are words as well.
+_TELLING: Final = 3
+# What a model has to read as it is.
+_KEPT_FIELDS: Final = frozenset({"role", "type", "id", "tool_call_id", "encoding_format", "detail", "url"})
+_BASE64: Final = re.compile(r"[A-Za-z0-9+/_\-]{8,}={0,2}")
+
+
+@dataclass(frozen=True, slots=True)
+class Masked:
+    """A body with placeholders and what they stand for, by label. counts: how many of each kind were replaced."""
+
+    body: dict[str, object] = field(repr=False)
+    originals: Mapping[str, str] = field(repr=False)
+    grown_bytes: int
+
+
+class _Labels:
+    """Gives each original its label; the same in another width or with other hyphens is the same."""
+
+    def __init__(self, taken: Collection[str]) -> None:
+        self.originals: dict[str, str] = {}
+        self._labels: dict[tuple[Kind, str], str] = {}
+        self._next: dict[Kind, int] = {}
+        self._taken = taken
+
+    def of(self, kind: Kind, original: str) -> str:
+        key = (kind, comparable(original))
+        if key not in self._labels:
+            while True:
+                self._next[kind] = self._next.get(kind, 0) + 1
+                label = f"{_WORDS[kind]}{self._next[kind]}"
+                # Somebody may have typed ⟦氏名1⟧; it must not turn into a person.
+                if label not in self._taken:
+                    break
+            self._labels[key] = label
+            self.originals[label] = original
+        return self._labels[key]
+
+
+def mask(body: Mapping[str, object], *, public: Collection[str] = ()) -> Masked:
+    """Replaces everything that can be masked. CPU for a thread: names are looked for.
+
+    Raises nothing: whether something slipped through is asked of `slipped` before the body leaves.
+    """
+    plain = _readable(dict(body))
+    assert isinstance(plain, dict)
+    texts = list(dict.fromkeys(texts_of(plain)))
+    taken = {fold(found.group(1)) for text in texts if _OPEN in text for found in _PLACEHOLDER.finditer(text)}
+    labels = _Labels(taken)
+    spans: dict[str, list[tuple[int, int, str]]] = {}
+    for text in texts:
+        spans[text] = [
+            (f.start, f.end, labels.of(f.kind, text[f.start : f.end]))
+            for f in inspect_long(text, public=public)
+            if f.kind in MASKABLE
+        ]
+    index = WordIndex({o: label for label, o in labels.originals.items() if len(comparable(o)) >= _TELLING})
+    replaced = {text: _replace(text, [*spans[text], *_again(text, index)]) for text in texts}
+    grown = sum(max(0, len(new.encode()) - len(old.encode())) for old, new in replaced.items())
+    return Masked(_rewritten(plain, replaced), labels.originals, grown)
+
+
+def _again(text: str, index: WordIndex) -> Iterator[tuple[int, int, str]]:
+    """Where what was found elsewhere stands without what gave it away there."""
+    folded = Folded(text)
+    for start, end, label in index.find(lowered(folded.text)):
+        yield *folded.span(start, end), label
+
+
+def _replace(text: str, spans: Iterable[tuple[int, int, str]]) -> str:
+    parts: list[str] = []
+    at = 0
+    for start, end, label in sorted(spans, key=lambda s: (s[0], -s[1])):
+        if start >= at:
+            parts += (text[at:start], f"⟦{label}⟧")
+            at = end
+    return "".join([*parts, text[at:]])
+
+
+def _readable(value: object) -> object:
+    """Arguments of tools without \\uXXXX, so that what stands in them can be replaced."""
+    if isinstance(value, dict):
+        return {k: _plain_json(v) if k == "arguments" else _readable(v) for k, v in value.items()}
+    return [_readable(item) for item in value] if isinstance(value, list) else value
+
+
+def _plain_json(value: object) -> object:
+    if not isinstance(value, str) or "\\u" not in value:
+        return value
+    try:
+        return json.dumps(json.loads(value), ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return value
+
+
+def _rewritten(body: dict[str, object], replaced: Mapping[str, str]) -> dict[str, object]:
+    def rewrite(value: object) -> object:
+        if isinstance(value, str):
+            return replaced.get(value, value)
+        if isinstance(value, dict):
+            return {
+                replaced.get(k, k): v if k in _KEPT_FIELDS and isinstance(v, str) else rewrite(v)
+                for k, v in value.items()
+            }
+        return [rewrite(item) for item in value] if isinstance(value, list) else value
+
+    return {key: rewrite(value) for key, value in body.items()}
+
+
+# ── nothing slips through ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def slipped(body: Mapping[str, object], originals: Mapping[str, str]) -> str | None:
+    """The label of an original that is still in a masked body, in any simple writing; None when there is none.
+
+    Looks at the text in one width without spaces and hyphens, with %XX, &#…; and \\uXXXX undone, and into base64.
+    """
+    telling = {comparable(o): label for label, o in originals.items()}
+    index = WordIndex({c: label for c, label in telling.items() if len(c) >= _TELLING}, whole_words=False)
+    for text in texts_of(body):
+        for form in _forms(text):
+            for _, _, label in index.find(lowered(comparable(form))):
+                return label
+    return None
+
+
+def _forms(text: str) -> Iterator[str]:
+    yield text
+    if "%" in text:
+        yield unquote(text)
+    if "&" in text:
+        yield html.unescape(text)
+    if "\\u" in text:
+        yield re.sub(r"\\u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), text)
+    for found in _BASE64.finditer(text):
+        written = found.group().rstrip("=").replace("-", "+").replace("_", "/")
+        try:
+            decoded = base64.b64decode(written + "=" * (-len(written) % 4))
+        except (binascii.Error, ValueError):
+            continue
+        yield decoded.decode("utf-8", errors="ignore")
+
+
+# ── the way back ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Restorer:
+    """Puts the originals back into an answer."""
+
+    originals: Mapping[str, str] = field(repr=False)
+
+    def text(self, text: str, *, in_json: bool = False) -> str:
+        """in_json: the text is JSON in a string (arguments of a tool), where a quote has to be escaped."""
+        if _OPEN not in text:
+            return text
+
+        def original(found: re.Match[str]) -> str:
+            value = self.originals.get(fold(found.group(1)).strip())
+            if value is None:
+                return found.group()
+            return json.dumps(value, ensure_ascii=False)[1:-1] if in_json else value
+
+        return _PLACEHOLDER.sub(original, text)
+
+    def body(self, raw: bytes) -> bytes:
+        """A whole answer of OpenAI's shape; one without placeholders comes back as it is."""
+        if _OPEN.encode() not in raw and b"\\u27e6" not in raw.lower():
+            return raw
+        answer: Any = orjson.loads(raw)
+        for choice in answer.get("choices") or ():
+            if isinstance(choice.get("text"), str):
+                choice["text"] = self.text(choice["text"])
+            message = choice.get("message")
+            if isinstance(message, dict):
+                self._message(message)
+        return orjson.dumps(answer)
+
+    def _message(self, message: dict[str, Any]) -> None:
+        for name, value in message.items():
+            if isinstance(value, str) and name not in _KEPT_FIELDS:
+                message[name] = self.text(value)
+        for call in message.get("tool_calls") or ():
+            function = call.get("function")
+            if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+                function["arguments"] = self.text(function["arguments"], in_json=True)
+
+
+class StreamRestorer:
+    """The same for a stream: a placeholder that comes in several pieces waits for its end."""
+
+    def __init__(self, restorer: Restorer) -> None:
+        self._restorer = restorer
+        # By choice and field: text that may be the begin of a placeholder.
+        self._held: dict[tuple[int, str], str] = {}
+
+    def event(self, event: bytes) -> bytes:
+        """One whole event in, one out."""
+        data = event.removeprefix(b"data:").strip()
+        if not event.startswith(b"data:") or data == b"[DONE]":
+            return event
+        payload: Any = orjson.loads(data)
+        for choice in payload.get("choices") or ():
+            self._choice(choice)
+        return b"data: " + orjson.dumps(payload) + b"\n\n"
+
+    def _choice(self, choice: dict[str, Any]) -> None:
+        number = choice.get("index") or 0
+        is_last = choice.get("finish_reason") is not None
+        if isinstance(choice.get("text"), str):
+            choice["text"] = self._piece((number, "text"), choice["text"], is_last=is_last)
+            return
+        delta = choice.get("delta")
+        if not isinstance(delta, dict):
+            return
+        for name in [n for n, v in delta.items() if isinstance(v, str) and n not in _KEPT_FIELDS]:
+            delta[name] = self._piece((number, name), delta[name], is_last=is_last)
+        for call in delta.get("tool_calls") or ():
+            function = call.get("function")
+            if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+                key = (number, f"tool:{call.get('index') or 0}")
+                function["arguments"] = self._piece(key, function["arguments"], is_last=is_last, in_json=True)
+        if is_last:
+            self._rest(number, delta)
+
+    def _rest(self, number: int, delta: dict[str, Any]) -> None:
+        """What was still held when the choice ended goes out with its last event."""
+        for key in [k for k in self._held if k[0] == number]:
+            rest, name = self._held.pop(key), key[1]
+            if name.startswith("tool:"):
+                call = {"index": int(name.removeprefix("tool:")), "function": {"arguments": rest}}
+                delta["tool_calls"] = [*(delta.get("tool_calls") or ()), call]
+            else:
+                delta[name] = (delta.get(name) or "") + rest
+
+    def _piece(self, key: tuple[int, str], text: str, *, is_last: bool, in_json: bool = False) -> str:
+        text = self._held.pop(key, "") + text
+        if not is_last:
+            begin = text.rfind(_OPEN)
+            if begin >= 0 and "⟧" not in text[begin:] and len(text) - begin <= _LONGEST:
+                self._held[key] = text[begin:]
+                text = text[:begin]
+        return self._restorer.text(text, in_json=in_json)

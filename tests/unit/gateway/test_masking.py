@@ -1,0 +1,170 @@
+"""伏せる and its way back: what leaves has no original in any simple writing, and an answer gets them all again."""
+
+import base64
+import itertools
+import json
+from urllib.parse import quote
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.guard.masking import Restorer, StreamRestorer, mask, slipped
+
+PEOPLE = "申請者は山田太郎、電話は090-1234-5678、住所は神奈川県横須賀市小川町11番地です。"
+
+
+def body(*texts: str) -> dict[str, object]:
+    return {"messages": [{"role": "user", "content": t} for t in texts]}
+
+
+def contents(masked: dict[str, object]) -> list[str]:
+    return [m["content"] for m in masked["messages"]]  # type: ignore[attr-defined]  # as `body` made it
+
+
+def test_placeholders_stand_for_what_was_found() -> None:
+    masked = mask(body(PEOPLE))
+    assert contents(masked.body) == ["申請者は⟦氏名1⟧、電話は⟦電話1⟧、住所は⟦住所1⟧です。"]
+    assert masked.originals == {"氏名1": "山田太郎", "電話1": "090-1234-5678", "住所1": "神奈川県横須賀市小川町11番地"}
+    assert slipped(masked.body, masked.originals) is None
+
+
+def test_the_same_is_the_same_over_the_whole_conversation() -> None:
+    """Whatever width it has, and where nothing but its being known gives it away."""
+    first = contents(mask(body(PEOPLE)).body)
+    later = contents(mask(body(PEOPLE, "０９０－１２３４－５６７８は誰？", "山田太郎の件と鈴木一郎の件")).body)
+    assert later[0] == first[0]
+    assert later[1:] == ["⟦電話1⟧は誰？", "⟦氏名1⟧の件と⟦氏名2⟧の件"]
+
+
+def test_what_somebody_typed_is_no_placeholder_of_ours() -> None:
+    masked = mask(body("⟦氏名1⟧という書き方", "申請者は山田太郎です"))
+    assert contents(masked.body) == ["⟦氏名1⟧という書き方", "申請者は⟦氏名2⟧です"]
+    assert Restorer(masked.originals).text("⟦氏名1⟧と⟦氏名2⟧") == "⟦氏名1⟧と山田太郎"
+
+
+def test_arguments_schemas_and_names_are_masked_and_roles_are_not() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": json.dumps({"q": "090-1234-5678"})}}
+    escaped = json.dumps({"q": "山田太郎様"})
+    assert "\\u" in escaped
+    masked = mask(
+        {
+            "messages": [
+                {"role": "user", "name": "taro@example.com", "content": [{"type": "text", "text": "鈴木一郎様"}]},
+                {"role": "assistant", "content": None, "tool_calls": [call]},
+                {"role": "assistant", "content": None, "tool_calls": [call | {"function": {"name": "f", "arguments": escaped}}]},
+            ],
+            "tools": [{"type": "function", "function": {"name": "f", "description": "旅券番号TK1234567"}}],
+        }
+    )  # fmt: skip
+    written = json.dumps(masked.body, ensure_ascii=False)
+    assert all(o not in written for o in ("090-1234", "taro@", "鈴木", "山田", "TK1234567"))
+    assert '"role": "user"' in written
+    assert slipped(masked.body, masked.originals) is None
+
+
+@pytest.mark.parametrize(
+    "writing",
+    [
+        "０９０－１２３４－５６７８",
+        "0 9 0 1 2 3 4 5 6 7 8",
+        "090\u200b1234\u200b5678",
+        "〇九〇一二三四五六七八",
+        quote("０９０-1234-5678"),
+        "&#48;90-1234-5678",
+        base64.b64encode("電話は090-1234-5678".encode()).decode(),
+        base64.urlsafe_b64encode("番号090-1234-5678です".encode()).decode().rstrip("="),
+    ],
+)
+def test_an_original_in_another_writing_does_not_slip_through(writing: str) -> None:
+    originals = {"電話1": "090-1234-5678"}
+    assert slipped(body(f"これは{writing}です"), originals) == "電話1"
+    assert slipped(body("これは⟦電話1⟧です"), originals) is None
+
+
+def test_a_name_in_base64_does_not_slip_through() -> None:
+    hidden = base64.b64encode("申請者は山田太郎".encode()).decode()
+    masked = mask(body(f"申請者は山田太郎です。{hidden}"))
+    assert slipped(masked.body, masked.originals) == "氏名1"
+
+
+# ── the way back ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+ORIGINALS = {"氏名1": '山田"太郎', "電話1": "090-1234-5678"}
+ANSWER = "⟦氏名1⟧様（⟦電話1⟧）と⟦氏名9⟧、⟦ 電話１ ⟧、⟦"
+RESTORED = '山田"太郎様（090-1234-5678）と⟦氏名9⟧、090-1234-5678、⟦'
+
+
+def chunk(delta: dict[str, object], finish: str | None = None, index: int = 0) -> bytes:
+    choice = {"index": index, "delta": delta, "finish_reason": finish}
+    return b"data: " + orjson.dumps({"id": "x", "choices": [choice]}) + b"\n\n"
+
+
+def said(events: list[bytes]) -> str:
+    text = ""
+    for event in events:
+        for choice in orjson.loads(event.removeprefix(b"data:"))["choices"]:
+            text += choice["delta"].get("content") or ""
+    return text
+
+
+@given(st.lists(st.integers(1, len(ANSWER) - 1), max_size=12))
+def test_a_placeholder_may_be_cut_anywhere_in_a_stream(cuts: list[int]) -> None:
+    places = [0, *sorted(set(cuts)), len(ANSWER)]
+    restorer = StreamRestorer(Restorer(ORIGINALS))
+    pieces = [ANSWER[a:b] for a, b in itertools.pairwise(places)]
+    events = [restorer.event(chunk({"content": p})) for p in pieces]
+    events.append(restorer.event(chunk({}, "stop")))
+    assert said(events) == RESTORED
+    assert restorer.event(b"data: [DONE]\n\n") == b"data: [DONE]\n\n"
+
+
+def test_choices_and_fields_are_held_apart() -> None:
+    restorer = StreamRestorer(Restorer(ORIGINALS))
+    events = [
+        restorer.event(chunk({"content": "⟦氏", "reasoning_content": "⟦電"}, index=0)),
+        restorer.event(chunk({"content": "⟦電話"}, index=1)),
+        restorer.event(chunk({"content": "名1⟧", "reasoning_content": "話1⟧"}, index=0)),
+        restorer.event(chunk({"content": "1⟧"}, index=1)),
+    ]
+    deltas = [orjson.loads(e[5:])["choices"][0]["delta"] for e in events]
+    assert deltas[2] == {"content": '山田"太郎', "reasoning_content": "090-1234-5678"}
+    assert deltas[3] == {"content": "090-1234-5678"}
+
+
+def test_arguments_of_tools_stay_json() -> None:
+    restorer = StreamRestorer(Restorer(ORIGINALS))
+    pieces = ['{"q": "⟦氏', '名1⟧"}']
+    events = [restorer.event(chunk({"tool_calls": [{"index": 0, "function": {"arguments": p}}]})) for p in pieces] + [
+        restorer.event(chunk({}, "tool_calls"))
+    ]
+    written = "".join(
+        c["function"]["arguments"]
+        for e in events
+        for c in orjson.loads(e[5:])["choices"][0]["delta"].get("tool_calls", ())
+    )
+    assert json.loads(written) == {"q": '山田"太郎'}
+
+
+def test_a_whole_answer_is_restored_and_one_without_placeholders_is_the_same_bytes() -> None:
+    restorer = Restorer(ORIGINALS)
+    arguments = json.dumps({"q": "⟦氏名1⟧"}, ensure_ascii=False)
+    whole = {
+        "choices": [
+            {
+                "message": {
+                    "role": "assistant",
+                    "content": ANSWER,
+                    "tool_calls": [{"function": {"arguments": arguments}}],
+                }
+            }
+        ]
+    }
+    message = orjson.loads(restorer.body(orjson.dumps(whole)))["choices"][0]["message"]
+    assert message["content"] == RESTORED
+    assert json.loads(message["tool_calls"][0]["function"]["arguments"]) == {"q": '山田"太郎'}
+    escaped = json.dumps({"choices": [{"text": "⟦電話1⟧"}]}).encode()
+    assert orjson.loads(restorer.body(escaped))["choices"][0]["text"] == "090-1234-5678"
+    untouched = b'{ "choices": [ {"text": "a"} ] }'
+    assert restorer.body(untouched) is untouched
