@@ -9,12 +9,12 @@ import secrets
 import shlex
 import sys
 import unicodedata
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Final, Literal, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 import psycopg
@@ -40,8 +40,8 @@ from tenants.models import FxRate, Price, Tenant
 from tenants.people import clean_login, code_of, list_people, list_sections, reset_password
 from tenants.policy import bump_configuration
 from tenants.quota.pricing import UYEN_PER_YEN, PriceBook, in_force, register_price, set_fx_rate
-from tenants.quota.tree import budget_rows, set_budget
-from tenants.quota.windows import JST, parse_month, window_start
+from tenants.quota.tree import Node, budget_rows, set_budget
+from tenants.quota.windows import JST, WINDOWS, Window, parse_month, window_start
 from tenants.registry import (
     NewTenant,
     check_new,
@@ -72,7 +72,7 @@ def register(app: typer.Typer) -> None:
     for name, help_text, commands in (
         ("tenant", "The municipalities.", _TENANT),
         ("key", "API keys of systems.", _KEY),
-        ("budget", "Monthly budgets.", _BUDGET),
+        ("budget", "Limits of towns, sections, apps and models.", _BUDGET),
         ("price", "Prices and exchange rates.", _PRICE),
         ("people", "Staff and sections of a town.", _PEOPLE),
         ("audit", "The audit chain.", _AUDIT),
@@ -446,36 +446,76 @@ def key_pepper() -> None:
 # ── money ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def budget_set(town: Town, month_yen: Annotated[int, typer.Option(help="Yen per month, from this month on.")]) -> None:
-    """Set a town's monthly budget."""
+def budget_set(
+    town: Town,
+    month_yen: Annotated[int | None, typer.Option(help="Yen per month, from this month on.")] = None,
+    day_yen: Annotated[int | None, typer.Option(help="Yen per day, from today on.")] = None,
+    fiscal_year_yen: Annotated[int | None, typer.Option(help="Yen per fiscal year (April to March).")] = None,
+    section: Annotated[str, typer.Option(help="A section's limit instead of the town's.")] = "",
+    app: Annotated[str, typer.Option(help="An app's limit.")] = "",
+    model: Annotated[str, typer.Option(help="A model's limit, by the name it is asked for by.")] = "",
+    lift: Annotated[Window | None, typer.Option(help="Lift the limit of this window.")] = None,
+) -> None:
+    """Set a town's limits, or those of one of its sections, apps or models."""
+    given: dict[Window, int | None] = {lift: None} if lift else {}
+    for window, yen in (("day", day_yen), ("month", month_yen), ("fiscal_year", fiscal_year_yen)):
+        if yen is not None:
+            given[cast("Window", window)] = yen
+    if not given:
+        raise InvalidInput("--month-yen・--day-yen・--fiscal-year-yen のどれかで金額を入れてください。")
+    if sum(map(bool, (section, app, model))) > 1:
+        raise InvalidInput("--section・--app・--model は、どれか1つにしてください。")
 
     async def work(_settings: Settings, db: Database) -> None:
         tenant, tenant_id = await _find(db, town)
         async with db.platform_session("command") as session:
-            await set_budget(session, tenant_id, yen=month_yen)
-            await audit.record(session, tenant_id, _by(), "budget.set", about=("tenant", tenant_id), yen=month_yen)
-        print(f"{tenant.name}の予算を月{month_yen:,}円にしました。")
+            node, node_id = "town", ""
+            if section:
+                found = {s.name: s.id for s in await list_sections(session, tenant_id)}
+                if section not in found:
+                    raise NotFound(
+                        f"{tenant.name}に「{section}」という課はありません。課：{'、'.join(found) or 'なし'}"
+                    )
+                node, node_id = "section", str(found[section])
+            elif app or model:
+                node, node_id = ("app", app) if app else ("model", model)
+            for window, yen in given.items():
+                await set_budget(session, tenant_id, yen=yen, node=cast("Node", node), node_id=node_id, window=window)
+                await audit.record(
+                    session, tenant_id, _by(), "budget.set", about=("tenant", tenant_id),
+                    node=node, node_id=node_id, window=window, yen=yen,
+                )  # fmt: skip
+        whose = tenant.name + (f" {section or app or model}" if node_id else "")
+        for window, yen in given.items():
+            words = _PER[window]
+            print(
+                f"{whose}の{words}の上限をなくしました。"
+                if yen is None
+                else f"{whose}の予算を{words}{yen:,}円にしました。"
+            )
 
     _run(work)
+
+
+_PER: Final[Mapping[Window, str]] = {"day": "1日", "month": "月", "fiscal_year": "年度"}
 
 
 def budget_show(
     town: Annotated[str, typer.Argument(help="団体コード or name; all if left out.")] = "", as_json: AsJson = False
 ) -> None:
-    """Show limits, holds and postings of this month."""
+    """Show limits, holds and postings of the day, the month and the fiscal year that run."""
 
     async def work(_settings: Settings, db: Database) -> None:
         tenant_id = (await _find(db, town))[1] if town else None
         async with db.platform_session("command", read_only=True) as session:
             codes = {t.id: t.code for t in await list_tenants(session)}
-            rows = await budget_rows(session, tenant_id=tenant_id)
-        start = window_start("month", datetime.now(UTC))
+            rows = await budget_rows(session, tenant_id=tenant_id, windows=WINDOWS)
         told = [
             {
                 "code": codes.get(r.tenant_id, ""),
                 "node": r.node if not r.node_id else f"{r.node}:{r.node_id}",
-                "window": "month",
-                "window_start": start.isoformat(),
+                "window": r.window,
+                "window_start": r.window_start.isoformat(),
                 "limit_uyen": r.limit_uyen,
                 "held_uyen": r.held_uyen,
                 "posted_uyen": r.posted_uyen,
@@ -488,7 +528,7 @@ def budget_show(
         for row, raw in zip(told, rows, strict=True):
             limit = "上限なし" if raw.limit_uyen is None else f"{raw.limit_uyen // UYEN_PER_YEN:,}円"
             used = -(-(raw.posted_uyen + raw.held_uyen) // UYEN_PER_YEN)
-            print(f"{row['code']}  {row['node']:<46} {used:>10,}円 / {limit}")
+            print(f"{row['code']}  {row['node']:<46} {_PER[raw.window]:<3} {used:>10,}円 / {limit}")
 
     _run(work)
 

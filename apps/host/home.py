@@ -25,8 +25,9 @@ from tenants.context import Role
 from tenants.models import Person, Report
 from tenants.people import Listed, list_people
 from tenants.policy import Policy
-from tenants.quota.pace import dry_day, next_month
+from tenants.quota.pace import dry_day
 from tenants.quota.tree import BudgetRow, budget_rows
+from tenants.quota.windows import WINDOW_WORDS, WINDOWS, Window, window_bounds, window_start
 from tenants.reports import DESK, KINDS, count_reports, file_report, list_answers, list_reports
 
 routes = APIRouter()
@@ -111,55 +112,67 @@ async def _notices(own: Services, who: Signed, now: datetime) -> list[Notice]:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """The tightest limit above a person. `whose` says which one; `dry_on` when its pace ends it before the month."""
+    """A limit above a person. `whose` says which one; `dry_on` when its pace ends it before the month."""
 
     share: Fraction
     whose: str
+    window: Window
     dry_on: date | None
     back_on: date
 
+    @property
+    def now(self) -> str:
+        """Of which time it is the limit, in words."""
+        return WINDOW_WORDS[self.window]
 
-async def _nodes(own: Services, who: Signed, now: datetime) -> list[tuple[str, BudgetRow | None]]:
-    """Whose limit, and the limit: the section's and the person's only where there is one."""
+
+async def _limits(own: Services, who: Signed, now: datetime) -> list[Left]:
+    """The town's month first, then every other limit there is: the section's, the person's, a day's, a year's."""
     actor = who.actor
     async with own.db.tenant_session(actor.context, read_only=True) as session:
-        rows = {(r.node, r.node_id): r for r in await budget_rows(session, tenant_id=actor.tenant_id, now=now)}
-    found: list[tuple[str, BudgetRow | None]] = [(f"{actor.tenant_name}の予算", rows.get(("town", "")))]
-    for words, key in (
-        (f"{actor.section_name}の枠", ("section", str(actor.section_id))),
-        ("あなたの枠", ("person", str(actor.person_id))),
+        rows = {
+            (r.node, r.node_id, r.window): r
+            for r in await budget_rows(session, tenant_id=actor.tenant_id, windows=WINDOWS, now=now)
+        }
+    month: Window = "month"
+    found = [_as_left(f"{actor.tenant_name}の予算", month, rows.pop(("town", "", month), None), now)]
+    for whose, node, node_id in (
+        (f"{actor.tenant_name}の予算", "town", ""),
+        (f"{actor.section_name}の枠", "section", str(actor.section_id)),
+        ("あなたの枠", "person", str(actor.person_id)),
     ):
-        row = rows.get(key)
-        if row is not None and row.limit_uyen is not None:
-            found.append((words, row))
+        for window in WINDOWS:
+            row = rows.get((node, node_id, window))
+            if row is not None and row.limit_uyen is not None:
+                found.append(_as_left(whose, window, row, now))
     return found
 
 
-def _as_left(whose: str, row: BudgetRow | None, today: date) -> Left:
+def _as_left(whose: str, window: Window, row: BudgetRow | None, now: datetime) -> Left:
+    today = local(now).date()
+    back_on = local(window_bounds(window, window_start(window, now))[1]).date()
     if row is None or row.left is None or row.limit_uyen is None:
-        return Left(Fraction(0), whose, today, next_month(today))
-    return Left(row.left, whose, dry_day(row.posted_uyen + row.held_uyen, row.limit_uyen, today), next_month(today))
+        return Left(Fraction(0), whose, window, today, back_on)
+    dry_on = dry_day(row.posted_uyen + row.held_uyen, row.limit_uyen, today) if window == "month" else None
+    return Left(row.left, whose, window, dry_on, back_on)
 
 
 async def _left(own: Services, who: Signed, now: datetime) -> Left:
-    today = local(now).date()
-    return min((_as_left(w, r, today) for w, r in await _nodes(own, who, now)), key=lambda left: left.share)
+    """The tightest."""
+    return min(await _limits(own, who, now), key=lambda left: left.share)
 
 
 @routes.get("/quota")
 async def quota(request: Request, own: OwnServices, who: SignedRequest) -> Response:
     """Which limit is how far used, when it comes back, what works meanwhile, whom to ask."""
-    now = datetime.now(UTC)
-    today = local(now).date()
     async with own.db.tenant_session(who.actor.context, read_only=True) as session:
         people = [p for p in await list_people(session, who.actor.tenant_id) if p.status == "active"]
-    limits = [_as_left(w, r, today) for w, r in await _nodes(own, who, now)]
+    limits = await _limits(own, who, datetime.now(UTC))
     return await page(
         request,
         "host/quota.html",
         limits=limits,
         empty=[left for left in limits if left.share <= 0],
-        back_on=next_month(today),
         heads=[p for p in people if Role.SECTION_ADMIN in p.roles and p.section_id == who.actor.section_id],
         admins=[p for p in people if Role.TOWN_ADMIN in p.roles],
         told=told,

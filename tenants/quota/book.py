@@ -19,11 +19,12 @@ import psycopg
 from tenants.context import new_id
 from tenants.db import SQLITE_BUSY_TIMEOUT_MS, DatabaseUrls
 from tenants.models import UNLIMITED_UYEN
+from tenants.quota.windows import Window
 
 LEVELS = {"town": 1, "section": 2, "person": 3, "app": 4, "model": 5}
 
-# Nodes below the town have an account even without a budget, so that usage can be told by section and person.
-ALWAYS_OPENED = ("section", "person")
+# Nodes below the town have an account of the month even without a budget, so that usage can be told by section and person.
+ALWAYS_OPENED = (("section", "month"), ("person", "month"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class AccountKey:
     tenant_id: UUID
     node: str
     node_id: str
+    window: Window
     window_start: date
 
 
@@ -41,6 +43,8 @@ class AccountState:
     id: UUID
     level: int
     node: str
+    window: Window
+    window_start: date
     limit_uyen: int
     held_uyen: int
     posted_uyen: int
@@ -126,10 +130,10 @@ class LedgerBook(Protocol):
     def close(self) -> None: ...
 
     def find_accounts(self, keys: Sequence[AccountKey]) -> dict[AccountKey, UUID]:
-        """Ids of existing accounts of the month window."""
+        """Ids of existing accounts."""
 
     def open_account(self, key: AccountKey) -> UUID | None:
-        """Opens the account of a new month from the standing budget; None when the node has no account."""
+        """Opens the account of a new window from the standing budget; None when the node has none in it."""
 
     def lock_accounts(self, ids: Iterable[UUID]) -> dict[UUID, AccountState]:
         """Reads and locks accounts in (level, id) order."""
@@ -143,13 +147,13 @@ class LedgerBook(Protocol):
         attempts: Sequence[tuple[object, ...]],
         held: Mapping[UUID, int],
         *,
-        month: date,
+        today: date,
         lease: timedelta,
     ) -> datetime | None:
         """A whole transaction in one trip, for holds that fit in full. None when one does not, and nothing is done.
 
         The rows' `created_at` and `lease_until` are replaced by the database's clock, which is returned; when that is
-        not in `month`, nothing is done either. A connection error leaves open whether it was committed.
+        not on `today` (JST), nothing is done either. A connection error leaves open whether it was committed.
         """
 
     def continue_call(self, attempt: tuple[object, ...], lease_until: datetime) -> None:
@@ -207,13 +211,13 @@ def _insert(table: str, columns: Sequence[str], types: Sequence[str], **instead:
 _INSERT_CALLS = _insert("call", CALL_COLUMNS, CALL_TYPES).replace("%(calls)s", "%s").encode()
 _INSERT_ATTEMPTS = _insert("attempt", ATTEMPT_COLUMNS, ATTEMPT_TYPES).replace("%(attempts)s", "%s").encode()
 
-# The accounts are locked in their order before one of them is touched. An account that is not there, or another month,
+# The accounts are locked in their order before one of them is touched. An account that is not there, or another day,
 # is a division by zero, and a hold that does not fit violates the account's CHECK: either way nothing happens.
 _HOLD_AT_ONCE = f"""
 with locked as materialized (
   select id from account where id = any(%(accounts)s) order by level, id for update),
 sound as materialized (
-  select 1 / (count(*) = %(count)s and date_trunc('month', now() at time zone 'Asia/Tokyo')::date = %(month)s)::int as yes
+  select 1 / (count(*) = %(count)s and (now() at time zone 'Asia/Tokyo')::date = %(today)s)::int as yes
   from locked),
 held as (
   update account a set held_uyen = a.held_uyen + v.held
@@ -298,41 +302,43 @@ class PostgresBook:
 
     def find_accounts(self, keys: Sequence[AccountKey]) -> dict[AccountKey, UUID]:
         rows = self._cursor.execute(
-            """select a.tenant_id, a.node, a.node_id, a.window_start, a.id
-               from unnest(%s::uuid[], %s::text[], %s::text[], %s::date[]) as k(tenant_id, node, node_id, window_start)
+            """select a.tenant_id, a.node, a.node_id, a."window", a.window_start, a.id
+               from unnest(%s::uuid[], %s::text[], %s::text[], %s::text[], %s::date[])
+                 as k(tenant_id, node, node_id, "window", window_start)
                join account a on a.tenant_id = k.tenant_id and a.node = k.node and a.node_id = k.node_id
-                and a."window" = 'month' and a.window_start = k.window_start""",
+                and a."window" = k."window" and a.window_start = k.window_start""",
             (
                 [k.tenant_id for k in keys],
                 [k.node for k in keys],
                 [k.node_id for k in keys],
+                [k.window for k in keys],
                 [k.window_start for k in keys],
             ),
         ).fetchall()
-        return {AccountKey(t, n, i, w): account for t, n, i, w, account in rows}
+        return {AccountKey(*key): account for *key, account in rows}
 
     def open_account(self, key: AccountKey) -> UUID | None:
         row = self._cursor.execute(
             """select limit_uyen from budget where tenant_id = %s and node = %s and node_id = %s
-               and "window" = 'month' and valid_from <= %s order by valid_from desc limit 1""",
-            (key.tenant_id, key.node, key.node_id, key.window_start),
+               and "window" = %s and valid_from <= %s order by valid_from desc limit 1""",
+            (key.tenant_id, key.node, key.node_id, key.window, key.window_start),
         ).fetchone()
-        if row is None and key.node not in ALWAYS_OPENED:
+        if row is None and (key.node, key.window) not in ALWAYS_OPENED:
             return None
         limit = row[0] if row else UNLIMITED_UYEN
         self._cursor.execute(
             """insert into account (tenant_id, id, level, node, node_id, "window", window_start, limit_uyen,
                                     held_uyen, posted_uyen)
-               values (%s, %s, %s, %s, %s, 'month', %s, %s, 0, 0)
+               values (%s, %s, %s, %s, %s, %s, %s, %s, 0, 0)
                on conflict (tenant_id, node, node_id, "window", window_start) do nothing""",
-            (key.tenant_id, new_id(), LEVELS[key.node], key.node, key.node_id, key.window_start, limit),
+            (key.tenant_id, new_id(), LEVELS[key.node], key.node, key.node_id, key.window, key.window_start, limit),
         )
         return self.find_accounts([key])[key]
 
     def lock_accounts(self, ids: Iterable[UUID]) -> dict[UUID, AccountState]:
         rows = self._cursor.execute(
-            """select id, level, node, limit_uyen, held_uyen, posted_uyen from account where id = any(%s)
-               order by level, id for update""",
+            """select id, level, node, "window", window_start, limit_uyen, held_uyen, posted_uyen from account
+               where id = any(%s) order by level, id for update""",
             (list(ids),),
         ).fetchall()
         return {row[0]: AccountState(*row) for row in rows}
@@ -357,7 +363,7 @@ class PostgresBook:
         attempts: Sequence[tuple[object, ...]],
         held: Mapping[UUID, int],
         *,
-        month: date,
+        today: date,
         lease: timedelta,
     ) -> datetime | None:
         accounts = list(held)
@@ -367,7 +373,7 @@ class PostgresBook:
             "accounts": accounts,
             "held": list(held.values()),
             "count": len(accounts),
-            "month": month,
+            "today": today,
             "lease": lease,
         }
         try:
@@ -512,9 +518,9 @@ class SqliteBook:
         found = {}
         for key in keys:
             row = self._run(
-                """select id from account where tenant_id = ? and node = ? and node_id = ? and "window" = 'month'
+                """select id from account where tenant_id = ? and node = ? and node_id = ? and "window" = ?
                    and window_start = ?""",
-                (key.tenant_id, key.node, key.node_id, key.window_start),
+                (key.tenant_id, key.node, key.node_id, key.window, key.window_start),
             ).fetchone()
             if row:
                 found[key] = UUID(row[0])
@@ -522,22 +528,23 @@ class SqliteBook:
 
     def open_account(self, key: AccountKey) -> UUID | None:
         row = self._run(
-            """select limit_uyen from budget where tenant_id = ? and node = ? and node_id = ? and "window" = 'month'
+            """select limit_uyen from budget where tenant_id = ? and node = ? and node_id = ? and "window" = ?
                and valid_from <= ? order by valid_from desc limit 1""",
-            (key.tenant_id, key.node, key.node_id, key.window_start),
+            (key.tenant_id, key.node, key.node_id, key.window, key.window_start),
         ).fetchone()
-        if row is None and key.node not in ALWAYS_OPENED:
+        if row is None and (key.node, key.window) not in ALWAYS_OPENED:
             return None
         account_id = new_id()
         self._run(
             """insert into account (tenant_id, id, level, node, node_id, "window", window_start, limit_uyen,
-                                    held_uyen, posted_uyen) values (?, ?, ?, ?, ?, 'month', ?, ?, 0, 0)""",
+                                    held_uyen, posted_uyen) values (?, ?, ?, ?, ?, ?, ?, ?, 0, 0)""",
             (
                 key.tenant_id,
                 account_id,
                 LEVELS[key.node],
                 key.node,
                 key.node_id,
+                key.window,
                 key.window_start,
                 row[0] if row else UNLIMITED_UYEN,
             ),
@@ -548,10 +555,13 @@ class SqliteBook:
         states = {}
         for account_id in ids:
             row = self._run(
-                "select level, node, limit_uyen, held_uyen, posted_uyen from account where id = ?", (account_id,)
+                """select level, node, "window", window_start, limit_uyen, held_uyen, posted_uyen from account
+                   where id = ?""",
+                (account_id,),
             ).fetchone()
             if row:
-                states[account_id] = AccountState(account_id, *row)
+                level, node, window, start, *sums = row
+                states[account_id] = AccountState(account_id, level, node, window, date.fromisoformat(start), *sums)
         return states
 
     def write_accounts(self, accounts: Iterable[AccountState]) -> None:
@@ -566,7 +576,7 @@ class SqliteBook:
         attempts: Sequence[tuple[object, ...]],
         held: Mapping[UUID, int],
         *,
-        month: date,
+        today: date,
         lease: timedelta,
     ) -> datetime | None:
         raise NotImplementedError

@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -26,7 +26,8 @@ import structlog
 from observability import metrics
 from observability.problems import Problem
 from tenants.db import DatabaseUrls
-from tenants.quota.book import AccountKey, AccountState, Closing, LedgerBook, Open, open_book
+from tenants.quota.accounts import AccountIds, starts_of
+from tenants.quota.book import AccountState, Closing, LedgerBook, Open, open_book
 from tenants.quota.terms import (
     Ending,
     Hold,
@@ -36,7 +37,7 @@ from tenants.quota.terms import (
     Reservation,
     Settlement,
 )
-from tenants.quota.windows import window_bounds, window_start
+from tenants.quota.windows import BACK_WORDS, WINDOW_WORDS, window_bounds, window_start
 
 log = structlog.get_logger("ledger")
 
@@ -54,16 +55,10 @@ MAX_WAIT_S: Final = 2.0
 # How long settles, which nobody waits for, are kept for a commit of their own while holds go first; well below the
 # 50 ms in which a settle must be durable. Without it a caller's next hold waits behind the settle of the last call.
 LINGER_S: Final = 0.02
-# An app or model without a budget of its own is looked for again after this long, as often as gateways poll rules.
-ABSENT_S: Final = 0.5
-# Opened accounts are remembered so that a call costs no lookup; a month has few enough.
-MAX_REMEMBERED_ACCOUNTS: Final = 200_000
-
 # After a hold that did not fit in full, batches are decided account by account for this long.
 TIGHT_S: Final = 1.0
 # No clock of ours is further from the database's than this.
 CLOCKS_APART: Final = timedelta(hours=1)
-_UNKNOWN: Final = "unknown"
 
 NODE_WORDS = {
     "town": "団体",
@@ -144,7 +139,7 @@ class LedgerWriter:
         self._spool = spool_dir / f"settles-{owner_epoch}.jsonl"
         self._max_queue_wait_s = max_queue_wait_s
         self._queue: queue.SimpleQueue[_Reserve | _Close | None] = queue.SimpleQueue()
-        self._accounts: dict[AccountKey, UUID | None] = {}
+        self._accounts = AccountIds()
         self._book: LedgerBook | None = None
         self._waiting: list[_Close] = []
         self._deferred: list[_Close] = []
@@ -153,7 +148,6 @@ class LedgerWriter:
         ] = {}
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._next_heartbeat = 0.0
-        self._absent_until = 0.0
         self._tight_until = 0.0
         self._batch_began = 0.0
 
@@ -288,7 +282,7 @@ class LedgerWriter:
             except _MoneyIsTight:
                 book.rollback()
                 # Accounts opened in this transaction are gone with it.
-                self._accounts.clear()
+                self._accounts.forget()
                 batch.take_deferred()
                 self._deferred = []
                 now = book.begin()
@@ -301,7 +295,7 @@ class LedgerWriter:
         except Exception:
             log.warning("ledger_batch_failed", items=len(batch.reserves) + len(batch.closes), exc_info=True)
             book.rollback()
-            self._accounts.clear()
+            self._accounts.forget()
             self._one_by_one(batch)
             return
         try:
@@ -314,7 +308,7 @@ class LedgerWriter:
             # Statements travel together, so one that failed may speak up only here; then nothing was committed.
             log.warning("ledger_batch_failed", items=len(batch.reserves) + len(batch.closes), exc_info=True)
             book.rollback()
-            self._accounts.clear()
+            self._accounts.forget()
             self._one_by_one(batch)
             return
         self._answer(batch)
@@ -334,28 +328,26 @@ class LedgerWriter:
             return False
         if now < self._tight_until or now >= self._next_heartbeat:
             return False
-        # The database says whether it is this month there, too.
+        # The database says whether it is this day there, too.
         clock = datetime.now(UTC)
-        month = window_start("month", clock)
-        self._forget_absent()
+        starts = starts_of(clock)
         held: dict[UUID, int] = {}
         for reserve in batch.reserves:
-            known = [self._accounts.get(k, _UNKNOWN) for k in _keys(reserve.hold, month)]
-            if known[0] is None or _UNKNOWN in known:
+            hold = reserve.hold
+            ids = self._accounts.known(hold, starts)
+            if ids is None:
                 batch.granted.clear()
                 return False
-            hold = reserve.hold
-            ids = tuple(i for i in known if isinstance(i, UUID))
             for account_id in ids:
                 held[account_id] = held.get(account_id, 0) + hold.hold_uyen
             reservation = Reservation(
                 hold.call_id, hold.attempt_id, hold.tenant_id, clock, hold.hold_uyen, hold.price, ids
             )
             batch.granted.append((reserve, reservation))
-        calls = [self._call_row(r.hold, reservation, month) for r, reservation in batch.granted]
+        calls = [self._call_row(r.hold, reservation, starts["month"]) for r, reservation in batch.granted]
         attempts = [_attempt_row(r.hold, reservation) for r, reservation in batch.granted]
         try:
-            created_at = book.hold_at_once(calls, attempts, held, month=month, lease=self._lease)
+            created_at = book.hold_at_once(calls, attempts, held, today=starts["day"], lease=self._lease)
         except book.connection_errors:
             self._disconnect()
             self._look_up(batch)
@@ -412,12 +404,14 @@ class LedgerWriter:
             except self._book.connection_errors:
                 log.info("ledger_connection_closed")
         self._book = None
-        self._accounts.clear()
+        self._accounts.forget()
 
     def _apply(self, book: LedgerBook, batch: _Batch, now: datetime) -> None:
         """Closes first (they free money), then reserves in arrival order."""
-        month = window_start("month", now)
-        accounts_of = self._accounts_of(book, batch.reserves, month)
+        starts = starts_of(now)
+        found = iter(self._accounts.find(book, [r.hold for r in batch.reserves if r.after is None], starts))
+        # A call that goes on is held on the accounts it began on, also when their window has ended meanwhile.
+        accounts_of = [next(found) if r.after is None else r.after.account_ids for r in batch.reserves]
         # The same attempt may stand twice in a spool; the first word counts, as it would in two transactions.
         closes = {c.closing.attempt_id: c for c in reversed(batch.closes)}
         closes |= {r.after.closing.attempt_id: r.after for r in batch.reserves if r.after}
@@ -450,45 +444,11 @@ class LedgerWriter:
             if after is not None:
                 book.continue_call(_attempt_row(reserve.hold, reservation), now + self._lease)
             else:
-                calls.append(self._call_row(reserve.hold, reservation, month))
+                calls.append(self._call_row(reserve.hold, reservation, starts["month"]))
                 attempts.append(_attempt_row(reserve.hold, reservation))
         if calls:
             book.insert_calls(calls, attempts)
         book.write_accounts(states.values())
-
-    def _accounts_of(self, book: LedgerBook, reserves: Sequence[_Reserve], month: date) -> list[list[UUID] | None]:
-        """Account ids per reserve, town first; None for a town without a budget. Opens what the month lacks.
-
-        Whatever a call goes on with is held on the accounts it began on, also when the month has ended meanwhile.
-        """
-        self._forget_absent()
-        keys_of = [[] if r.after else _keys(r.hold, month) for r in reserves]
-        unknown = [k for keys in keys_of for k in keys if k not in self._accounts]
-        if unknown:
-            unknown = list(dict.fromkeys(unknown))
-            self._accounts.update(book.find_accounts(unknown))
-            for key in sorted((k for k in unknown if k not in self._accounts), key=lambda k: (k.node, str(k))):
-                self._accounts[key] = book.open_account(key)
-        result: list[list[UUID] | None] = []
-        for reserve, keys in zip(reserves, keys_of, strict=True):
-            if reserve.after is not None:
-                result.append(list(reserve.after.account_ids))
-                continue
-            ids = [self._accounts[k] for k in keys]
-            if ids[0] is None:
-                # The town may get its budget any moment: ask again next time.
-                self._accounts.pop(keys[0], None)
-                result.append(None)
-            else:
-                result.append([i for i in ids if i is not None])
-        return result
-
-    def _forget_absent(self) -> None:
-        if len(self._accounts) > MAX_REMEMBERED_ACCOUNTS:
-            self._accounts.clear()
-        if time.monotonic() >= self._absent_until:
-            self._accounts = {k: i for k, i in self._accounts.items() if i is not None}
-            self._absent_until = time.monotonic() + ABSENT_S
 
     def _post(
         self, book: LedgerBook, close: _Close, before: str | None, states: dict[UUID, AccountState], now: datetime
@@ -655,16 +615,6 @@ def _close_from(record: dict[str, object]) -> _Close:
     return _Close(Closing(**record), hold, tuple(UUID(a) for a in accounts), Future(), spooled=True)  # type: ignore[arg-type]  # as written by _spool_close
 
 
-def _keys(hold: Hold, month: date) -> list[AccountKey]:
-    """The accounts a call is held on, town first; app and model only matter where a budget exists."""
-    nodes = [("town", ""), ("app", hold.app), ("model", hold.alias)]
-    if hold.section_id is not None:
-        nodes.append(("section", str(hold.section_id)))
-    if hold.person_id is not None:
-        nodes.append(("person", str(hold.person_id)))
-    return [AccountKey(hold.tenant_id, node, node_id, month) for node, node_id in nodes if node == "town" or node_id]
-
-
 def _close_of(ending: Ending, *, goes_on: bool = False) -> _Close:
     reservation, settlement = ending.reservation, ending.settlement
     closing = Closing(
@@ -686,7 +636,9 @@ def _close_of(ending: Ending, *, goes_on: bool = False) -> _Close:
     return _Close(closing, reservation.hold_uyen, reservation.account_ids, Future(), time.monotonic())
 
 
-def _granted(reserve: _Reserve, ids: list[UUID] | None, states: dict[UUID, AccountState], now: datetime) -> Reservation:
+def _granted(
+    reserve: _Reserve, ids: tuple[UUID, ...] | None, states: dict[UUID, AccountState], now: datetime
+) -> Reservation:
     """The whole hold, or what the tightest account still has, down to the floor. Raises `QuotaExceeded`, `NoBudget`."""
     if ids is None:
         raise NoBudget("共同利用の事務局に、予算の設定を依頼してください。")
@@ -695,21 +647,20 @@ def _granted(reserve: _Reserve, ids: list[UUID] | None, states: dict[UUID, Accou
     granted = min(hold.hold_uyen, tightest.available_uyen)
     if granted < hold.floor_uyen:
         raise QuotaExceeded(
-            f"{NODE_WORDS[tightest.node]}の今月の利用枠が足りません。来月1日に戻ります。"
-            "急ぐときは、町の管理者に増枠を相談してください。",
+            f"{NODE_WORDS[tightest.node]}の{WINDOW_WORDS[tightest.window]}の利用枠が足りません。"
+            f"{BACK_WORDS[tightest.window]}に戻ります。急ぐときは、町の管理者に増枠を相談してください。",
             node=tightest.node,
-            retry_after_s=_seconds_left(now),
+            window=tightest.window,
+            retry_after_s=_seconds_left(tightest, now),
         )
     began = reserve.after.closing.created_at if reserve.after else now
-    return Reservation(
-        hold.call_id, hold.attempt_id, hold.tenant_id, began, granted, hold.price, tuple(ids), reserve.number
-    )
+    return Reservation(hold.call_id, hold.attempt_id, hold.tenant_id, began, granted, hold.price, ids, reserve.number)
 
 
-def _seconds_left(now: datetime) -> int:
-    """Until the month's window ends, rounded up."""
-    _, end = window_bounds("month", window_start("month", now))
-    return math.ceil((end - now).total_seconds())
+def _seconds_left(account: AccountState, now: datetime) -> int:
+    """Until the account's window ends, rounded up."""
+    _, end = window_bounds(account.window, account.window_start)
+    return max(math.ceil((end - now).total_seconds()), 1)
 
 
 def _attempt_row(hold: Hold, reservation: Reservation) -> tuple[object, ...]:

@@ -95,11 +95,11 @@ class Ending:
 
 
 class QuotaExceeded(Problem):
-    """`node` says whose limit: town, section, person, app or model."""
+    """`node` says whose limit (town, section, person, app or model), `window` which (day, month or fiscal_year)."""
 
     type = "urn:problem:gateway:quota-exceeded"
     status = HTTPStatus.TOO_MANY_REQUESTS
-    title = "今月の利用上限に達しました"
+    title = "利用上限に達しました"
 
     @property
     def may_be_retried(self) -> bool:

@@ -1,21 +1,23 @@
-"""Budgets as people set and read them: standing limits per node, the accounts of a month, what is left as a share."""
+"""Budgets as people set and read them: standing limits per node and window, what is used of them, what is left."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from fractions import Fraction
-from typing import Literal
+from typing import Final, Literal, cast
 from uuid import UUID
 
-from sqlmodel import col, select
+from sqlmodel import and_, case, col, func, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from observability.problems import Conflict, InvalidInput
 from tenants.context import TenantId
-from tenants.models import UNLIMITED_UYEN, Account, Budget, Grant
+from tenants.models import UNLIMITED_UYEN, Account, Budget, Call, Grant
+from tenants.quota.book import LEVELS
 from tenants.quota.pricing import UYEN_PER_YEN
-from tenants.quota.windows import window_start
+from tenants.quota.windows import WINDOW_WORDS, WINDOWS, Window, window_bounds, window_start
 
-Node = Literal["town", "section", "person"]
+Node = Literal["town", "section", "person", "app", "model"]
 MAX_YEN = 10_000_000_000
 
 
@@ -26,11 +28,13 @@ class BudgetTooSmall(Conflict):
 
 @dataclass(frozen=True, slots=True)
 class BudgetRow:
-    """One node's month in micro-yen; `limit_uyen` None: no limit of its own."""
+    """One node in one window, in micro-yen; `limit_uyen` None: no limit of its own."""
 
     tenant_id: TenantId
     node: str
     node_id: str
+    window: Window
+    window_start: date
     limit_uyen: int | None
     held_uyen: int
     posted_uyen: int
@@ -52,17 +56,21 @@ async def set_budget(
     yen: int | None,
     node: Node = "town",
     node_id: str = "",
+    window: Window = "month",
     by: UUID | None = None,
     now: datetime | None = None,
 ) -> None:
-    """Sets the monthly limit from this month on; in a platform session. The month's open account follows at once.
+    """Sets a limit from the running window on; in a platform session. The window's open account follows at once.
 
-    yen None: no limit of its own, which only a node below the town may have. Raises `InvalidInput`, and `BudgetTooSmall` when this month's use is already above it.
+    yen None: no limit; only the town's month must have one. What the window has used already counts from the start.
+    Raises `InvalidInput`, and `BudgetTooSmall` when that is more than the limit.
     """
-    if (node == "town" and yen is None) or (yen is not None and not 0 <= yen <= MAX_YEN):
-        raise InvalidInput(f"予算は0円から{MAX_YEN:,}円までの整数で入れてください。", field="month_yen")
+    must_be = node == "town" and window == "month"
+    if (must_be and yen is None) or (yen is not None and not 0 <= yen <= MAX_YEN):
+        raise InvalidInput(f"予算は0円から{MAX_YEN:,}円までの整数で入れてください。", field=f"{window}_yen")
     limit = UNLIMITED_UYEN if yen is None else yen * UYEN_PER_YEN
-    start = window_start("month", now or datetime.now(UTC))
+    now = now or datetime.now(UTC)
+    start = window_start(window, now)
     account = (
         await session.exec(
             select(Account)
@@ -70,17 +78,24 @@ async def set_budget(
                 col(Account.tenant_id) == tenant_id,
                 col(Account.node) == node,
                 col(Account.node_id) == node_id,
-                col(Account.window) == "month",
+                col(Account.window) == window,
                 col(Account.window_start) == start,
             )
             .with_for_update()
         )
     ).first()
+    if account is None and yen is not None and not must_be:
+        # From here on calls are held on it; those before it are counted once, open ones in full.
+        account = Account(
+            tenant_id=tenant_id, level=LEVELS[node], node=node, node_id=node_id, window=window, window_start=start,
+            posted_uyen=await _used_before(session, tenant_id, node, node_id, window, start),
+        )  # fmt: skip
     if account is not None:
         used = account.held_uyen + account.posted_uyen
         if limit < used:
             raise BudgetTooSmall(
-                f"今月はすでに{-(-used // UYEN_PER_YEN):,}円を使っています（処理中の分を含みます）。", field="month_yen"
+                f"{WINDOW_WORDS[window]}はすでに{-(-used // UYEN_PER_YEN):,}円を使っています（処理中の分を含みます）。",
+                field=f"{window}_yen",
             )
         account.limit_uyen = limit
         session.add(account)
@@ -90,17 +105,17 @@ async def set_budget(
                 col(Budget.tenant_id) == tenant_id,
                 col(Budget.node) == node,
                 col(Budget.node_id) == node_id,
-                col(Budget.window) == "month",
+                col(Budget.window) == window,
                 col(Budget.valid_from) == start,
             )
         )
     ).first()
-    before = await _limit(session, tenant_id, node, node_id)
+    before = await _limit(session, tenant_id, node, node_id, window)
     if budget is None:
-        budget = Budget(tenant_id=tenant_id, node=node, node_id=node_id, valid_from=start)
+        budget = Budget(tenant_id=tenant_id, node=node, node_id=node_id, window=window, valid_from=start)
     budget.limit_uyen, budget.set_by, budget.set_at = limit, by, datetime.now(UTC)
     session.add(budget)
-    if node == "town":
+    if must_be:
         change = limit - (before or 0)
         if change:
             reason = "budget set"
@@ -110,11 +125,47 @@ async def set_budget(
     await session.flush()
 
 
-async def _limit(session: AsyncSession, tenant_id: TenantId, node: str, node_id: str) -> int | None:
+_COLUMN_OF: Final = {
+    "section": Call.section_id, "person": Call.person_id, "app": Call.app, "model": Call.alias,
+}  # fmt: skip
+
+
+async def _used_before(
+    session: AsyncSession, tenant_id: TenantId, node: Node, node_id: str, window: Window, start: date
+) -> int:
+    """What a node used in a window so far, calls under way at their full hold.
+
+    A year is read off the months' accounts where every month has one: it may have millions of calls.
+    """
+    if window == "fiscal_year" and node in ("town", "section", "person"):
+        months = select(func.sum(col(Account.posted_uyen) + col(Account.held_uyen))).where(
+            col(Account.tenant_id) == tenant_id,
+            col(Account.node) == node,
+            col(Account.node_id) == node_id,
+            col(Account.window) == "month",
+            col(Account.window_start) >= start,
+        )
+        return int((await session.exec(months)).one() or 0)
+    is_open = col(Call.state) == "held"
+    since, _ = window_bounds(window, start)
+    calls = select(func.sum(col(Call.cost_uyen) + case((is_open, col(Call.hold_uyen)), else_=0))).where(
+        col(Call.tenant_id) == tenant_id, col(Call.created_at) >= since
+    )
+    if node != "town":
+        calls = calls.where(col(_COLUMN_OF[node]) == (UUID(node_id) if node in ("section", "person") else node_id))
+    return int((await session.exec(calls)).one() or 0)
+
+
+async def _limit(session: AsyncSession, tenant_id: TenantId, node: str, node_id: str, window: Window) -> int | None:
     return (
         await session.exec(
             select(Budget.limit_uyen)
-            .where(col(Budget.tenant_id) == tenant_id, col(Budget.node) == node, col(Budget.node_id) == node_id)
+            .where(
+                col(Budget.tenant_id) == tenant_id,
+                col(Budget.node) == node,
+                col(Budget.node_id) == node_id,
+                col(Budget.window) == window,
+            )
             .order_by(col(Budget.valid_from).desc())
         )
     ).first()
@@ -125,33 +176,37 @@ async def budget_rows(
     *,
     tenant_id: TenantId | None = None,
     node: Node | None = None,
+    windows: Sequence[Window] = ("month",),
     now: datetime | None = None,
 ) -> list[BudgetRow]:
-    """This month's nodes: those with an account, and those whose budget has not been touched yet.
+    """The nodes in the running windows: those with an account, and those whose budget has not been touched yet.
 
     node: only of this kind; a whole region has a node for every person.
     """
-    start = window_start("month", now or datetime.now(UTC))
-    accounts = select(Account).where(col(Account.window) == "month", col(Account.window_start) == start)
-    budgets = select(Budget).where(col(Budget.window) == "month", col(Budget.valid_from) <= start)
+    now = now or datetime.now(UTC)
+    starts = {window: window_start(window, now) for window in windows}
+    running = or_(*(and_(col(Account.window) == w, col(Account.window_start) == start) for w, start in starts.items()))
+    in_force = or_(*(and_(col(Budget.window) == w, col(Budget.valid_from) <= start) for w, start in starts.items()))
+    accounts = select(Account).where(running)
+    budgets = select(Budget).where(in_force)
     if tenant_id is not None:
         accounts = accounts.where(col(Account.tenant_id) == tenant_id)
         budgets = budgets.where(col(Budget.tenant_id) == tenant_id)
     if node is not None:
         accounts = accounts.where(col(Account.node) == node)
         budgets = budgets.where(col(Budget.node) == node)
-    rows: dict[tuple[UUID, str, str], BudgetRow] = {}
-    for budget in (await session.exec(budgets.order_by(col(Budget.valid_from)))).all():
-        key = (budget.tenant_id, budget.node, budget.node_id)
-        limit = _or_none(budget.limit_uyen)
-        rows[key] = BudgetRow(TenantId(budget.tenant_id), budget.node, budget.node_id, limit, 0, 0)
-    for account in (await session.exec(accounts)).all():
-        limit = _or_none(account.limit_uyen)
-        rows[(account.tenant_id, account.node, account.node_id)] = BudgetRow(
-            TenantId(account.tenant_id), account.node, account.node_id, limit, account.held_uyen, account.posted_uyen
-        )
-    order = {"town": 0, "section": 1, "person": 2}
-    return sorted(rows.values(), key=lambda r: (str(r.tenant_id), order.get(r.node, 9), r.node_id))
+    rows: dict[tuple[UUID, str, str, str], BudgetRow] = {}
+    for found in [*(await session.exec(budgets.order_by(col(Budget.valid_from)))), *(await session.exec(accounts))]:
+        window = cast("Window", found.window)
+        held, posted = (found.held_uyen, found.posted_uyen) if isinstance(found, Account) else (0, 0)
+        rows[(found.tenant_id, found.node, found.node_id, window)] = BudgetRow(
+            TenantId(found.tenant_id), found.node, found.node_id, window, starts[window], _or_none(found.limit_uyen),
+            held, posted,
+        )  # fmt: skip
+    order = {node: level for level, node in enumerate(LEVELS)}
+    # A lifted limit of another window than the month says nothing any more.
+    told = [r for r in rows.values() if r.window == "month" or r.limit_uyen is not None]
+    return sorted(told, key=lambda r: (str(r.tenant_id), order[r.node], r.node_id, WINDOWS.index(r.window)))
 
 
 def _or_none(limit_uyen: int) -> int | None:
@@ -161,9 +216,10 @@ def _or_none(limit_uyen: int) -> int | None:
 async def remaining_share(
     session: AsyncSession, tenant_id: TenantId, *, section_id: UUID | None, person_id: UUID | None
 ) -> Fraction:
-    """The smallest share that is left of the limits above a person; 0 when the town has no budget."""
-    rows = {(r.node, r.node_id): r for r in await budget_rows(session, tenant_id=tenant_id)}
-    town = rows.get(("town", ""))
-    shares = [town.left if town is not None else Fraction(0)]
-    shares += [r.left for r in (rows.get(("section", str(section_id))), rows.get(("person", str(person_id)))) if r]
+    """The smallest share that is left of the limits above a person, in any window; 0 when the town has no budget."""
+    rows = await budget_rows(session, tenant_id=tenant_id, windows=WINDOWS)
+    if not any(r.node == "town" and r.window == "month" for r in rows):
+        return Fraction(0)
+    above = {("town", ""), ("section", str(section_id)), ("person", str(person_id))}
+    shares = [r.left for r in rows if (r.node, r.node_id) in above]
     return min((s for s in shares if s is not None), default=Fraction(1))

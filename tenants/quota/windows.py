@@ -1,13 +1,18 @@
 """Windows of a budget in Asia/Tokyo: a day, a month, a fiscal year (April–March). A new window is a new row."""
 
+from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
-from typing import Literal
+from typing import Final, Literal
 from zoneinfo import ZoneInfo
 
 from observability.problems import InvalidInput
 
 JST = ZoneInfo("Asia/Tokyo")
 Window = Literal["day", "month", "fiscal_year"]
+WINDOWS: Final[tuple[Window, ...]] = ("day", "month", "fiscal_year")
+# Of the window that runs, and when the next begins.
+WINDOW_WORDS: Final[Mapping[str, str]] = {"day": "今日", "month": "今月", "fiscal_year": "今年度"}
+BACK_WORDS: Final[Mapping[str, str]] = {"day": "あす午前0時", "month": "来月1日", "fiscal_year": "4月1日"}
 
 
 def window_start(window: Window, instant: datetime) -> date:

@@ -201,7 +201,7 @@ def test_a_used_up_budget_says_when_it_returns_and_what_still_works(abroad: Abro
     try:
         answer = chat.ask("防災訓練のお知らせを書いてください")
         alert = answer.get_by_role("alert")
-        expect(alert).to_contain_text("今月の利用上限に達しました")
+        expect(alert).to_contain_text("利用上限に達しました")
         expect(alert).to_contain_text("来月1日に戻ります")
         expect(alert).to_contain_text("会話を読むこと、書き出すこと、資料の読み取りは、このまま使えます。")
         chat.page.reload()

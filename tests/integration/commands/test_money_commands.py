@@ -93,6 +93,24 @@ def test_budget_of_a_section(region: Region) -> None:
     assert rows == {"town": 100 * YEN, f"section:{section.id}": 40 * YEN}
 
 
+def test_budgets_of_a_day_a_year_and_an_app(region: Region) -> None:
+    town = region.make_town(month_yen=100)
+    said = region.command("budget", "set", town.code, "--day-yen", "9", "--fiscal-year-yen", "800").stdout
+    assert said == f"{town.name}の予算を1日9円にしました。\n{town.name}の予算を年度800円にしました。\n"
+    region.command("budget", "set", town.code, "--app", "chat", "--month-yen", "40")
+    rows = {(row["node"], row["window"]): row["limit_uyen"] for row in told(region, "budget", "show", town.code)}
+    assert rows == {
+        ("town", "day"): 9 * YEN,
+        ("town", "month"): 100 * YEN,
+        ("town", "fiscal_year"): 800 * YEN,
+        ("app:chat", "month"): 40 * YEN,
+    }
+    region.command("budget", "set", town.code, "--lift", "day")
+    assert ("town", "day") not in {(r["node"], r["window"]) for r in told(region, "budget", "show", town.code)}
+    for wrong in (("--section", "ない課", "--day-yen", "1"), (), ("--lift", "month")):
+        assert region.command("budget", "set", town.code, *wrong, check=False).returncode == 1
+
+
 def test_town_by_name_and_by_full_width_code(region: Region, town: Town) -> None:
     by_code = told(region, "budget", "show", town.code)
     assert told(region, "budget", "show", town.name) == by_code

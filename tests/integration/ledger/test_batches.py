@@ -11,8 +11,9 @@ from kumiai.local.postgres import Postgres
 from tenants.context import new_id
 from tenants.db import DatabaseUrls
 from tenants.models import Budget
+from tenants.quota.accounts import ABSENT_S
 from tenants.quota.book import LedgerBook, open_book
-from tenants.quota.ledger import ABSENT_S, LedgerWriter
+from tenants.quota.ledger import LedgerWriter
 from tenants.quota.terms import QuotaExceeded, Settlement
 from tenants.quota.windows import window_start
 from tests.integration.ledger.conftest import around
