@@ -106,12 +106,15 @@ class ChatPage:
     def export(self, answer: Locator, kind: str = "Word（docx）") -> Download:
         """Ticks every point of the checklist below an answer and takes the file."""
         answer.get_by_role("link", name=kind).click()
+        # The list for another kind of file may still be there, and looks much the same.
+        what = "表をExcelに" if "Excel" in kind else "Wordに"
+        expect(answer.get_by_role("heading", name=f"{what}書き出す前の確認")).to_be_visible()
         boxes = answer.get_by_role("checkbox")
         expect(boxes.first).to_be_visible()
         for box in boxes.all():
             box.check()
         with self.page.expect_download() as download:
-            answer.get_by_role("button", name="書き出す").click()
+            answer.get_by_role("button", name=f"{what}書き出す").click()
         return download.value
 
     def more(self, words: str) -> Locator:
