@@ -6,7 +6,7 @@ export KUMIAI_HOME
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: help demo demo-stop demo-reset demo-cluster demo-cluster-reset check test install install-dev install-models test-models test-vllm evidence-vllm locks bench screenshots
+.PHONY: help demo demo-stop demo-reset demo-cluster demo-cluster-reset check test install install-dev install-models test-models test-vllm evidence-vllm evidence-ledger locks bench screenshots
 
 help:
 	@echo "make demo          start everything on one address and print how to sign in"
@@ -58,6 +58,9 @@ test-vllm: install-dev
 
 evidence-vllm: install-dev
 	tests/vllm/evidence.sh
+
+evidence-ledger: install-dev
+	loadtests/ledger/evidence.sh
 
 bench: install-dev
 	loadtests/bench/run.sh

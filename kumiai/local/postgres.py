@@ -97,6 +97,10 @@ class Postgres:
         """Ends the server; open connections are cut."""
         self._child.stop()
 
+    def kill(self) -> None:
+        """Ends the server without a word, as a power cut would; `start` recovers what was committed."""
+        self._child.kill()
+
     def _reachable(self, bin_dir: Path) -> Path:
         """The programs, copied into the folder when their user may not enter where the wheel lies (/root)."""
         done = subprocess.run(self._as_user(["test", "-x", bin_dir / "postgres"]), check=False)  # noqa: S603 - fixed words

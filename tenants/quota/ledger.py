@@ -6,13 +6,11 @@ the caller's own ids, never retried blind.
 """
 
 import asyncio
-import json
 import math
-import os
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -28,6 +26,7 @@ from observability.problems import Problem
 from tenants.db import DatabaseUrls
 from tenants.quota.accounts import AccountIds, starts_of
 from tenants.quota.book import AccountState, Closing, LedgerBook, Open, open_book
+from tenants.quota.spool import Spool
 from tenants.quota.terms import (
     Ending,
     Hold,
@@ -136,7 +135,7 @@ class LedgerWriter:
         self._open = open_connection
         self._epoch = owner_epoch
         self._lease = lease
-        self._spool = spool_dir / f"settles-{owner_epoch}.jsonl"
+        self._spool = Spool(spool_dir, owner_epoch)
         self._max_queue_wait_s = max_queue_wait_s
         self._queue: queue.SimpleQueue[_Reserve | _Close | None] = queue.SimpleQueue()
         self._accounts = AccountIds()
@@ -153,7 +152,6 @@ class LedgerWriter:
 
     def start(self) -> None:
         """Starts the thread; settles spooled by earlier processes of this folder are replayed first."""
-        self._spool.parent.mkdir(parents=True, exist_ok=True)
         self._thread.start()
 
     async def reserve(self, hold: Hold, after: Ending | None = None) -> Reservation:
@@ -205,7 +203,7 @@ class LedgerWriter:
     # ── the thread ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def _run(self) -> None:
-        self._waiting = self._read_spools()
+        self._waiting = self._left_behind()
         try:
             # So that the first callers do not wait for it.
             self._connected()
@@ -223,9 +221,8 @@ class LedgerWriter:
             except Exception:  # the worker loop: a bug must cost one batch, not every call from here on
                 log.error("ledger_batch_lost", items=len(batch.reserves) + len(batch.closes), exc_info=True)
                 self._give_up(batch)
-        for close in self._waiting:
-            if not close.spooled:
-                self._spool_close(close)
+        self._keep(self._waiting)
+        self._spool.release()
         if self._book is not None:
             self._book.close()
 
@@ -370,9 +367,7 @@ class LedgerWriter:
             self._tell(reserve, LedgerUnavailable("少し待って、もう一度送ってください。", retry_after_s=5))
             batch.closes += reserve.left_behind()
         self._deliver_all()
-        for close in batch.closes:
-            if not close.answer.done() and not close.spooled:
-                self._spool_close(close)
+        self._keep(close for close in batch.closes if not close.answer.done())
 
     def _refuse_late(self, batch: _Batch) -> None:
         """Refuses those that waited too long.
@@ -508,7 +503,7 @@ class LedgerWriter:
         for close in batch.closes:
             _resolve(close.answer, None)
         if any(c.spooled for c in batch.closes) and not self._waiting:
-            self._spool.unlink(missing_ok=True)
+            self._spool.clear()
 
     def _one_by_one(self, batch: _Batch) -> None:
         items: list[_Reserve | _Close] = [*batch.closes, *batch.reserves]
@@ -568,39 +563,39 @@ class LedgerWriter:
             self._tell(reserve, LedgerUnavailable("少し待って、もう一度送ってください。", retry_after_s=5))
             batch.closes += reserve.left_behind()
         self._deliver_all()
-        for close in batch.closes:
-            if not close.spooled:
-                self._spool_close(close)
+        self._keep(batch.closes)
         self._waiting = batch.closes
         time.sleep(min(RECONNECT_S, 0.2))
 
     # ── the spool ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _spool_close(self, close: _Close) -> None:
-        record = asdict(close.closing) | {
-            "hold_uyen": close.hold_uyen,
-            "account_ids": [str(a) for a in close.account_ids],
-        }
-        with self._spool.open("a") as file:
-            file.write(json.dumps(record, default=str) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        close.spooled = True
+    def _keep(self, closes: Iterable[_Close]) -> None:
+        """On disk, until the database has them; on a disk that takes nothing, in memory at least."""
+        new = [close for close in closes if not close.spooled]
+        records = [
+            asdict(c.closing) | {"hold_uyen": c.hold_uyen, "account_ids": [str(a) for a in c.account_ids]} for c in new
+        ]
+        try:
+            self._spool.keep(records)
+        except OSError as error:
+            log.error("ledger_spool_failed", kind=type(error).__name__, settles=len(records))
+            return
+        for close in new:
+            close.spooled = True
 
-    def _read_spools(self) -> list[_Close]:
-        closes = []
-        for path in sorted(self._spool.parent.glob("settles-*.jsonl")):
-            for line in path.read_text().splitlines():
-                try:
-                    closes.append(_close_from(json.loads(line)))
-                except (ValueError, KeyError, TypeError):
-                    log.error("ledger_spool_line_unreadable", file=path.name)
-            if path != self._spool:
-                with self._spool.open("a") as file:
-                    file.write(path.read_text())
-                    file.flush()
-                    os.fsync(file.fileno())
-                path.unlink()
+    def _left_behind(self) -> list[_Close]:
+        closes: list[_Close] = []
+        try:
+            records = self._spool.take_over()
+        except OSError as error:
+            # They stay where they are, for the next start.
+            log.error("ledger_spool_unreadable", kind=type(error).__name__)
+            return closes
+        for record in records:
+            try:
+                closes.append(_close_from(record))
+            except (ValueError, KeyError, TypeError):
+                log.error("ledger_spool_record_unreadable")
         return closes
 
 

@@ -1,0 +1,114 @@
+"""A ledger under writers that are killed: random calls in several processes, each writing down what it was told.
+
+Every process notes before it asks and after it was answered. What was answered must stand in the ledger whatever was
+killed in between; what was not, must be one of the two, and nothing may be left held.
+"""
+
+import asyncio
+import json
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from uuid import UUID
+
+from tenants.context import DataClass, PersonId, SectionId, TenantId, new_id
+from tenants.db import DatabaseUrls
+from tenants.quota.ledger import LedgerWriter
+from tenants.quota.terms import Ending, FrozenPrice, Hold, LedgerUnavailable, NoBudget, QuotaExceeded, Settlement
+
+LEASE = timedelta(seconds=3)
+PRICE = FrozenPrice("test", "", 1_000_000, 0, 1_000_000)
+# Calls under way at once in a process.
+CALLERS = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Towns, each with sections and people of its own, some of whom run out of money."""
+
+    urls: DatabaseUrls
+    towns: tuple[TenantId, ...]
+    people: tuple[tuple[TenantId, SectionId, PersonId], ...]
+    spool: Path
+
+
+class Journal:
+    """Lines that outlive the process: each goes to the kernel as it is written."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
+
+    def write(self, kind: str, attempt: UUID, uyen: int = 0) -> None:
+        os.write(self._file, json.dumps([kind, attempt.hex, uyen]).encode() + b"\n")
+
+
+def read_journals(folder: Path) -> Iterator[tuple[str, UUID, int]]:
+    """What was written; the last line of a process that was killed may be a torn one."""
+    for path in sorted(folder.glob("*.journal")):
+        for line in path.read_bytes().splitlines():
+            try:
+                kind, attempt, uyen = json.loads(line)
+            except ValueError:
+                continue
+            yield kind, UUID(attempt), uyen
+
+
+def write_until_killed(region: Region, folder: Path, seed: int) -> None:
+    """The body of one process."""
+    asyncio.run(_work(region, Journal(folder / f"{seed}-{os.getpid()}.journal"), random.Random(seed)))
+
+
+async def _work(region: Region, journal: Journal, dice: random.Random) -> None:
+    writer = LedgerWriter(region.urls, owner_epoch=str(new_id()), spool_dir=region.spool, lease=LEASE)
+    writer.start()
+    await asyncio.gather(*(_caller(writer, region, journal, dice) for _ in range(CALLERS)))
+
+
+async def _caller(writer: LedgerWriter, region: Region, journal: Journal, dice: random.Random) -> None:
+    while True:
+        try:
+            await _call(writer, region, journal, dice)
+        except LedgerUnavailable:
+            await asyncio.sleep(0.02)
+
+
+async def _call(writer: LedgerWriter, region: Region, journal: Journal, dice: random.Random) -> None:
+    """One call: an attempt, sometimes a second, and one of the ways in which they end."""
+    town, section, person = dice.choice(region.people)
+    uyen = dice.randint(1, 50_000)
+    hold = Hold(
+        call_id=new_id(), attempt_id=new_id(), tenant_id=town, person_id=person, section_id=section, api_key_id=None,
+        app="chat", operation="chat/completions", alias=dice.choice(("fast", "standard")), deployment="first",
+        zone="onprem", data_class=DataClass.C1, streamed=False, price=PRICE, hold_uyen=uyen, floor_uyen=uyen // 2,
+    )  # fmt: skip
+    after: Ending | None = None
+    for number in (1, 2):
+        journal.write("asked", hold.attempt_id)
+        try:
+            reservation = await writer.reserve(hold, after)
+        except (QuotaExceeded, NoBudget):
+            journal.write("refused", hold.attempt_id)
+            return
+        journal.write("held", hold.attempt_id, reservation.hold_uyen)
+        if dice.random() < 0.1:
+            await asyncio.sleep(dice.random() * 0.05)
+        cost = dice.randint(0, reservation.hold_uyen)
+        ending = Ending(reservation, Settlement(cost, 10, 20, "provider", "stop"), is_void=dice.random() < 0.1)
+        journal.write("ended", hold.attempt_id, ending.cost_uyen)
+        if number == 1 and dice.random() < 0.15:
+            after = ending
+            uyen = dice.randint(1, 100_000)
+            hold = replace(
+                hold, attempt_id=new_id(), deployment="second", zone="domestic", hold_uyen=uyen, floor_uyen=uyen // 2
+            )
+            continue
+        done = asyncio.wrap_future(writer.end(ending))
+        if dice.random() < 0.05:
+            # Told twice, as by a client that heard no answer.
+            writer.end(ending)
+        await done
+        journal.write("durable", hold.attempt_id, ending.cost_uyen)
+        return
