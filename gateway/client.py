@@ -72,6 +72,7 @@ class CallFacts:
     zone_owner: str = ""
     vendor_country: str = ""
     data_class: str = ""
+    masked: bool = False
     output_capped: int | None = None
     ignored_parameters: tuple[str, ...] = ()
 
@@ -84,6 +85,7 @@ class CallFacts:
             zone_owner=headers.get("kumiai-zone-owner", ""),
             vendor_country=headers.get("kumiai-vendor-country", ""),
             data_class=headers.get("kumiai-data-class", ""),
+            masked=headers.get("kumiai-masked") == "1",
             output_capped=int(capped) if capped.isascii() and capped.isdigit() else None,
             ignored_parameters=tuple(
                 p.strip() for p in headers.get("kumiai-ignored-parameters", "").split(",") if p.strip()

@@ -195,21 +195,49 @@ async def send(
     card_id: Annotated[str, Form()] = "",
     file_ids: Annotated[list[str] | None, Form()] = None,
     file: Annotated[list[UploadFile] | None, File()] = None,
+    way: Annotated[Literal["", "mask", "onprem", "cancel"], Form()] = "",
 ) -> Response:
-    """Stores the question and answers it: as a stream for scripts, else in full with a redirect."""
+    """Stores the question and answers it: as a stream for scripts, else in full with a redirect.
+
+    First the guard is asked what is in it. If that calls for a decision nothing is stored: the ways to send it are
+    shown, and the one that is chosen comes back as `way`.
+    """
     chat = Chat(ctx)
     ids = [_uuid(i) for i in file_ids or ()]
     conversation_id = _uuid(conversation) if conversation else None
     try:
         ids += [(await _attach(chat, f)).id for f in file or () if f.filename]
+        data_class = _class(data_class)
+        if way == "onprem":
+            model, data_class = "onprem", "3C"
+        look = None
+        if way != "cancel":
+            look = await chat.look(text, conversation_id=conversation_id, model=model, data_class=data_class, files=ids)
+        if way == "cancel" or (look is not None and not (way == "mask" and look.outlook.can_mask)):
+            if look is not None and _wants_stream(request):
+                return await ctx.page("_guard.html", look=look, asked=await _asked(ctx, model, data_class))
+            found = await _still_there(chat, conversation_id)
+            return await _page(
+                ctx,
+                found,
+                typed=text,
+                folder=folder,
+                chosen=card(card_id),
+                data_class=data_class,
+                model=model,
+                waiting=[await chat.file(i) for i in ids],
+                look=look,
+                asked=await _asked(ctx, model, data_class) if look else None,
+            )
         turn = await chat.ask(
             text,
             conversation_id=conversation_id,
             model=model,
-            data_class=_class(data_class),
+            data_class=data_class,
             files=ids,
             card=card(card_id),
             folder=folder,
+            mask=way == "mask",
         )
     except Problem as problem:
         if _wants_stream(request):
@@ -275,6 +303,8 @@ async def _answered(ctx: AppContext, request: Request, chat: Chat, turn: Turn) -
         "conversation": str(turn.conversation.id),
         "question": str(turn.question.id),
         "title": turn.conversation.title,
+        "data_class": turn.data_class,
+        "model": turn.model,
         "html": bytes(question.body).decode(),
     }
 
@@ -297,6 +327,12 @@ async def _answered(ctx: AppContext, request: Request, chat: Chat, turn: Turn) -
     return StreamingResponse(
         events(), media_type="text/event-stream", headers={"cache-control": "no-store", "x-accel-buffering": "no"}
     )
+
+
+async def _asked(ctx: AppContext, model: str, data_class: str) -> ModelChoice | None:
+    """The model a question was meant for, to tell where it would have been processed."""
+    models, _ = await _models(ctx, data_class)
+    return next((m for m in models if m.alias == model), None)
 
 
 async def _still_there(chat: Chat, conversation_id: UUID | None) -> Conversation | None:
@@ -615,6 +651,8 @@ async def _page(ctx: AppContext, found: Conversation | None, *, status: int = 20
         "edit": "",
         "waiting": [],
         "problem": None,
+        "look": None,
+        "asked": None,
         "beside": True,
         "more": max(0, len(everything) - _BESIDE),
         **_nothing_found(),

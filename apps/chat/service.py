@@ -9,6 +9,7 @@ import json
 import re
 import secrets
 import unicodedata
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -22,6 +23,7 @@ import anyio.to_thread
 from apps.chat.cards import Card
 from apps.chat.hints import Hint, hint_for
 from apps.sdk import AppContext, InvalidInput, NotFound, Problem
+from apps.sdk.context import GuardFinding, Outlook
 from apps.sdk.intake import PartState, Reading, Table, TableRow
 from apps.sdk.tables import answer_computation, asks_for_computation
 
@@ -109,6 +111,7 @@ class Message:
     problem_type: str = ""
     problem_title: str = ""
     problem_detail: str = ""
+    masked: bool = False
     files: tuple[AttachedFile, ...] = ()
     computed: tuple[Computed, ...] = ()
     not_computed: tuple[str, ...] = ()
@@ -121,7 +124,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """`data_class` is the heaviest that was ever declared in it."""
+    """`data_class` is the heaviest that was ever declared in it; `masked` once 伏せて送る was chosen in it."""
 
     id: UUID
     version: int
@@ -133,6 +136,7 @@ class Conversation:
     updated_at: datetime
     deleted_at: datetime | None = None
     messages: tuple[Message, ...] = ()
+    masked: bool = False
 
     @property
     def answers(self) -> tuple[Message, ...]:
@@ -173,6 +177,7 @@ class Turn:
     model: str
     data_class: str
     messages: tuple[dict[str, str], ...] = field(repr=False)
+    masked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +302,33 @@ class Chat:
         document = await self._ctx.documents.get(file_id, kind="file")
         return str(document.body["name"]), await self._ctx.blobs.read(UUID(document.body["original"]))
 
+    # ── before asking ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def look(
+        self, text: str, *, conversation_id: UUID | None, model: str, data_class: str, files: Sequence[UUID]
+    ) -> "Look | None":
+        """What the guard finds in a question and its files, if that asks for a decision; else None.
+
+        Where the gateway cannot be asked nothing is decided here: it looks again before anything leaves.
+        """
+        text = _checked_text(text)
+        if conversation_id is not None:
+            earlier = await self._ctx.documents.get(conversation_id, kind="conversation")
+            data_class = max(str(earlier.body["data_class"]), data_class, key=WEIGHTS.index)
+        read = [await self.read(f) for f in dict.fromkeys(files)]
+        room = MAX_MATERIAL_CHARACTERS
+        texts = [text]
+        for one in read:
+            texts.append(one.text[:room])
+            room -= len(texts[-1])
+        try:
+            outlook = await self._ctx.gateway.inspect(
+                texts, model=model if model in MODELS else "standard", data_class=data_class
+            )
+        except Problem:
+            return None
+        return _look(outlook, text, [r.file.name for r in read]) if outlook.needs_a_choice else None
+
     # ── asking ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def attach(self, name: str, reading: Reading, data: bytes) -> AttachedFile:
@@ -327,8 +359,13 @@ class Chat:
         files: Sequence[UUID],
         card: Card | None = None,
         folder: str = "",
+        mask: bool = False,
     ) -> Turn:
-        """Stores a question and prepares what is sent. Raises `NothingToSend`, `TooLong`, `NotFound`."""
+        """Stores a question and prepares what is sent. Raises `NothingToSend`, `TooLong`, `NotFound`.
+
+        mask: from here on personal data leaves as placeholders in this conversation, for its beginning is sent again
+        with every question.
+        """
         text = _checked_text(text)
         if len(files) > MAX_FILES:
             raise TooLong(f"付けられる資料は{MAX_FILES}個までです。", field="files")
@@ -338,6 +375,9 @@ class Chat:
             conversation = await self._weighed(await self.open(conversation_id), model, data_class)
         else:
             conversation = await self._create(_title(text, card), model, data_class, folder)
+        if mask and not conversation.masked:
+            await self._change(conversation.id, masked=True)
+            conversation = replace(conversation, masked=True)
         return await self._asked(conversation, text, attached)
 
     async def ask_again(
@@ -380,13 +420,14 @@ class Chat:
         stored = False
         try:
             async with self._ctx.gateway.stream_chat(
-                turn.messages, model=turn.model, data_class=turn.data_class
+                turn.messages, model=turn.model, data_class=turn.data_class, mask=turn.masked
             ) as stream:
                 body |= {
                     "zone": stream.zone,
                     "zone_owner": stream.zone_owner,
                     "country": stream.vendor_country,
                     "call_id": stream.call_id,
+                    "masked": stream.masked,
                 }
                 async for delta in stream:
                     if delta.text:
@@ -539,8 +580,11 @@ class Chat:
         if tuple(left_out) != question.left_out:
             await self._mark(question.id, left_out=left_out)
             question = replace(question, left_out=tuple(left_out))
-        messages = [{"role": "system", "content": _system_prompt()}, *told, {"role": "user", "content": asked}]
-        return Turn(conversation, question, conversation.model, conversation.data_class, tuple(messages))
+        # In the house nothing has to be hidden.
+        masked = conversation.masked and conversation.model != "onprem"
+        system = _system_prompt() + (_ABOUT_PLACEHOLDERS if masked else "")
+        messages = [{"role": "system", "content": system}, *told, {"role": "user", "content": asked}]
+        return Turn(conversation, question, conversation.model, conversation.data_class, tuple(messages), masked)
 
     async def _store_answer(self, turn: Turn, body: dict[str, Any], text: str) -> Message:
         document = await self._ctx.documents.create("message", body | {"text": text}, parent=turn.conversation.id)
@@ -672,11 +716,66 @@ def folded(text: str) -> str:
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
 
+# ── what was found ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a clerk is shown before a question leaves.
+
+    parts: the question, cut to what stands around the findings: (text, what it is called, or nothing). in_files: a name
+    and what was found there, in words. count: places in all.
+    """
+
+    outlook: Outlook
+    parts: tuple[tuple[str, str], ...] = field(repr=False)
+    in_files: tuple[tuple[str, str], ...]
+    count: int
+
+
+_AROUND: Final = 60
+
+
+def _look(outlook: Outlook, text: str, names: Sequence[str]) -> Look:
+    in_files = []
+    for i, name in enumerate(names, 1):
+        labels = Counter(f.label for f in outlook.found if f.text == i)
+        if labels:
+            in_files.append((name, "、".join(f"{label}{n}か所" for label, n in labels.items())))
+    found = [f for f in outlook.found if f.text == 0]
+    return Look(outlook, tuple(_parts(text, found)), tuple(in_files), len(outlook.found))
+
+
+def _parts(text: str, found: Sequence[GuardFinding]) -> Iterator[tuple[str, str]]:
+    """The text with its findings marked; long stretches without any are cut in the middle."""
+    at = 0
+    for f in sorted(found, key=lambda f: f.start):
+        if f.start < at:
+            continue
+        yield _cut(text[at : f.start], is_first=at == 0, is_last=False), ""
+        yield text[f.start : f.end], f.label
+        at = f.end
+    if found:
+        yield _cut(text[at:], is_first=False, is_last=True), ""
+
+
+def _cut(text: str, *, is_first: bool, is_last: bool) -> str:
+    if len(text) <= 2 * _AROUND:
+        return text
+    before, after = text[-_AROUND:], text[:_AROUND]
+    if is_first:
+        return f"…{before}"
+    return f"{after}…" if is_last else f"{after}…{before}"
+
+
 # ── what the model is given ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def _system_prompt() -> str:
     return (Path(__file__).parent / "prompts" / "system.md").read_text("utf-8")
+
+
+_ABOUT_PLACEHOLDERS: Final = "\n- ⟦と⟧で囲んだ記号（氏名、電話などと番号）は、伏せた個人情報です。同じ記号は同じ人や物を指します。変えずに、そのまま書きます。\n"
 
 
 def _history(messages: Sequence[Message]) -> tuple[list[dict[str, str]], int]:
@@ -795,6 +894,7 @@ def _conversation(document: Any, messages: tuple[Message, ...] = ()) -> Conversa
         updated_at=document.updated_at,
         deleted_at=document.deleted_at,
         messages=messages,
+        masked=bool(body.get("masked")),
     )
 
 
@@ -812,6 +912,7 @@ def _message(document: Any) -> Message:
         zone_owner=body.get("zone_owner", ""),
         country=body.get("country", ""),
         call_id=body.get("call_id", ""),
+        masked=body.get("masked", False),
         finish_reason=body.get("finish_reason", ""),
         problem_type=body.get("problem_type", ""),
         problem_title=body.get("problem_title", ""),

@@ -31,6 +31,38 @@ class ModelChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class GuardFinding:
+    """Something the guard found: in which of the texts, from where to where (in characters), and what it is called."""
+
+    text: int
+    start: int
+    end: int
+    kind: str
+    label: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What would become of a call. `then`: send, warn, mask, reroute or block. `blocked_by` is a kind that goes nowhere.
+
+    `can_mask` and `reroute_to` are the ways there are besides; `data_class` is the weight with what was found.
+    """
+
+    then: str
+    data_class: str
+    blocked_by: str
+    can_mask: bool
+    reroute_to: str
+    found: tuple[GuardFinding, ...] = ()
+
+    @property
+    def needs_a_choice(self) -> bool:
+        """Whether it is what was found that stands in the way, and not what was declared."""
+        return bool(self.found) and self.then not in ("send", "warn")
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """A piece of a streamed answer."""
 
@@ -47,6 +79,7 @@ class ChatStream:
         self.zone = events.facts.zone
         self.zone_owner = events.facts.zone_owner
         self.vendor_country = events.facts.vendor_country
+        self.masked = events.facts.masked
 
     async def __aiter__(self) -> AsyncIterator[Delta]:
         async for event in self._events:
@@ -65,15 +98,45 @@ class GatewayClient:
 
     @asynccontextmanager
     async def stream_chat(
-        self, messages: Sequence[Mapping[str, str]], *, model: str, data_class: str, max_tokens: int | None = None
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        model: str,
+        data_class: str,
+        max_tokens: int | None = None,
+        mask: bool = False,
     ) -> AsyncIterator[ChatStream]:
-        """Raises `GatewayProblem` and its kin; leaving the block stops the answer."""
+        """Raises `GatewayProblem` and its kin; leaving the block stops the answer.
+
+        mask: placeholders leave in the stead of personal data, and the answer comes back with the originals.
+        """
         body: dict[str, Any] = {"model": model, "messages": list(messages), "stream": True}
         if max_tokens is not None:
             body["max_tokens"] = max_tokens
-        headers = {"kumiai-data-class": DataClass(data_class).value}
+        headers = {"kumiai-data-class": DataClass(data_class).value} | ({"kumiai-mask": "1"} if mask else {})
         async with self._gateway.stream("/v1/chat/completions", body, token=self._token(), headers=headers) as events:
             yield ChatStream(events)
+
+    async def inspect(self, texts: Sequence[str], *, model: str, data_class: str) -> Outlook:
+        """What the guard finds in the texts (200,000 characters together), and what a call with them would become."""
+        answer = await self._gateway.post(
+            "/v1/guard/inspect",
+            {"text": list(texts), "model": model},
+            token=self._token(),
+            headers={"kumiai-data-class": DataClass(data_class).value},
+        )
+        body = answer.body
+        return Outlook(
+            then=body["then"],
+            data_class=body["data_class"],
+            blocked_by=body["blocked_by"] or "",
+            can_mask=body["can_mask"],
+            reroute_to=body["reroute_to"] or "",
+            found=tuple(
+                GuardFinding(f["text"], f["start"], f["end"], f["kind"], f["label"], f["reason"])
+                for f in body["findings"]
+            ),
+        )
 
     async def models(self) -> list[dict[str, Any]]:
         """OpenAI's list with our `kumiai` facts."""

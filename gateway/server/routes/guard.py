@@ -22,7 +22,7 @@ from tenants.context import DataClass
 from tenants.policy import Policy
 
 MAX_TEXTS: Final = 64
-MAX_CHARACTERS: Final = 500_000
+MAX_CHARACTERS: Final = 200_000
 _CHAT: Final = Operation.CHAT
 
 

@@ -171,6 +171,13 @@
       document.title = `${start.title}｜${document.title.split("｜").pop()}`;
       $("#title").textContent = start.title;
       const weights = $('select[name="data_class"]', form);
+      if (start.data_class > weights.value) {
+        // 庁内のAIで送る made it heavier, and with it the rest of the conversation.
+        weights.value = start.data_class;
+        const chosen = $(`input[name="model"][value="${start.model}"]`, form);
+        if (chosen) chosen.checked = true;
+        weights.dispatchEvent(new Event("change"));
+      }
       for (const option of weights.options) option.disabled = option.value < weights.value;
     }
     const question = document.getElementById(`m-${start.question}`);
@@ -187,19 +194,35 @@
   };
   const ENDS = { done: "回答が届きました。", stopped: "回答を止めました。", failed: "回答を作れませんでした。" };
 
-  const ask = async (asking) => {
+  /* What the guard found, above the text: it stays until a way is chosen or the text is sent anew. */
+  const showGuard = (html) => {
+    place.replaceChildren(fragment(html));
+    const heading = $("#guard-h");
+    say(heading.textContent);
+    heading.focus({ preventScroll: true });
+    place.scrollIntoView({ block: "nearest" });
+  };
+
+  const ask = async (asking, submitter) => {
     if (running) return;
+    if (submitter?.value === "cancel") {
+      place.replaceChildren();
+      area.focus();
+      return;
+    }
     const isCompose = asking === form;
     const controller = new AbortController();
     running = controller;
     setBusy(true);
     place.replaceChildren();
     let live = null;
+    let shownGuard = "";
     let conversation = $('input[name="conversation"]', form).value;
     try {
       if (isCompose && !(await uploaded())) return;
       live = waiting();
       const data = new FormData(asking);
+      if (submitter) data.set(submitter.name, submitter.value);
       data.delete("file");
       for (const name of ["model", "data_class"]) {
         const chosen = new FormData(form).get(name);
@@ -207,6 +230,10 @@
       }
       say("回答を作成しています。");
       const response = await post(asking.action, data, { accept: "text/event-stream", signal: controller.signal });
+      if ((response.headers.get("content-type") ?? "").startsWith("text/html")) {
+        shownGuard = await response.text();
+        return;
+      }
       let state = "";
       for await (const { name, data: told } of serverEvents(response)) {
         if (name === "start") {
@@ -233,7 +260,8 @@
       live?.end();
       running = null;
       setBusy(false);
-      if (isCompose) area.focus({ preventScroll: true });
+      if (shownGuard) showGuard(shownGuard);
+      else if (isCompose) area.focus({ preventScroll: true });
     }
   };
   const get = async (url) => {
@@ -273,7 +301,7 @@
     const asking = event.target.closest("form[data-stream]");
     if (!asking) return;
     event.preventDefault();
-    ask(asking);
+    ask(asking, event.submitter?.name === "way" ? event.submitter : undefined);
   });
   $("#stop").addEventListener("click", () => running?.abort());
 
@@ -366,7 +394,7 @@
     if (!html) return;
     $("#models").replaceWith(fragment(html));
     if ($('input[name="model"]:checked')) return;
-    const other = $('input[name="model"]:not(:disabled)');
+    const other = $('#models input[name="model"]:not(:disabled)');
     if (!other) return;
     other.checked = true;
     const name = (option) => $(".p-model__name", option.closest(".p-model")).textContent;

@@ -1,0 +1,127 @@
+"""まだ送っていません: what a clerk is shown before personal data would leave, with scripts, without, and by keyboard."""
+
+import json
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browsers import DESKTOP, PHONE
+from tests.e2e.chat_page import ChatPage
+from tests.e2e.conftest import Abroad
+from tests.e2e.test_states import SIZES, by_size, look
+
+pytestmark = pytest.mark.browser
+
+LETTER = (
+    "川西地区の申請者（山田太郎様、090-1234-5678、神奈川県横須賀市小川町11番地）から、避難所の段差について"
+    "再度お問い合わせがありました。おわびと今後の対応を伝える返信文を作ってください。"
+)
+NUMBER = "個人番号 1234 5678 9018 の方への通知を書いてください。"
+HEADING = "まだ送っていません。個人の情報が3か所あります"
+
+
+def sent(abroad: Abroad) -> str:
+    return json.dumps(abroad.upstream.seen()["requests"], ensure_ascii=False)
+
+
+def stopped(abroad: Abroad, chat: ChatPage, text: str = LETTER) -> Page:
+    """The page with the question held back."""
+    chat.box.fill(text)
+    chat.send.click()
+    expect(chat.page.locator("#guard")).to_be_visible()
+    assert abroad.upstream.seen()["calls"] == 0
+    return chat.page
+
+
+@by_size
+def test_what_was_found_is_marked_and_three_ways_are_offered(abroad: Abroad, size: str) -> None:
+    person = abroad.visitor.demo.person("staff", nth=1)
+    chat = ChatPage(abroad.visitor.open(person, viewport=SIZES[size])).open()
+    page = stopped(abroad, chat)
+    expect(page.get_by_role("heading", name=HEADING)).to_be_focused()
+    expect(page.locator("#guard")).to_contain_text("「標準」は海外で処理するため、このままでは送れません。")
+    marks = page.locator("#guard mark")
+    assert marks.all_inner_texts() == ["氏名山田太郎", "電話番号090-1234-5678", "住所神奈川県横須賀市小川町11番地"]
+    for way in ("伏せて送る", "庁内のAIで送る", "やめる"):
+        expect(page.get_by_role("button", name=way)).to_be_visible()
+    expect(chat.box).to_have_value(LETTER)
+    look(page, size)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_masked_it_leaves_without_the_originals(abroad: Abroad) -> None:
+    chat = abroad.chat()
+    page = stopped(abroad, chat)
+    page.get_by_role("button", name="伏せて送る").click()
+    answer = chat.answered()
+    expect(answer).to_contain_text("個人の情報を記号に替えて送り")
+    assert "⟦氏名1⟧様、⟦電話1⟧、⟦住所1⟧" in sent(abroad)
+    for original in ("山田", "1234", "小川町"):
+        assert original not in sent(abroad)
+    expect(chat.questions.last).to_contain_text("山田太郎様、090-1234-5678")
+    # The next question takes the first one along, masked as well, and asks nothing.
+    chat.ask("もっと短くしてください")
+    expect(page.locator("#guard")).to_have_count(0)
+    assert abroad.upstream.seen()["calls"] == 2
+    assert "山田" not in sent(abroad)
+
+
+def test_in_the_house_it_is_sent_as_it_is_and_stays_there(abroad: Abroad) -> None:
+    chat = abroad.chat()
+    page = stopped(abroad, chat)
+    page.get_by_role("button", name="庁内のAIで送る").click()
+    answer = chat.answered()
+    expect(answer).to_contain_text("庁内")
+    expect(page.locator('select[name="data_class"]')).to_have_value("3C")
+    expect(page.locator('input[name="model"]:checked')).to_have_value("onprem")
+    chat.ask("もっと短くしてください")
+    assert abroad.upstream.seen()["calls"] == 0
+
+
+def test_given_up_the_text_is_still_there(abroad: Abroad) -> None:
+    chat = abroad.chat()
+    page = stopped(abroad, chat)
+    page.get_by_role("button", name="やめる").click()
+    expect(page.locator("#guard")).to_have_count(0)
+    expect(chat.box).to_be_focused()
+    expect(chat.box).to_have_value(LETTER)
+    chat.ask("避難所の段差についてのおわびの文を作ってください。")
+    assert abroad.upstream.seen()["calls"] == 1
+
+
+def test_a_my_number_has_no_way_out(abroad: Abroad) -> None:
+    chat = abroad.chat()
+    page = stopped(abroad, chat, NUMBER)
+    expect(page.get_by_role("heading", name="個人番号（マイナンバー）があります")).to_be_visible()
+    expect(page.locator("#guard mark")).to_have_text("マイナンバー1234 5678 9018")
+    assert page.locator("#guard button").all_inner_texts() == ["やめる"]
+
+
+def test_by_keyboard_alone(abroad: Abroad) -> None:
+    chat = abroad.chat()
+    page = stopped(abroad, chat)
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("group", name="見つかったところ")).to_be_focused()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="伏せて送る")).to_be_focused()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(chat.answered()).to_contain_text("庁内")
+    assert abroad.upstream.seen()["calls"] == 0
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_without_scripts_the_same_ways_are_there(abroad: Abroad, size: dict[str, int]) -> None:
+    person = abroad.visitor.demo.person("staff")
+    chat = ChatPage(abroad.visitor.open(person, script=False, viewport=size)).open()
+    page = stopped(abroad, chat)
+    expect(page.get_by_role("heading", name=HEADING)).to_be_visible()
+    expect(chat.box).to_have_value(LETTER)
+    page.get_by_role("button", name="やめる").click()
+    expect(page.locator("#guard")).to_have_count(0)
+    expect(chat.box).to_have_value(LETTER)
+    chat.send.click()
+    page.get_by_role("button", name="伏せて送る").click()
+    expect(chat.answers.last).to_contain_text("個人の情報を記号に替えて送り")
+    assert "⟦電話1⟧" in sent(abroad)
+    assert "1234-5678" not in sent(abroad)
