@@ -68,7 +68,7 @@ class GuardPolicy(BaseModel):
 
     actions: by the value of `gateway.guard.findings.Kind`; a kind that is not listed is blocked where its class may
     not go. ng_words: as `clean_words` keeps them. public: the town's own telephone numbers and addresses, as
-    `comparable` writes them. reroute_to: the alias that takes what the asked model may not process. masking: whether
+    it writes them. reroute_to: the alias that takes what the asked model may not process. masking: whether
     a caller may ask for placeholders.
     """
 
@@ -87,7 +87,8 @@ class GuardPolicy(BaseModel):
 class Policy(BaseModel):
     """The defaults are the strict ones: a tenant without a stored policy gets them.
 
-    `zones` may only narrow or widen classes 1, 2 and 3C; `models` and `apps` empty means all.
+    `zones` may only narrow or widen classes 1, 2 and 3C; `models` and `apps` empty means all. Personal data (3C) leaves
+    the house only into the country and only with `personal_data_contract`: under which contract, of what day.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -96,12 +97,15 @@ class Policy(BaseModel):
     zones: dict[DataClass, frozenset[Zone]] = Field(default_factory=lambda: dict(DEFAULT_ZONES))
     models: frozenset[str] = frozenset()
     apps_off: frozenset[str] = frozenset()
+    personal_data_contract: str = Field(default="", max_length=200)
     min_count: int = Field(default=5, ge=1)
     guard: GuardPolicy = Field(default_factory=GuardPolicy)
 
     def allows(self, data_class: DataClass, zone: Zone, *, isolated: bool) -> bool:
         """Whether data of this class may be processed there. What is not listed is denied."""
         if (data_class in ISOLATED_ONLY and not isolated) or (data_class, zone) in NEVER:
+            return False
+        if (data_class, zone) == (DataClass.C3C, Zone.DOMESTIC) and not self.personal_data_contract:
             return False
         return zone in self.zones.get(data_class, frozenset())
 

@@ -14,12 +14,23 @@ from apps.console.figures import parse_yen
 from apps.console.town_people import ask
 from apps.sdk.office import Office, OfficeContext, back
 from apps.sdk.ui.render import CLASS_WORDS, ZONE_WORDS
+from gateway.guard.findings import Kind
+from gateway.guard.ng_words import clean_words
 from observability.problems import Conflict, InvalidInput, NotFound, Problem
 from tenants import audit
 from tenants.context import DataClass, TenantId, Zone
 from tenants.models import Person, Section
 from tenants.people import close_section, ensure_sections, list_people, list_sections, rename_section
-from tenants.policy import PRESETS, Policy, bump_configuration, load_policy, preset_of, save_policy
+from tenants.policy import (
+    PRESETS,
+    GuardAction,
+    GuardPolicy,
+    Policy,
+    bump_configuration,
+    load_policy,
+    preset_of,
+    save_policy,
+)
 from tenants.quota.tree import BudgetRow, budget_rows, set_budget
 from tenants.usage import MIN_SECTION_PEOPLE
 
@@ -29,6 +40,15 @@ SECTIONS: Final = "/console/town/sections"
 POLICY: Final = "/console/town/policy"
 MODELS: Final[Mapping[str, str]] = {"fast": "速い", "standard": "標準", "onprem": "庁内専用"}
 CLASSES: Final = (DataClass.C1, DataClass.C2, DataClass.C3C)
+# What the one choice on the page stands for. Names have a choice of their own; the rest is not up to a town.
+PERSONAL: Final = tuple(k for k in Kind if k not in (Kind.MY_NUMBER, Kind.NAME, Kind.NG_WORD, Kind.MARK))
+FOUND_WORDS: Final[Mapping[str, str]] = {
+    "block": "送らずに止める",
+    "mask": "伏せて送る",
+    "reroute": "庁内のモデルに替えて送る",
+    "warn": "知らせるだけで送る",
+    "own": "種類ごとに決めたまま",
+}
 ZONES: Final = (Zone.ONPREM, Zone.DOMESTIC, Zone.OVERSEAS)
 
 
@@ -206,6 +226,9 @@ async def _policy_page(office: Office, problem: Problem | None = None) -> Respon
         models=MODELS,
         classes=[(c.value, CLASS_WORDS[c.value]) for c in CLASSES],
         zones=[(z.value, ZONE_WORDS[z.value]) for z in ZONES],
+        when_found=_when_found(policy.guard),
+        names_too=policy.guard.action(Kind.NAME.value) is not GuardAction.WARN,
+        found_words=FOUND_WORDS,
         problem=problem,
     )
 
@@ -219,6 +242,12 @@ async def save(
     app_on: Annotated[list[str] | None, Form()] = None,
     model: Annotated[list[str] | None, Form()] = None,
     allow: Annotated[list[str] | None, Form()] = None,
+    contract: Annotated[str, Form(max_length=200)] = "",
+    when_found: Annotated[str, Form()] = "",
+    names_too: Annotated[str, Form()] = "",
+    masking: Annotated[str, Form()] = "",
+    ng_words: Annotated[str, Form(max_length=200_000)] = "",
+    public: Annotated[str, Form(max_length=200_000)] = "",
     confirmed: Annotated[str, Form()] = "",
 ) -> Response:
     """Everything on the page at once. First what would change is told; saved when that is confirmed."""
@@ -228,7 +257,9 @@ async def save(
         changed = policy.model_copy(
             update={
                 "default_class": DataClass(default_class),
-                "zones": _zones(policy, preset, allow or ()),
+                "zones": _zones(policy, preset, allow or (), contract),
+                "personal_data_contract": " ".join(contract.split()),
+                "guard": _guard(policy.guard, when_found, ng_words, public, names=bool(names_too), mask=bool(masking)),
                 "models": _models(model or ()),
                 "apps_off": frozenset(a.id for a in office.apps) - frozenset(app_on or ()),
             }
@@ -247,6 +278,8 @@ async def save(
         fields = [("version", str(version)), ("preset", preset), ("default_class", default_class)]
         fields += [("app_on", a) for a in app_on or ()] + [("model", m) for m in model or ()]
         fields += [("allow", a) for a in allow or ()]
+        fields += [("contract", contract), ("when_found", when_found), ("ng_words", ng_words), ("public", public)]
+        fields += [("names_too", names_too), ("masking", masking)]
         return await ask(
             office,
             title="次のように変えますか",
@@ -267,7 +300,7 @@ async def save(
     return back(POLICY, "設定を保存しました")
 
 
-def _zones(policy: Policy, preset: str, allow: Sequence[str]) -> dict[DataClass, frozenset[Zone]]:
+def _zones(policy: Policy, preset: str, allow: Sequence[str], contract: str) -> dict[DataClass, frozenset[Zone]]:
     """The preset's zones, or with `own` what was ticked. Raises `InvalidInput`, `ValueError`, `KeyError`."""
     if preset != "own":
         return {**policy.zones, **{c: PRESETS[preset][c] for c in CLASSES}}
@@ -277,7 +310,35 @@ def _zones(policy: Policy, preset: str, allow: Sequence[str]) -> dict[DataClass,
         zones[DataClass(weight)].add(Zone(zone))
     if Zone.OVERSEAS in zones[DataClass.C3C]:
         raise InvalidInput("個人情報を海外で処理する設定にはできません。", field="allow")
+    if Zone.DOMESTIC in zones[DataClass.C3C] and not contract.strip():
+        raise InvalidInput("個人情報を国内で処理するには、その契約の名前と日付を書いてください。", field="contract")
     return {**policy.zones, **{c: frozenset(z) for c, z in zones.items()}}
+
+
+def _guard(old: GuardPolicy, when_found: str, ng_words: str, public: str, *, names: bool, mask: bool) -> GuardPolicy:
+    """The page's answers as rules. `own` keeps what was set kind by kind. Raises `ValueError`."""
+    if when_found == "own":
+        actions = dict(old.actions)
+    else:
+        chosen = GuardAction(when_found)
+        actions = {} if chosen is GuardAction.BLOCK else {k.value: chosen for k in PERSONAL}
+        if names:
+            actions[Kind.NAME.value] = chosen
+    shown = (" ".join(line.split()) for line in public.splitlines())
+    return old.model_copy(
+        update={
+            "actions": actions,
+            "ng_words": clean_words(ng_words.splitlines()),
+            "public": frozenset(line for line in shown if line),
+            "masking": mask,
+        }
+    )
+
+
+def _when_found(guard: GuardPolicy) -> str:
+    """The one action of all personal kinds, or `own` where a town has several."""
+    actions = {guard.action(k.value) for k in PERSONAL}
+    return actions.pop().value if len(actions) == 1 else "own"
 
 
 def _models(chosen: Sequence[str]) -> frozenset[str]:
@@ -297,6 +358,22 @@ def _differences(office: Office, old: Policy, new: Policy) -> list[str]:
         before, after = old.zones.get(c, frozenset()), new.zones.get(c, frozenset())
         if before != after:
             lines.append(f"「{CLASS_WORDS[c.value]}」を処理してよい場所：{_places(before)} → {_places(after)}")
+    if old.personal_data_contract != new.personal_data_contract:
+        lines.append(f"個人情報を国内で処理する契約：{new.personal_data_contract or 'なし'}")
+    did, does = _when_found(old.guard), _when_found(new.guard)
+    if did != does:
+        lines.append(f"個人の情報を見つけたとき：{FOUND_WORDS[did]} → {FOUND_WORDS[does]}")
+    counts_names = new.guard.action(Kind.NAME.value) is not GuardAction.WARN
+    if counts_names != (old.guard.action(Kind.NAME.value) is not GuardAction.WARN):
+        lines.append(f"氏名だけのとき：{'ほかの個人の情報と同じに扱う' if counts_names else '知らせるだけにする'}")
+    if old.guard.masking != new.guard.masking:
+        lines.append(f"伏せて送ること：{'できるようにする' if new.guard.masking else 'できないようにする'}")
+    for name, had, has in (
+        ("AIに送らない言葉", set(old.guard.ng_words), set(new.guard.ng_words)),
+        ("町が公開している電話番号・住所", set(old.guard.public), set(new.guard.public)),
+    ):
+        if had != has:
+            lines.append(f"{name}：{len(has - had)}件を足す、{len(had - has)}件を外す（全部で{len(has)}件）")
     if old.default_class != new.default_class:
         lines.append(
             f"情報の重さを選ばないときの扱い：{CLASS_WORDS[old.default_class.value]} → {CLASS_WORDS[new.default_class.value]}"

@@ -15,6 +15,7 @@ _KANJI_DIGITS: Final = {"〇": "0", "零": "0", **{kanji: str(n) for n, kanji in
 # Letters and fillers without a shape; format characters are told by their category.
 _UNSEEN: Final = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 _MARKS: Final = re.compile("[\u0300-\u036f\u3099\u309a\uff9e\uff9f]")
+_NOT_COMPARED: Final = re.compile(r"[\s\-()・.]")
 _MAX_MARKS: Final = 3
 # A text may hold any of a million characters; those of real texts are learnt within the first few.
 _MAX_LEARNT: Final = 20_000
@@ -112,6 +113,11 @@ class Folded:
 def fold(text: str) -> str:
     """The folded form alone, for words that are looked for in folded texts."""
     return Folded(text).text
+
+
+def comparable(text: str) -> str:
+    """A telephone number or an address in the form in which two of them are compared."""
+    return _NOT_COMPARED.sub("", fold(text)).lower()
 
 
 def _units(text: str) -> Iterator[str]:

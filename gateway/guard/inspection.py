@@ -3,10 +3,11 @@
 import re
 from collections.abc import Collection
 from dataclasses import replace
+from functools import lru_cache
 from typing import Final
 
 from gateway.guard.findings import Finding, Kind, without_overlaps
-from gateway.guard.fold import Folded, fold
+from gateway.guard.fold import Folded, comparable
 from gateway.guard.labels import Labels
 from gateway.guard.names import find_names
 from gateway.guard.ng_words import find_ng_words
@@ -28,7 +29,6 @@ _ANCHOR: Final = re.compile(
     r"[\d@＠﹫秘㊙〇零一二三四五六七八九\u00b2\u00b3\u00b9\u2070-\u2079\u2080-\u2089\u2460-\u24ff\u2776-\u2793\u3192-\u3195"
     r"\u3220-\u3229\u3280-\u3289]|at[)\]）］]|アット|ｱｯﾄ"
 )
-_NOT_COMPARED: Final = re.compile(r"[\s\-()・.]")
 _MAY_BE_PUBLIC: Final = frozenset({Kind.PHONE, Kind.EMAIL, Kind.ADDRESS, Kind.NAME, Kind.BANK})
 
 
@@ -38,7 +38,7 @@ def inspect(
     """All findings in the order of the text.
 
     ng_words: as `clean_words` made them. public: telephone numbers, addresses and names that the town itself
-    publishes, as `comparable` made them. names: also look for people's names, which takes ten times as long.
+    publishes, as it writes them. names: also look for people's names, which takes ten times as long.
     """
     if not ng_words and not names and _is_plain(text):
         return ()
@@ -56,8 +56,14 @@ def inspect(
         *(find_names(text) if names else ()),
     ]
     if public:
-        found = [f for f in found if f.kind not in _MAY_BE_PUBLIC or comparable(text[f.start : f.end]) not in public]
+        known = _comparables(frozenset(public))
+        found = [f for f in found if f.kind not in _MAY_BE_PUBLIC or comparable(text[f.start : f.end]) not in known]
     return without_overlaps(found) if found else ()
+
+
+@lru_cache(maxsize=2_048)
+def _comparables(public: frozenset[str]) -> frozenset[str]:
+    return frozenset(map(comparable, public))
 
 
 def inspect_long(
@@ -77,8 +83,3 @@ def _is_plain(text: str) -> bool:
     if not text.isascii():
         return _ANCHOR.search(text) is None
     return "@" not in text and "at)" not in text and "at]" not in text and _SIX_DIGITS.search(text) is None
-
-
-def comparable(text: str) -> str:
-    """A telephone number or an address in the form in which two of them are compared."""
-    return _NOT_COMPARED.sub("", fold(text)).lower()

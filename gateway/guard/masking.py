@@ -17,8 +17,8 @@ from urllib.parse import unquote
 import orjson
 
 from gateway.guard.findings import Kind
-from gateway.guard.fold import Folded, fold
-from gateway.guard.inspection import comparable, inspect_long
+from gateway.guard.fold import Folded, comparable, fold
+from gateway.guard.inspection import inspect_long
 from gateway.guard.ng_words import WordIndex, lowered
 from gateway.guard.texts import texts_of
 

@@ -283,3 +283,47 @@ def test_the_whole_office_works_without_scripts(office: Office, visitor: Visitor
     plain.get_by_role("button", name="選んだ人のパスワードを出し直す").click()
     plain.get_by_role("button", name="パスワードを出し直す").click()
     expect(plain.get_by_role("heading", name="1人のパスワードを出し直しました")).to_be_visible()
+
+
+def test_what_the_guard_does_is_the_town_s_choice(office: Office) -> None:
+    page = office.page
+    page.goto("/console/town/policy")
+    page.get_by_label("伏せて送る", exact=True).check()
+    page.get_by_label("AIに送らない言葉").fill("アサガオ計画\n\nｱｻｶﾞｵ計画\n合併協議")
+    page.get_by_label("町が公開している電話番号・住所").fill("046-822-4000")
+    assert_accessible(page)
+    page.get_by_role("button", name="変わることを確かめる").click()
+    for line in (
+        "個人の情報を見つけたとき：送らずに止める → 伏せて送る",
+        "AIに送らない言葉：2件を足す、0件を外す（全部で2件）",
+        "町が公開している電話番号・住所：1件を足す、0件を外す（全部で1件）",
+    ):
+        expect(page.get_by_role("listitem").filter(has_text=line)).to_be_visible()
+    page.get_by_role("button", name="このとおり変える").click()
+    expect(page.get_by_text("設定を保存しました")).to_be_visible()
+    expect(page.get_by_label("伏せて送る", exact=True)).to_be_checked()
+    expect(page.get_by_label("AIに送らない言葉")).to_have_value("アサガオ計画\n合併協議")
+    page.goto("/apps/chat")
+    page.get_by_label("質問を書く").last.fill("合併協議の進め方を考えてください")
+    page.get_by_role("button", name="送る", exact=True).click()
+    expect(page.get_by_role("heading", name="町が送らないと決めた言葉があります")).to_be_visible()
+
+
+def test_personal_data_in_the_country_needs_the_name_of_a_contract(office: Office) -> None:
+    page = office.page
+    page.goto("/console/town/policy")
+    page.get_by_text("町で組合せを決める").click()
+    page.get_by_label("次の表のとおりにする").check()
+    page.get_by_label("個人情報ありを国内で処理してよい").check()
+    page.get_by_role("button", name="変わることを確かめる").click()
+    expect(page.get_by_role("alert")).to_contain_text("契約の名前と日付を書いてください")
+    page.get_by_text("町で組合せを決める").click()
+    page.get_by_label("次の表のとおりにする").check()
+    page.get_by_label("個人情報ありを国内で処理してよい").check()
+    page.get_by_label("個人情報を国内の事業者で処理するときの契約").fill("国内AI利用契約（令和8年4月1日）")
+    page.get_by_role("button", name="変わることを確かめる").click()
+    expect(
+        page.get_by_role("listitem").filter(has_text="「個人情報あり」を処理してよい場所：庁内 → 庁内・国内")
+    ).to_be_visible()
+    page.get_by_role("button", name="このとおり変える").click()
+    expect(page.get_by_text("設定を保存しました")).to_be_visible()

@@ -204,7 +204,7 @@ def test_words_a_town_does_not_send(
 
 
 def test_the_town_s_own_number_is_no_secret(gateway: RunningGateway, rule: Callable[[GuardPolicy], Town]) -> None:
-    town = rule(GuardPolicy(public=frozenset({"0468224000"})))
+    town = rule(GuardPolicy(public=frozenset({"０４６（８２２）４０００"})))
     assert outcome(ask(gateway, town, said("代表 046-822-4000", OVERSEAS))) == (200, "overseas")
     assert outcome(ask(gateway, town, said("自宅 046-822-4001", OVERSEAS))) == (403, "personal_data_found")
 

@@ -39,8 +39,15 @@ def test_heavy_personal_data_stays_in_a_closed_segment() -> None:
 def test_no_stored_rule_sends_a_secret_anywhere_or_personal_data_abroad() -> None:
     reckless = Policy(zones=dict.fromkeys(DataClass, EVERYWHERE))
     assert zones(reckless, "3A", isolated=True) == ""
-    assert zones(reckless, "3C", isolated=True) == "od"
+    assert zones(reckless, "3C", isolated=True) == "o"
     assert zones(reckless, "2") == "odo"
+
+
+def test_personal_data_goes_into_the_country_by_a_contract_and_only_where_the_town_chose_it() -> None:
+    contract = "国内AI利用契約（令和8年4月1日）"
+    chosen = Policy(zones=dict.fromkeys(DataClass, EVERYWHERE), personal_data_contract=contract)
+    assert zones(chosen, "3C") == "od"
+    assert zones(Policy(personal_data_contract=contract), "3C") == "o"
 
 
 def test_what_is_not_listed_is_denied() -> None:
