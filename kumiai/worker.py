@@ -20,6 +20,7 @@ from tenants.documents import Documents
 from tenants.keyfiles import KeyFileError
 from tenants.models import PortalSession, Revocation, Tenant, Throttle
 from tenants.quota.ledger import sweep
+from tenants.quota.soft_limits import raise_notices
 from tenants.quota.windows import window_start
 from tenants.settings import Settings
 from tenants.vault import FileRootKey, Vault
@@ -49,6 +50,11 @@ class Worker:
     async def sweep_holds(self) -> int:
         """Holds whose gateway died go to suspense at the full amount; none is voided."""
         return await asyncio.to_thread(sweep, self._settings.urls.filled())
+
+    async def soft_limits(self) -> int:
+        """Tells those whom it concerns that a limit is 70, 90 or 100 per cent used."""
+        async with self._db.platform_session("soft limits") as session:
+            return await raise_notices(session, self._clock())
 
     async def purge(self) -> int:
         """What lay in the trash for its time goes for good, files without a document too."""
@@ -101,6 +107,7 @@ async def work(settings: Settings, stop: asyncio.Event) -> None:
     worker = Worker(settings)
     duties: list[tuple[str, float, Callable[[], Awaitable[int]]]] = [
         ("sweep_holds", 15, worker.sweep_holds),
+        ("soft_limits", 30, worker.soft_limits),
         ("purge", 3600, worker.purge),
         ("forget", 3600, worker.forget),
         ("exports", 3600, worker.exports),

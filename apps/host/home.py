@@ -1,6 +1,7 @@
 """The home page, what is left of the month, a person's own settings, こまったとき, and the pages everybody may read."""
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from fractions import Fraction
@@ -23,9 +24,10 @@ from apps.sdk.office import back, place
 from observability.problems import InvalidInput, NotFound
 from tenants.context import Role
 from tenants.models import Person, Report
-from tenants.people import Listed, list_people
+from tenants.people import Listed, list_people, list_sections
 from tenants.policy import Policy
 from tenants.quota.pace import dry_day
+from tenants.quota.soft_limits import SoftLimit, mark_seen, notices_of
 from tenants.quota.tree import BudgetRow, budget_rows
 from tenants.quota.windows import WINDOW_WORDS, WINDOWS, Window, window_bounds, window_start
 from tenants.reports import DESK, KINDS, count_reports, file_report, list_answers, list_reports
@@ -83,13 +85,14 @@ def greeting(hour: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something a person should know today: `tone` of the mark, its words, where it leads."""
+    """Something a person should know today: `tone` of the mark, its words, where it leads, how it is put away."""
 
     mark: str
     tone: str
     icon: str
     words: str
     href: str
+    seen_at: str = ""
 
 
 async def _notices(own: Services, who: Signed, now: datetime) -> list[Notice]:
@@ -98,13 +101,39 @@ async def _notices(own: Services, who: Signed, now: datetime) -> list[Notice]:
     async with own.db.tenant_session(who.actor.context, read_only=True) as session:
         answered = await list_reports(session, who.actor.tenant_id, states=("answered",), person_id=who.actor.person_id)
         waiting = (await count_reports(session, who.actor.tenant_id))["open"] if who.actor.has(Role.TOWN_ADMIN) else 0
+        limits = await notices_of(session, who.actor, now)
+        sections = await list_sections(session, who.actor.tenant_id) if limits else []
     if answered:
         words = f"「{KINDS[answered[0].kind]}」に返事があります"
         found.append(Notice("町の管理者から", "info", "mail", words, "/report/mine"))
     if waiting:
         words = f"職員{waiting}人の「こまったとき」が返事を待っています"
         found.append(Notice("町の管理者の仕事", "warn", "flag", words, "/desk/reports"))
-    return found
+    names = {str(s.id): s.name for s in sections}
+    return found + [_told_of(limit, names) for limit in limits]
+
+
+def _told_of(limit: SoftLimit, sections: Mapping[str, str]) -> Notice:
+    whose = {
+        "town": "町の予算",
+        "section": f"{sections.get(limit.node_id, '課')}の枠",
+        "person": "あなたの枠",
+        "app": f"アプリ「{limit.node_id}」の枠",
+        "model": f"モデル「{limit.node_id}」の枠",
+    }[limit.node]
+    now = WINDOW_WORDS[limit.window]
+    used = {70: "7割まで使いました", 90: "9割まで使いました", 100: "ほとんど使い切りました"}[limit.percent]
+    mark, tone = ("枠がなくなりました", "error") if limit.percent == 100 else ("枠が減っています", "warn")
+    return Notice(mark, tone, "coins", f"{now}の{whose}を{used}", "/quota", f"/notices/{limit.id}/seen")
+
+
+@routes.post("/notices/{notice_id}/seen")
+async def notice_seen(own: OwnServices, who: SignedRequest, notice_id: UUID) -> Response:
+    """確認した: this step is not shown to this person again. Raises `NotFound` for another town's."""
+    async with own.db.tenant_session(who.actor.context) as session:
+        if not await mark_seen(session, who.actor, notice_id):
+            raise NotFound
+    return back("/", "お知らせを片付けました")
 
 
 # ── what is left of the month ────────────────────────────────────────────────────────────────────────────────────

@@ -1,12 +1,25 @@
 """The portal's own pages in a browser: home, search, settings, こまったとき both ways, what failing looks like."""
 
+import asyncio
 import re
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from playwright.sync_api import Page, expect
+from sqlmodel import col, update
 
+from tenants.context import TenantId
+from tenants.db import Database
+from tenants.models import Account
+from tenants.quota.pricing import UYEN_PER_YEN
+from tenants.quota.soft_limits import raise_notices
+from tenants.quota.tree import set_budget
+from tenants.registry import find_tenant
 from tests.browsers import Visitor, assert_accessible, sign_in
+from tests.month import sqlite_of
 from tests.ui.test_town import add_person
 from tests.ui.towns import PASSWORD, administrator, first_sign_in, make_town
 
@@ -143,6 +156,59 @@ def test_a_month_that_is_used_up_says_when_it_returns_and_whom_to_ask(visitor: V
     assert_accessible(clerk)
     clerk.get_by_role("link", name="町の管理者に増枠を依頼する").click()
     expect(clerk.get_by_label("枠を増やしてほしい")).to_be_checked()
+
+
+async def _use_up(home: Path, code: str, share: int) -> None:
+    """Puts a day's budget on a town, uses it in part, and lets the worker's duty look."""
+    db = Database(sqlite_of(home))
+    try:
+        async with db.platform_session("test") as session:
+            tenant_id = (await find_tenant(session, code)).id
+            await set_budget(session, TenantId(tenant_id), yen=100, window="day")
+            await session.exec(
+                update(Account)
+                .where(col(Account.tenant_id) == tenant_id, col(Account.window) == "day")
+                .values(posted_uyen=share * UYEN_PER_YEN)
+            )
+            await raise_notices(session, datetime.now(UTC))
+    finally:
+        await db.close()
+
+
+def use_up(home: Path, code: str, share: int) -> None:
+    """In a thread of its own: the browser's loop runs in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, _use_up(home, code, share)).result()
+
+
+def test_who_looks_after_a_limit_is_told_once_that_it_is_nearly_used(visitor: Visitor) -> None:
+    town = make_town(visitor)
+    admin = administrator(visitor, town)
+    clerk = visitor.open()
+    first_sign_in(clerk, town.code, "5003", add_person(admin, "5003", "壬"))
+    use_up(visitor.demo.home, town.code, 92)
+    admin.goto("/")
+    news = admin.get_by_role("region", name="お知らせ")
+    told = "今日の町の予算を9割まで使いました"
+    expect(news).to_contain_text(told)
+    assert_accessible(admin)
+    clerk.goto("/")
+    expect(clerk.get_by_text(told)).to_have_count(0)
+    # What is tighter than the month stands on the home page, for everybody.
+    expect(clerk.get_by_role("region", name=f"{town.name}の予算 今日の残り")).to_be_visible()
+    assert_accessible(clerk)
+    news.get_by_role("link", name=told).click()
+    expect(admin.get_by_role("heading", name=f"{town.name}の予算（今日）")).to_be_visible()
+    assert_accessible(admin)
+    admin.goto("/")
+    admin.get_by_role("button", name="確認しました").click()
+    expect(admin.get_by_role("status").filter(has_text="お知らせを片付けました")).to_be_visible()
+    expect(admin.get_by_text(told)).to_have_count(0)
+    # The next step is news again, and what was seen before does not come back with it.
+    use_up(visitor.demo.home, town.code, 100)
+    admin.goto("/")
+    expect(admin.get_by_role("link", name="今日の町の予算をほとんど使い切りました")).to_be_visible()
+    expect(admin.get_by_text(told)).to_have_count(0)
 
 
 def test_a_missing_page_and_a_forbidden_one_look_the_same_and_have_their_own_number(visitor: Visitor) -> None:
