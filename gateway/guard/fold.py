@@ -5,7 +5,7 @@ Folding is for detection only. What is stored, sent or exported is the original 
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 # NFKC leaves most of these as they are: every dash, the minus sign, the long-vowel mark and both wave dashes.
@@ -86,8 +86,8 @@ class Folded:
     def __init__(self, original: str, table: _Table = FOLDING) -> None:
         self.original = original
         self._table = table
-        self._starts: list[int] = []
-        self._ends: list[int] = []
+        self._starts: Sequence[int] = ()
+        self._ends: Sequence[int] = ()
         self.text = (
             original.translate(table)
             if _MARKS.search(original) is None
@@ -102,12 +102,18 @@ class Folded:
 
     def _measure(self) -> None:
         """Built when the first span is asked for: most texts have nothing to show."""
+        if len(self.text) == len(self.original) and all(len(self._table[ord(c)]) == 1 for c in self.original):
+            self._starts, self._ends = range(len(self.text)), range(1, len(self.text) + 1)
+            return
+        starts: list[int] = []
+        ends: list[int] = []
         at = 0
         for unit in _units(self.original):
             width = len(self._table.of(unit))
-            self._starts += [at] * width
+            starts += [at] * width
             at += len(unit)
-            self._ends += [at] * width
+            ends += [at] * width
+        self._starts, self._ends = starts, ends
 
 
 def fold(text: str) -> str:

@@ -25,9 +25,16 @@ from gateway.guard.texts import pieces_of
 # Without an @ (or a word for it) and without six digits close together, nothing is ever found in plain ASCII.
 _SIX_DIGITS: Final = re.compile(r"[0-9](?:[ \-._()\n]{0,6}[0-9]){5}")
 # Everything but a name, a word of the town's and a mark (秘, 機密性3A) has a digit or an @, in whatever form.
-_ANCHOR: Final = re.compile(
-    r"[\d@＠﹫秘㊙〇零一二三四五六七八九\u00b2\u00b3\u00b9\u2070-\u2079\u2080-\u2089\u2460-\u24ff\u2776-\u2793\u3192-\u3195"
-    r"\u3220-\u3229\u3280-\u3289]|at[)\]）］]|アット|ｱｯﾄ"
+_DIGIT: Final = (
+    r"\d〇零一二三四五六七八九\u00b2\u00b3\u00b9\u2070-\u2079\u2080-\u2089\u2460-\u24ff\u2776-\u2793\u3192-\u3195"
+    r"\u3220-\u3229\u3280-\u3289"
+)
+_DIGITS: Final = re.compile(f"[{_DIGIT}]")
+# A house, a birthday and a mark need no more than one to three digits, but always something of this beside.
+_FEW_DIGITS: Final = 3
+_BESIDE_FEW: Final = re.compile(
+    f"[番丁生秘㊙機@＠﹫]|[{_DIGIT}][^あ-んァ-ヺ亜-龥]{{0,4}}[\\-‐-―−ーｰ－〜～~のノﾉ]|at[)\\]）］]|アット|ｱｯﾄ|birth|dob",
+    re.IGNORECASE,
 )
 _MAY_BE_PUBLIC: Final = frozenset({Kind.PHONE, Kind.EMAIL, Kind.ADDRESS, Kind.NAME, Kind.BANK})
 
@@ -42,9 +49,18 @@ def inspect(
     """
     if not ng_words and not names and _is_plain(text):
         return ()
+    found = _all(text, ng_words, names=names)
+    if public:
+        known = _comparables(frozenset(public))
+        found = [f for f in found if f.kind not in _MAY_BE_PUBLIC or comparable(text[f.start : f.end]) not in known]
+    return without_overlaps(found) if found else ()
+
+
+def _all(text: str, ng_words: tuple[str, ...], *, names: bool) -> list[Finding]:
+    """What every detector says."""
     folded = Folded(text)
     labels = Labels(folded.text)
-    found = [
+    return [
         *find_numbers(folded, labels),
         *find_papers(folded, labels),
         *find_insurance_and_accounts(folded, labels),
@@ -55,10 +71,6 @@ def inspect(
         *(find_ng_words(folded, ng_words) if ng_words else ()),
         *(find_names(text) if names else ()),
     ]
-    if public:
-        known = _comparables(frozenset(public))
-        found = [f for f in found if f.kind not in _MAY_BE_PUBLIC or comparable(text[f.start : f.end]) not in known]
-    return without_overlaps(found) if found else ()
 
 
 @lru_cache(maxsize=2_048)
@@ -81,5 +93,5 @@ def inspect_long(
 def _is_plain(text: str) -> bool:
     """Whether one quick look shows that nothing but a name can be in it."""
     if not text.isascii():
-        return _ANCHOR.search(text) is None
+        return len(_DIGITS.findall(text)) <= _FEW_DIGITS and _BESIDE_FEW.search(text) is None
     return "@" not in text and "at)" not in text and "at]" not in text and _SIX_DIGITS.search(text) is None

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gateway.guard.check_digits import my_number
 from gateway.guard.findings import Kind
 from gateway.guard.fold import Folded, fold
-from gateway.guard.inspection import inspect
+from gateway.guard.inspection import _all, _is_plain, inspect
 from gateway.guard.ng_words import clean_words
 from tenants.context import DataClass
 
@@ -196,6 +196,25 @@ def test_findings_lie_in_the_text_and_do_not_overlap(text: str) -> None:
     for f in inspect(text):
         assert end <= f.start < f.end <= len(text)
         end = f.end
+
+
+@given(
+    st.text(
+        alphabet=st.sampled_from(
+            "0129０９一二①② \n　-－ー〜のノ号丁目番地町市区生年月日昭和平成元S.@＠秘【】機密性AaBあ会議TK記普通"
+        ),
+        max_size=24,
+    )
+)
+def test_the_quick_look_passes_nothing_that_the_long_one_would_find(text: str) -> None:
+    assert not (_is_plain(text) and _all(text, (), names=False))
+
+
+@pytest.mark.parametrize(
+    "text", ["小川町5番地", "平成元年1月8日生", "横須賀市小川町1－2", "【機密性３Ａ】", "S1.1.8生"]
+)
+def test_few_digits_can_be_enough(text: str) -> None:
+    assert inspect(f"横須賀市{text}" if text.startswith("小川") else text, names=False)
 
 
 def test_what_folds_to_nothing_and_what_folds_to_more() -> None:
