@@ -15,6 +15,7 @@ help:
 	@echo "make check         format, types, contracts, unit tests (≤ 4 min)"
 	@echo "make test          all tests a newcomer can run"
 	@echo "make bench         gateway side by side with its peers"
+	@echo "make evidence-ledger   a million quota operations under a thousand kills; make evidence-vllm   a real vLLM"
 
 install:
 	@requirements/install.sh runtime
