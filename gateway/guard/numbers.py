@@ -33,6 +33,8 @@ _LANDLINE_SHAPES: Final = frozenset({(2, 4, 4), (3, 3, 4), (4, 2, 4), (5, 1, 4),
 _MOBILE_SHAPES: Final = frozenset({(11,), (3, 4, 4), (3, 8), (7, 4)})
 # Called by everybody and nobody's own: free and shared-cost lines, and what costs extra.
 _PUBLIC_LINES: Final = ("0120", "0800", "0570", "0990", "0180")
+# As it is printed. One run of thirteen digits in nine passes its check, however it was put together.
+_CORPORATE_SHAPES: Final = frozenset({(13,), (1, 12), (1, 4, 4, 4)})
 _CARD_SHAPES: Final = frozenset({(16,), (15,), (14,), (4, 4, 4, 4), (4, 6, 5), (4, 6, 4)})
 
 
@@ -77,7 +79,9 @@ class Window:
         """An amount or a count: a sign of money before it, a unit after it, commas or a point within it."""
         if self.text[self.start - 1 : self.start] in ("¥", "$", "€"):
             return True
-        if _COMMA_BEFORE.search(self.text, max(0, self.start - 3), self.start) and self.shape[0] == 3:
+        # 健一,060-… is two cells of a list: an amount has no hyphens.
+        has_comma = _COMMA_BEFORE.search(self.text, max(0, self.start - 3), self.start) is not None
+        if has_comma and self.shape[0] == 3 and "-" not in self.separators:
             return True
         if _COMMA_AFTER.match(self.text, self.end) and self.shape[0] <= 3:
             return True
@@ -112,7 +116,7 @@ def is_corporate_run(text: str, start: int, groups: list[tuple[int, int]], label
     is_registered = text[start - 1 : start] in ("T", "t")
     return (
         is_registered
-        or check_digits.is_corporate_number(digits)
+        or (tuple(e - s for s, e in groups) in _CORPORATE_SHAPES and check_digits.is_corporate_number(digits))
         or labels.nearest(start, groups[-1][1], (Label.CORPORATE, Label.MY_NUMBER)) is Label.CORPORATE
     )
 

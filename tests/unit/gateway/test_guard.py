@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.guard.check_digits import my_number
+from gateway.guard.check_digits import is_corporate_number, my_number
 from gateway.guard.findings import Kind
 from gateway.guard.fold import Folded, fold
 from gateway.guard.inspection import _all, _is_plain, inspect
@@ -109,6 +109,17 @@ def test_the_label_decides_between_numbers_of_the_same_length() -> None:
     assert found(f"運転免許証番号 {number}") == [("driving_licence", number)]
     assert found(f"個人番号 {number}") == [("my_number", number)]
     assert found(number) == [("my_number", number)]
+
+
+def test_a_house_and_a_telephone_number_are_no_corporate_number() -> None:
+    """Together they have thirteen digits that pass its check."""
+    text = "横須賀市小川町1丁目2-20 03-3256-6149"
+    assert is_corporate_number("2200332566149")
+    assert ("phone", "03-3256-6149") in found(text)
+
+
+def test_a_name_that_ends_in_a_digit_does_not_make_an_amount_of_a_number() -> None:
+    assert ("phone", "060-4291-8578") in found("遠藤健一,060-4291-8578,見本町")
 
 
 def test_two_numbers_after_one_another_are_two_findings() -> None:
