@@ -40,7 +40,10 @@ _CARD_SHAPES: Final = frozenset({(16,), (15,), (14,), (4, 4, 4, 4), (4, 6, 5), (
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Whole neighbouring groups of one run. `stands_apart`: what parts it from its neighbours is not what joins it."""
+    """Whole neighbouring groups of one run.
+
+    `stands_apart`: what parts it from its neighbours is not what joins it. `beside`: how many digits those have.
+    """
 
     text: str
     start: int
@@ -50,6 +53,7 @@ class Window:
     separators: frozenset[str]
     is_whole_run: bool
     stands_apart: bool
+    beside: frozenset[int]
 
     @property
     def is_even(self) -> bool:
@@ -59,6 +63,8 @@ class Window:
     def is_one_number(self) -> bool:
         """Whether it looks written as one number: in one piece, in even groups, or all with one sign between."""
         if len(self.shape) == 1:
+            return True
+        if self.is_even and self.shape[0] not in self.beside:
             return True
         if not (self.is_whole_run or self.stands_apart):
             return False
@@ -113,12 +119,13 @@ def is_corporate_run(text: str, start: int, groups: list[tuple[int, int]], label
     digits = "".join(text[s:e] for s, e in groups)
     if len(digits) != 13:
         return False
-    is_registered = text[start - 1 : start] in ("T", "t")
-    return (
-        is_registered
-        or (tuple(e - s for s, e in groups) in _CORPORATE_SHAPES and check_digits.is_corporate_number(digits))
-        or labels.nearest(start, groups[-1][1], (Label.CORPORATE, Label.MY_NUMBER)) is Label.CORPORATE
-    )
+    label = labels.nearest(start, groups[-1][1], (Label.CORPORATE, Label.MY_NUMBER))
+    if label is not None or text[start - 1 : start] in ("T", "t"):
+        return label is not Label.MY_NUMBER
+    if tuple(e - s for s, e in groups) not in _CORPORATE_SHAPES or not check_digits.is_corporate_number(digits):
+        return False
+    # "1 1234 5678 9018" may be the first line of a list.
+    return len(groups) == 1 or check_digits.my_number(digits[1:12]) != int(digits[12])
 
 
 def _windows(text: str, groups: list[tuple[int, int]]) -> Iterator[Window]:
@@ -143,6 +150,7 @@ def _windows(text: str, groups: list[tuple[int, int]]) -> Iterator[Window]:
                 separators=inner,
                 is_whole_run=not outer,
                 stands_apart=not (inner & outer),
+                beside=frozenset(e - s for s, e in (*groups[max(0, first - 1) : first], *groups[last + 1 : last + 2])),
             )
 
 

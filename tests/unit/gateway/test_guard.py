@@ -122,6 +122,13 @@ def test_a_name_that_ends_in_a_digit_does_not_make_an_amount_of_a_number() -> No
     assert ("phone", "060-4291-8578") in found("遠藤健一,060-4291-8578,見本町")
 
 
+@pytest.mark.parametrize(
+    "text", ["① 1234 5678 9018", "1. 1234-5678-9018", "個人番号 3 1234 5678 9018", "2　1234 5678 9018　3"]
+)
+def test_the_number_of_a_line_hides_no_number_of_a_person(text: str) -> None:
+    assert [kind for kind, _ in found(text)] == ["my_number"]
+
+
 def test_two_numbers_after_one_another_are_two_findings() -> None:
     text = "電話 090-1234-5678 マイナンバー 1234-5678-9018 カード 4111111111111111"
     assert [kind for kind, _ in found(text)] == ["phone", "my_number", "card_number"]
