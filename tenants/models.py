@@ -424,6 +424,36 @@ class FxRate(SQLModel, table=True):
     source: str = ""
 
 
+class Agreement(TenantOwned, table=True):
+    """What the operator and a town have agreed about money from a month on; it holds until a newer row.
+
+    `taxable`: which lines bear consumption tax, by the legal basis, which the town's tax office has confirmed;
+    `usage` stands for usage, slots and corrections. `slot_yen` is per slot and month, without tax.
+    """
+
+    id: UUID = Field(default_factory=new_id, primary_key=True)
+    valid_from: date
+    kind: str
+    taxable: str
+    legal_basis: str
+    legal_basis_on: date
+    shares_base: bool = True
+    population: int | None = None
+    population_on: date | None = None
+    slots: int = 0
+    slot_yen: int = Field(default=0, sa_type=BigInteger)
+    set_at: datetime = _time()
+
+    __table_args__ = (
+        UniqueConstraint("tenant_id", "valid_from"),
+        CheckConstraint("kind in ('contribution', 'fee')", name="agreement_kind"),
+        CheckConstraint("taxable in ('all', 'none', 'base', 'usage')", name="agreement_taxable"),
+        CheckConstraint("slots >= 0 and slot_yen >= 0", name="agreement_slots"),
+        CheckConstraint("(population is null) = (population_on is null)", name="agreement_population_dated"),
+        CheckConstraint("population is null or population >= 0", name="agreement_population"),
+    )
+
+
 class Idempotency(TenantOwned, table=True):
     key_hash: str
     call_id: UUID

@@ -161,7 +161,7 @@ def test_the_ledgers_login_reaches_the_ledgers_tables_only(catalogue: Catalogue)
 
 def test_money_and_identity_are_only_read_by_the_tenants_own_login(catalogue: Catalogue) -> None:
     rights = _rights(catalogue, "kumiai_app")
-    for table in (*LEDGER, "tenant", "tenant_code", "tenant_identity", "tenant_policy", "api_key"):
+    for table in (*LEDGER, "agreement", "tenant", "tenant_code", "tenant_identity", "tenant_policy", "api_key"):
         assert rights[f"public.{table}"] == {"select"}, table
     assert "public.portal_session" not in rights
     assert "public.revocation" not in rights
