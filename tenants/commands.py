@@ -1,4 +1,4 @@
-"""`kumiai tenant | key | budget | usage | price | people | audit | keycloak | db`: the operator's commands."""
+"""`kumiai tenant | key | budget | usage | price | agreement | invoice | people | audit | keycloak | db`: the operator's commands."""
 
 import asyncio
 import csv
@@ -39,7 +39,26 @@ from tenants.identity.directories import open_directory, realm_spec
 from tenants.models import FxRate, Price, Tenant
 from tenants.people import clean_login, code_of, list_people, list_sections, reset_password
 from tenants.policy import bump_configuration
+from tenants.quota.agreements import (
+    KIND_WORDS,
+    SHARE_WORDS,
+    TAXABLE_WORDS,
+    Issuer,
+    Kind,
+    RegionTerms,
+    Share,
+    Taxable,
+    Terms,
+    agreements,
+    in_force_on,
+    issuer_of,
+    region_terms,
+    set_agreement,
+    set_issuer,
+    set_region_terms,
+)
 from tenants.quota.pricing import UYEN_PER_YEN, PriceBook, in_force, register_price, set_fx_rate
+from tenants.quota.text_cells import text_cell
 from tenants.quota.tree import Node, budget_rows, set_budget
 from tenants.quota.windows import JST, WINDOWS, Window, parse_month, window_start
 from tenants.registry import (
@@ -74,6 +93,7 @@ def register(app: typer.Typer) -> None:
         ("key", "API keys of systems.", _KEY),
         ("budget", "Limits of towns, sections, apps and models.", _BUDGET),
         ("price", "Prices and exchange rates.", _PRICE),
+        ("agreement", "What towns pay by: the basis of their invoices.", _AGREEMENT),
         ("people", "Staff and sections of a town.", _PEOPLE),
         ("audit", "The audit chain.", _AUDIT),
         ("keycloak", "The identity provider.", _KEYCLOAK),
@@ -84,6 +104,7 @@ def register(app: typer.Typer) -> None:
             group.command(command)(cast(Callable[..., None], function))
         app.add_typer(group, name=name)
     app.command("usage")(usage)
+    app.command("invoice")(invoice)
 
 
 def _settings() -> Settings:
@@ -533,11 +554,6 @@ def budget_show(
     _run(work)
 
 
-def _cell(value: object) -> object:
-    """A name that a spreadsheet would run as a formula is shown as text."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t")) else value
-
-
 def usage(
     town: Annotated[str, typer.Argument(help="団体コード or name; all if left out.")] = "",
     month: Annotated[str, typer.Option(help="YYYY-MM; default this month.")] = "",
@@ -585,7 +601,7 @@ def usage(
             ]
             writer = csv.DictWriter(sys.stdout, fieldnames=[*names, "cost_uyen"])
             writer.writeheader()
-            writer.writerows({k: _cell(v) for k, v in row.items()} for row in told)
+            writer.writerows({k: text_cell(v) for k, v in row.items()} for row in told)
         else:
             for row in told:
                 yen = -(-row["cost_uyen"] // UYEN_PER_YEN)
@@ -706,6 +722,172 @@ def price_fx(
             await set_fx_rate(session, rate)
             await bump_configuration(session)
         print(f"1{rate.currency} = {yen}円を登録しました。")
+
+    _run(work)
+
+
+# ── agreement, invoice ───────────────────────────────────────────────────────────────────────────────────────────
+
+From = Annotated[str, typer.Option("--from", help="YYYY-MM: the month from which it holds.")]
+
+
+def _month_in_words(month: date) -> str:
+    return f"{month.year}年{month.month}月"
+
+
+def _day(text: str, field: str) -> date:
+    try:
+        return date.fromisoformat(unicodedata.normalize("NFKC", text))
+    except ValueError:
+        raise InvalidInput(
+            f"「{text}」は日付ではありません。2026-04-01 のように書いてください。", field=field
+        ) from None
+
+
+def agreement_set(
+    town: Town,
+    valid_from: From,
+    kind: Annotated[Kind, typer.Option(help="contribution (負担金) or fee (利用料).")],
+    taxable: Annotated[Taxable, typer.Option(help="What bears consumption tax, as your tax office has confirmed.")],
+    legal_basis: Annotated[str, typer.Option(help="The law, rule or contract that this rests on.")],
+    legal_basis_on: Annotated[str, typer.Option(help="Its date, YYYY-MM-DD.")],
+    population: Annotated[int | None, typer.Option(help="For a base that is shared by population.")] = None,
+    population_on: Annotated[str, typer.Option(help="The day of that population, YYYY-MM-DD.")] = "",
+    slots: Annotated[int, typer.Option(help="How many slots for calls at the same time it has bought.")] = 0,
+    slot_yen: Annotated[int, typer.Option(help="Yen per slot and month, without tax.")] = 0,
+    base: Annotated[bool, typer.Option("--base/--no-base", help="Whether it shares the region's base.")] = True,
+) -> None:
+    """Set what a town pays by, from a month on. Kept in its audit chain."""
+
+    async def work(_settings: Settings, db: Database) -> None:
+        start = parse_month(valid_from)
+        terms = Terms(
+            kind=kind,
+            taxable=taxable,
+            legal_basis=legal_basis,
+            legal_basis_on=_day(legal_basis_on, "legal_basis_on"),
+            shares_base=base,
+            population=population,
+            population_on=_day(population_on, "population_on") if population_on else None,
+            slots=slots,
+            slot_yen=slot_yen,
+        )
+        tenant, _ = await _find(db, town)
+        async with db.platform_session("command") as session:
+            await set_agreement(session, tenant, terms, valid_from=start, by=_by())
+        print(
+            f"{tenant.name}の{_month_in_words(start)}からの取り決めを、{KIND_WORDS[kind]}（{TAXABLE_WORDS[taxable]}）にしました。"
+        )
+
+    _run(work)
+
+
+def agreement_region(
+    valid_from: From,
+    base_yen: Annotated[int, typer.Option(help="What all towns pay together per month, without tax.")],
+    share: Annotated[Share, typer.Option(help="How it is shared between them.")],
+) -> None:
+    """Set the region's base and how the towns share it, from a month on."""
+
+    async def work(_settings: Settings, db: Database) -> None:
+        start = parse_month(valid_from)
+        async with db.platform_session("command") as session:
+            await set_region_terms(session, RegionTerms(base_yen, share), valid_from=start, by=_by())
+        print(
+            f"{_month_in_words(start)}からの地域全体の基本料金を、月{base_yen:,}円（{SHARE_WORDS[share]}）にしました。"
+        )
+
+    _run(work)
+
+
+def agreement_issuer(
+    valid_from: From,
+    name: Annotated[str, typer.Option(help="Name of the body that issues invoices.")],
+    number: Annotated[str, typer.Option(help="登録番号 of a 適格請求書発行事業者: T and 13 digits.")] = "",
+    address: Annotated[str, typer.Option(help="Its address.")] = "",
+) -> None:
+    """Set who issues invoices, from a month on."""
+
+    async def work(_settings: Settings, db: Database) -> None:
+        start = parse_month(valid_from)
+        async with db.platform_session("command") as session:
+            await set_issuer(session, Issuer(name, number, address), valid_from=start, by=_by())
+        print(f"{_month_in_words(start)}からの請求書の発行者を、{name}にしました。")
+
+    _run(work)
+
+
+def agreement_list(
+    month: Annotated[str, typer.Option(help="YYYY-MM; default this month.")] = "", as_json: AsJson = False
+) -> None:
+    """Show what holds in a month: the region's base, the issuer, each town's agreement."""
+
+    async def work(_settings: Settings, db: Database) -> None:
+        start = parse_month(month) if month else window_start("month", datetime.now(UTC))
+        async with db.platform_session("command", read_only=True) as session:
+            towns = [t for t in await list_tenants(session) if t.kind == "municipality" and t.status != "erased"]
+            agreed = await agreements(session)
+            region, issuer = await region_terms(session, start), await issuer_of(session, start)
+        rows = [(t, in_force_on(agreed.get(t.id, ()), start)) for t in towns]
+        if as_json:
+            told = [
+                {"code": t.code, "agreement": row and row.model_dump(mode="json", exclude={"id", "tenant_id"})}
+                for t, row in rows
+            ]
+            _print_json({"region": region and asdict(region), "issuer": issuer and asdict(issuer), "towns": told})
+            return
+        print(
+            f"基本料金  {f'月{region.base_yen:,}円（{SHARE_WORDS[region.share]}）' if region else 'まだ決めていません'}"
+        )
+        print(f"発行者    {f'{issuer.name}　{issuer.number}' if issuer else 'まだ決めていません'}")
+        for t, row in rows:
+            words = (
+                f"{KIND_WORDS[row.kind]}　{TAXABLE_WORDS[row.taxable]}　{row.legal_basis}"
+                if row
+                else "取り決めがありません"
+            )
+            print(f"{t.code}  {t.name}　{words}")
+
+    _run(work)
+
+
+def invoice(
+    month: Annotated[str, typer.Option(help="YYYY-MM.")],
+    town: Annotated[str, typer.Argument(help="団体コード or name; all if left out.")] = "",
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="As CSV.")] = False,
+    pdf: Annotated[Path | None, typer.Option(help="A folder: one PDF per town goes there.")] = None,
+) -> None:
+    """Make the towns' invoices of a month. The same database gives the same bytes, however often it is asked."""
+
+    async def work(settings: Settings, db: Database) -> None:
+        from tenants.quota.invoice import make_invoices
+        from tenants.quota.invoice_forms import as_csv as csv_of
+        from tenants.quota.invoice_forms import as_json as json_of
+        from tenants.quota.invoice_forms import as_text, last_day, sheet_data
+
+        if sum((as_json, as_csv, pdf is not None)) > 1:
+            raise InvalidInput("--json・--csv・--pdf は、どれか1つにしてください。")
+        if pdf is not None and not pdf.is_dir():
+            raise InvalidInput(f"{pdf} というフォルダーがありません。", field="pdf")
+        start = parse_month(month)
+        tenant_id = (await _find(db, town))[1] if town else None
+        async with db.platform_session("command", read_only=True) as session:
+            made = await make_invoices(session, start, now=datetime.now(UTC), tenant_id=tenant_id)
+        if as_json:
+            _print_json([json_of(one) for one in made])
+        elif as_csv:
+            sys.stdout.write(csv_of(made))
+        elif pdf is not None:
+            from tenants.printing import invoice_sheet
+
+            for one in made:
+                path = pdf / f"invoice-{one.number}.pdf"
+                data = sheet_data(one, product_name=settings.product_name)
+                _write_private(path, invoice_sheet(data, last_day=last_day(start)))
+                print(f"{one.town}  {one.total_yen:,}円  {path}")
+        else:
+            sys.stdout.write(as_text(made))
 
     _run(work)
 
@@ -937,6 +1119,12 @@ _TENANT = {
 _KEY = {"create": key_create, "list": key_list, "rotate": key_rotate, "revoke": key_revoke, "pepper": key_pepper}
 _BUDGET = {"set": budget_set, "show": budget_show}
 _PRICE = {"set": price_set, "list": price_list, "fx": price_fx}
+_AGREEMENT = {
+    "set": agreement_set,
+    "region": agreement_region,
+    "issuer": agreement_issuer,
+    "list": agreement_list,
+}
 _PEOPLE = {"list": people_list, "import": people_import, "reset": people_reset}
 _AUDIT = {"verify": audit_verify}
 _KEYCLOAK = {"up": keycloak_up}

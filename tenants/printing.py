@@ -109,6 +109,11 @@ def handover_sheet(handover: Handover) -> bytes:
     return render_pdf(_HANDOVER, data, today=handover.made_on)
 
 
+def invoice_sheet(data: Mapping[str, Any], *, last_day: date) -> bytes:
+    """An invoice with what a 適格請求書 needs, dated by its period. data: of `tenants.quota.invoice_forms.sheet_data`."""
+    return render_pdf(_INVOICE, data, today=last_day)
+
+
 # Noto has one weight here: headings are told apart by size and a hair of outline, not by a bold face.
 _FRAME: Final = """
 #let data = json(bytes(sys.inputs.data))
@@ -270,4 +275,85 @@ _HANDOVER: Final = """
 #if data.contact != "" [#data.contact] else [共同利用の事務局に問い合わせてください。] \\
 画面に「問合せ番号」が出ていたら、その番号を伝えてください。
 
+"""
+
+_INVOICE: Final = """
+#set document(title: "請求書 " + data.number + "　" + data.town, author: data.issuer)
+#set page(
+  paper: "a4",
+  margin: (top: 24mm, bottom: 22mm, x: 22mm),
+  header: [
+    #set text(size: 8pt, fill: soft)
+    #data.product
+    #h(1fr)
+    #data.town　請求書 #data.number
+    #v(-2.5mm)
+    #line(length: 100%, stroke: 0.4pt + line-colour)
+  ],
+  footer: context [
+    #set text(size: 8pt, fill: soft)
+    #data.issuer　#data.month;分
+    #h(1fr)
+    #counter(page).display() / #counter(page).final().first() ページ
+  ],
+)
+#let section(body) = block(above: 7mm, below: 3mm, sticky: true)[
+  #strong-text(size: 12pt, body)
+]
+#let rule(x, y) = (bottom: 0.4pt + line-colour, top: if y == 0 { 0.4pt + line-colour })
+#let right-columns(first) = (x, y) => if x >= first { right + top } else { left + top }
+#let headed(columns, first, heads, rows) = table(
+  columns: columns,
+  stroke: rule,
+  inset: (x: 2mm, y: 2.2mm),
+  align: right-columns(first),
+  table.header(..heads.map(label)),
+  ..rows.flatten().map(cell => [#cell]),
+)
+#grid(columns: (1fr, auto), align: (left + bottom, right + bottom),
+  strong-text(size: 19pt)[請求書],
+  if data.open != "" { box(stroke: 0.8pt + ink, radius: 1mm, inset: 2mm, strong-text(data.open)) },
+)
+#v(1mm)
+#grid(columns: (1fr, 76mm), column-gutter: 6mm,
+  [
+    #label[交付先] \\
+    #text(size: 14pt, data.town)#h(0.5em)御中 \\
+    #label[団体コード　#data.code]
+  ],
+  [
+    #label[発行者] \\
+    #text(size: 11pt, data.issuer) \\
+    #if data.address != "" [#text(size: 9pt, data.address) \\ ]
+    #label[登録番号]#h(0.6em)#if data.registration != "" { mono(data.registration) } else [なし]
+  ],
+)
+#v(1mm)
+#block(width: 100%, stroke: 0.8pt + ink, radius: 1.5mm, inset: 5mm, breakable: false)[
+  #grid(columns: (1fr, auto), align: (left + horizon, right + horizon),
+    [#label[請求額（税込み）] \\ #data.month;分　#data.kind],
+    strong-text(size: 22pt, data.total),
+  )
+]
+#table(
+  columns: (38mm, 1fr),
+  stroke: rule,
+  inset: (x: 2mm, y: 2.2mm),
+  label[取引年月日], [#data.period],
+  label[請求の根拠], [#data.basis],
+)
+
+#section[取引内容]
+#headed((1fr, 24mm, 36mm), 1, ("内容", "適用税率", "金額（税抜き）"), data.lines)
+
+#section[税率ごとの合計]
+#headed((1fr, 40mm, 36mm), 1, ("区分", "対価の額（税抜き）", "消費税額"), data.taxes)
+#v(1mm)
+#for note in data.notes [#text(size: 8.5pt, note) \\ ]
+
+#if data.sections.len() > 0 [
+  #section[課ごとの内訳]
+  #text(size: 8.5pt, data.sections_words)
+  #headed((1fr, 40mm), 1, ("課", "金額"), data.sections)
+]
 """

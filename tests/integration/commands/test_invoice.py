@@ -1,0 +1,423 @@
+"""`kumiai agreement | invoice` as an operator types them, on both databases, for a month whose sums fit in the head."""
+
+import csv
+import io
+import json
+import re
+import shlex
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pypdfium2
+import pytest
+from sqlmodel import col, select
+
+from tenants.audit import verify_chain
+from tenants.context import TenantContext, new_id
+from tenants.db import Database
+from tenants.models import Agreement, Audit, Call, Correction, Section, Tenant
+from tenants.quota.windows import JST, window_start
+from tests.gateways import Region, Town
+from tests.servers import DATABASES
+
+YEN = 1_000_000
+HOWTO = Path(__file__).resolve().parents[3] / "docs" / "howto" / "operator.md"
+MONTH, NEXT = "2025-10", "2025-11"
+NUMBER = "T7000012050002"
+OPEN = "途中（まだ締まっていません）"
+
+
+def jst(month: int, day: int, hour: int = 12) -> datetime:
+    return datetime(2025, month, day, hour, tzinfo=JST).astimezone(UTC)
+
+
+@dataclass(frozen=True)
+class Office:
+    """A region of two towns that were there from the beginning of 2025."""
+
+    region: Region
+    one: Town
+    two: Town
+
+    def agree(self, town: Town, *words: str, taxable: str = "all", since: str = "2025-04") -> None:
+        self.region.command(
+            "agreement", "set", town.code, "--from", since, "--kind", "contribution", "--taxable", taxable,
+            "--legal-basis", "地方自治法第252条の2の2に基づく規約", "--legal-basis-on", "2025-03-20", *words,
+        )  # fmt: skip
+
+    def issuer_and_base(self, *, base_yen: int = 100_001, share: str = "equal") -> None:
+        self.region.command(
+            "agreement", "issuer", "--from", "2025-04", "--name", "見本広域連合", "--number", NUMBER, "--address", "見本市1-1"
+        )  # fmt: skip
+        self.region.command("agreement", "region", "--from", "2025-04", "--base-yen", str(base_yen), "--share", share)
+
+    def invoices(self, *words: str, month: str = MONTH) -> list[dict[str, Any]]:
+        told: list[dict[str, Any]] = json.loads(
+            self.region.command("invoice", "--month", month, *words, "--json").stdout
+        )
+        return told
+
+    def invoice(self, town: Town, month: str = MONTH) -> dict[str, Any]:
+        [told] = self.invoices(town.code, month=month)
+        return told
+
+    def refused(self, *words: str) -> str:
+        done = self.region.command(*words, check=False)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "Traceback" not in done.stderr
+        return done.stderr
+
+    def call(
+        self, town: Town, at: datetime, yen: float, *, section: str = "", state: str = "settled"
+    ) -> tuple[UUID, datetime]:
+        """A call as the ledger leaves it."""
+        call_id = new_id()
+
+        async def work(db: Database) -> None:
+            async with db.platform_session("test") as session:
+                found = await session.exec(
+                    select(Section.id).where(col(Section.tenant_id) == town.id, col(Section.name) == section)
+                )
+                session.add(
+                    Call(
+                        tenant_id=town.id, id=call_id, created_at=at, month=window_start("month", at), state=state,
+                        section_id=found.first(), operation="chat/completions", alias="standard",
+                        cost_uyen=round(yen * YEN),
+                    )
+                )  # fmt: skip
+
+        self.region.with_database(work)
+        return call_id, at
+
+    def correct(self, town: Town, call: tuple[UUID, datetime], yen: float, *, at: datetime) -> None:
+        """What the ledger does when the truth comes late: the call is set right, and the difference is kept."""
+        call_id, created_at = call
+
+        async def work(db: Database) -> None:
+            async with db.platform_session("test") as session:
+                row = await session.get(Call, (town.id, created_at, call_id))
+                assert row is not None
+                delta = round(yen * YEN) - row.cost_uyen
+                row.cost_uyen, row.state = round(yen * YEN), "settled"
+                session.add(row)
+                session.add(
+                    Correction(
+                        tenant_id=town.id, call_id=call_id, call_created_at=created_at, created_at=at,
+                        month=window_start("month", created_at), delta_uyen=delta, reason="late settle",
+                    )
+                )  # fmt: skip
+
+        self.region.with_database(work)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def office(request: pytest.FixtureRequest, tmp_path: Path) -> Office:
+    region = Region(tmp_path, request.getfixturevalue(DATABASES[request.param]))
+    one, two = region.make_town(), region.make_town()
+
+    async def work(db: Database) -> None:
+        async with db.platform_session("test") as session:
+            for tenant in (await session.exec(select(Tenant))).all():
+                tenant.created_at = jst(1, 1)
+                session.add(tenant)
+
+    region.with_database(work)
+    return Office(region, one, two)
+
+
+@pytest.fixture
+def agreed(office: Office) -> Office:
+    office.issuer_and_base()
+    office.agree(office.one)
+    office.agree(office.two)
+    return office
+
+
+@pytest.fixture
+def used(agreed: Office) -> Office:
+    """The first town has used something in October, with all that can happen to a call."""
+    town = agreed.one
+    agreed.call(town, jst(10, 1, 0), 1000.6, section="総務課")
+    agreed.call(town, jst(10, 31, 23), 500.6, section="福祉課")
+    agreed.call(town, jst(11, 1, 0), 9999, section="総務課")
+    agreed.call(town, jst(9, 30, 23), 9999, section="総務課")
+    agreed.call(town, jst(10, 5), 0, state="void")
+    agreed.call(town, jst(10, 20), 80, state="suspense")
+    # Corrected within the month: the call says all.
+    agreed.correct(town, agreed.call(town, jst(10, 6), 300, section="福祉課", state="suspense"), 100, at=jst(10, 7))
+    # Learnt in October about September.
+    agreed.correct(town, agreed.call(town, jst(9, 10), 90, section="総務課", state="suspense"), 40, at=jst(10, 2))
+    return agreed
+
+
+def printed(path: Path) -> str:
+    """What stands on the first page."""
+    document = pypdfium2.PdfDocument(path.read_bytes())
+    page = document[0]
+    text = page.get_textpage()
+    told: str = text.get_text_bounded()
+    for part in (text, page, document):
+        part.close()
+    return told
+
+
+def amounts(invoice: dict[str, Any]) -> dict[str, int]:
+    return {line["kind"]: line["amount_yen"] for line in invoice["lines"]}
+
+
+# ── What is on it ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_bill_of_a_month(used: Office) -> None:
+    told = used.invoice(used.one)
+    # 1000.6 + 500.6 + 80 + 100, cut off once.
+    assert amounts(told) == {"base": 50_001, "usage": 1_681, "correction": -50}
+    assert told["taxes"] == [{"rate_percent": "10", "net_yen": 51_632, "tax_yen": 5_163}]
+    assert (told["total_yen"], told["calls"], told["is_open"]) == (56_795, 4, False)
+    assert told["suspense"] == {"calls": 1, "cost_uyen": 80 * YEN}
+    assert told["lines"][-1]["label"] == "令和7年9月分の訂正（1件）"
+
+
+def test_the_sections_sum_to_the_bill(used: Office) -> None:
+    told = used.invoice(used.one)
+    assert {s["name"] for s in told["sections"]} == {"総務課", "福祉課", ""}
+    assert sum(s["amount_yen"] for s in told["sections"]) == told["total_yen"]
+    # The correction lowers the part of the section whose call it was.
+    assert {s["name"]: s["usage_uyen"] for s in told["sections"]} == {
+        "総務課": 950_600_000,
+        "福祉課": 600_600_000,
+        "": 80 * YEN,
+    }
+
+
+def test_a_town_without_use_pays_its_base(used: Office) -> None:
+    told = used.invoice(used.two)
+    assert amounts(told) == {"base": 50_000, "usage": 0}
+    assert (told["total_yen"], told["sections"]) == (55_000, [])
+    assert "課には分けていません" in used.region.command("invoice", "--month", MONTH, used.two.code).stdout
+
+
+def test_the_bases_sum_to_the_regions(used: Office) -> None:
+    assert sum(amounts(told)["base"] for told in used.invoices()) == 100_001
+
+
+def test_what_is_learnt_later_stands_on_the_later_invoice_only(used: Office) -> None:
+    waiting = used.call(used.one, jst(10, 25), 50, section="福祉課", state="suspense")
+    before = used.invoice(used.one)
+    assert before["suspense"] == {"calls": 2, "cost_uyen": 130 * YEN}
+    used.correct(used.one, waiting, 20, at=jst(11, 15))
+    assert used.invoice(used.one) == before
+    [correction] = [line for line in used.invoice(used.one, NEXT)["lines"] if line["kind"] == "correction"]
+    assert (correction["label"], correction["amount_yen"]) == ("令和7年10月分の訂正（1件）", -30)
+
+
+def test_a_correction_of_last_fiscal_year_says_so(agreed: Office) -> None:
+    agreed.correct(agreed.one, agreed.call(agreed.one, jst(3, 31), 90, state="suspense"), 40, at=jst(4, 2))
+    [line] = [line for line in agreed.invoice(agreed.one, "2025-04")["lines"] if line["kind"] == "correction"]
+    assert line["label"] == "令和7年3月分の訂正（1件）（前年度分）"
+
+
+def test_base_and_usage_may_differ_in_tax(used: Office) -> None:
+    used.agree(used.one, taxable="usage")
+    told = used.invoice(used.one)
+    assert [(line["kind"], line["rate_percent"]) for line in told["lines"]] == [
+        ("base", None),
+        ("usage", "10"),
+        ("correction", "10"),
+    ]
+    assert told["taxes"] == [{"rate_percent": "10", "net_yen": 1_631, "tax_yen": 163}]
+    assert (told["untaxed_yen"], told["total_yen"]) == (50_001, 50_001 + 1_631 + 163)
+
+
+def test_without_tax_there_is_no_tax_line(used: Office) -> None:
+    used.agree(used.one, taxable="none")
+    told = used.invoice(used.one)
+    assert (told["taxes"], told["total_yen"]) == ([], 51_632)
+    text = used.region.command("invoice", "--month", MONTH, used.one.code).stdout
+    assert "消費税額 " not in text
+    assert "課税しないもの 51,632円" in text
+
+
+def test_bought_slots_are_a_line(agreed: Office) -> None:
+    agreed.agree(agreed.one, "--slots", "3", "--slot-yen", "1500")
+    told = agreed.invoice(agreed.one)
+    assert amounts(told)["slots"] == 4_500
+    assert "同時利用枠（3枠×1,500円）" in [line["label"] for line in told["lines"]]
+
+
+def test_the_base_is_shared_by_population(office: Office) -> None:
+    office.issuer_and_base(base_yen=1_000, share="population")
+    office.agree(office.one, "--population", "2000", "--population-on", "2025-01-01")
+    office.agree(office.two)
+    told = office.refused("invoice", "--month", MONTH)
+    assert office.two.name in told
+    assert "--population" in told
+    office.agree(office.two, "--population", "1000", "--population-on", "2025-01-01")
+    assert [amounts(one)["base"] for one in office.invoices()] == [667, 333]
+
+
+def test_the_agreement_of_the_month_counts(agreed: Office) -> None:
+    agreed.agree(agreed.one, taxable="none", since=NEXT)
+    assert agreed.invoice(agreed.one)["taxes"] != []
+    assert agreed.invoice(agreed.one, NEXT)["taxes"] == []
+
+
+# ── When there is none ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_without_an_agreement_there_is_no_invoice(office: Office) -> None:
+    office.issuer_and_base()
+    office.agree(office.one)
+    for words in ((office.two.code,), (office.one.code,), ()):
+        told = office.refused("invoice", "--month", MONTH, *words)
+        assert office.two.name in told
+        assert f"kumiai agreement set {office.two.code} --from {MONTH}" in told
+    office.agree(office.two, "--no-base")
+    assert amounts(office.invoice(office.one))["base"] == 100_001
+    assert "base" not in amounts(office.invoice(office.two))
+
+
+def test_the_commands_of_the_howto_run_as_printed(office: Office) -> None:
+    lines = re.findall(r"^kumiai (agreement .*)$", HOWTO.read_text("utf-8"), re.MULTILINE)
+    assert len(lines) == 4
+    for line in lines:
+        office.region.command(*(office.one.code if word == "049964" else word for word in shlex.split(line)))
+    told = office.region.command("agreement", "list", "--month", "2026-10").stdout
+    assert f"{office.one.name}　負担金　すべて課税　見本地区共同利用協議会規約" in told
+    assert f"{office.two.name}　取り決めがありません" in told
+
+
+@pytest.mark.parametrize(("given", "missing"), [("region", "issuer"), ("issuer", "region")])
+def test_what_is_missing_of_the_region_is_named(office: Office, given: str, missing: str) -> None:
+    for town in (office.one, office.two):
+        office.agree(town)
+    words = {"region": ("--base-yen", "0", "--share", "equal"), "issuer": ("--name", "見本広域連合")}[given]
+    office.region.command("agreement", given, "--from", MONTH, *words)
+    assert f"kumiai agreement {missing} --from {MONTH}" in office.refused("invoice", "--month", MONTH)
+
+
+def test_a_wrong_registration_number_is_told_the_right_one(office: Office) -> None:
+    told = office.refused(
+        "agreement", "issuer", "--from", MONTH, "--name", "見本広域連合", "--number", "T1000012050002"
+    )
+    assert NUMBER in told
+    assert json.loads(office.region.command("agreement", "list", "--month", MONTH, "--json").stdout)["issuer"] is None
+
+
+def test_who_has_no_number_issues_no_qualified_invoice(agreed: Office) -> None:
+    agreed.region.command("agreement", "issuer", "--from", MONTH, "--name", "見本協議会")
+    assert "適格請求書ではありません" in agreed.region.command("invoice", "--month", MONTH).stdout
+
+
+def test_a_population_needs_its_day(office: Office) -> None:
+    with pytest.raises(AssertionError, match="人口"):
+        office.agree(office.one, "--population", "5")
+
+
+def test_a_month_that_has_not_ended_says_so(agreed: Office) -> None:
+    now = datetime.now(JST)
+    this, later = f"{now:%Y-%m}", f"{now + timedelta(days=40):%Y-%m}"
+    assert agreed.invoice(agreed.one, this)["is_open"]
+    assert OPEN in agreed.region.command("invoice", "--month", this).stdout
+    assert OPEN not in agreed.region.command("invoice", "--month", MONTH).stdout
+    assert "始まっていない" in agreed.refused("invoice", "--month", later)
+
+
+def test_a_call_that_still_runs_keeps_the_month_open(agreed: Office) -> None:
+    agreed.call(agreed.one, jst(10, 31, 23), 0, state="held")
+    assert (agreed.invoice(agreed.one)["is_open"], agreed.invoice(agreed.two)["is_open"]) == (True, False)
+
+
+# ── How it is kept and told ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_was_agreed_stands_in_the_audit_chain(agreed: Office) -> None:
+    async def work(db: Database) -> list[str]:
+        async with db.platform_session("test", read_only=True) as session:
+            await verify_chain(session, agreed.one.id)
+            found = await session.exec(
+                select(Audit.action).where(col(Audit.tenant_id) == agreed.one.id).order_by(col(Audit.seq))
+            )
+            return list(found.all())
+
+    assert agreed.region.with_database(work)[-3:] == ["agreement.issuer", "agreement.region", "agreement.set"]
+
+
+def test_a_town_sees_its_own_agreement_only(agreed: Office) -> None:
+    def seen(town: Town) -> Coroutine[Any, Any, list[UUID]]:
+        async def work() -> list[UUID]:
+            db = Database(agreed.region.urls)
+            try:
+                async with db.tenant_session(TenantContext(town.id), read_only=True) as session:
+                    return [row.tenant_id for row in (await session.exec(select(Agreement))).all()]
+            finally:
+                await db.close()
+
+        return work()
+
+    for town in (agreed.one, agreed.two):
+        assert agreed.region.with_database(lambda _, town=town: seen(town)) == [town.id]
+
+
+def test_as_csv_it_sums_up_and_no_name_is_a_formula(used: Office) -> None:
+    async def rename(db: Database) -> None:
+        async with db.platform_session("test") as session:
+            query = select(Section).where(col(Section.tenant_id) == used.one.id, col(Section.name) == "総務課")
+            section = (await session.exec(query)).one()
+            section.name = "=HYPERLINK(1)"
+            session.add(section)
+
+    used.region.with_database(rename)
+    text = used.region.command("invoice", "--month", MONTH, "--csv").stdout
+    assert text.startswith("\ufeff請求番号,")
+    rows = [r for r in csv.DictReader(io.StringIO(text[1:])) if r["団体コード"] == used.one.code]
+    assert "'=HYPERLINK(1)" in [r["内容"] for r in rows]
+
+    def total(part: str, column: str = "金額（円）") -> int:
+        return sum(int(r[column]) for r in rows if r["区分"] == part)
+
+    assert total("請求額") == total("明細") + total("税率別の合計", "消費税額（円）") == total("課ごとの内訳") == 56_795
+
+
+def test_two_processes_make_the_same_bytes(used: Office, tmp_path: Path) -> None:
+    for form in ("--csv", "--json"):
+        one, two = (used.region.command_of_its_own("invoice", "--month", MONTH, form) for _ in range(2))
+        assert one.returncode == 0, one.stderr
+        assert one.stdout == two.stdout != ""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        done = used.region.command_of_its_own("invoice", "--month", MONTH, "--pdf", str(tmp_path / name))
+        assert done.returncode == 0, done.stderr
+    names = sorted(path.name for path in (tmp_path / "first").iterdir())
+    assert names == sorted(f"invoice-{MONTH}-{town.code}.pdf" for town in (used.one, used.two))
+    for name in names:
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_the_printed_invoice_has_what_the_law_asks_for(used: Office, tmp_path: Path) -> None:
+    used.agree(used.one, taxable="usage")
+    used.region.command("invoice", "--month", MONTH, used.one.code, "--pdf", str(tmp_path))
+    told = printed(tmp_path / f"invoice-{MONTH}-{used.one.code}.pdf")
+    for words in (
+        "見本広域連合", "見本市1-1", NUMBER, "令和7年10月1日から令和7年10月31日まで", "生成AIの利用（4件）",
+        "令和7年9月分の訂正（1件）", "10%の対象", "1,631円", "163円", "課税しないもの", "50,001円", "51,795円",
+        f"{used.one.name}", "御中", "負担金", "地方自治法第252条の2の2に基づく規約（令和7年3月20日）", "確認待ち",
+        "業務システム（課なし）",
+    ):  # fmt: skip
+        assert words in told, words
+    assert OPEN not in told
+
+
+def test_a_printed_invoice_of_a_month_that_runs_says_so(agreed: Office, tmp_path: Path) -> None:
+    month = f"{datetime.now(JST):%Y-%m}"
+    agreed.region.command("invoice", "--month", month, agreed.one.code, "--pdf", str(tmp_path))
+    assert OPEN in printed(tmp_path / f"invoice-{month}-{agreed.one.code}.pdf")
+
+
+def test_a_folder_that_is_not_there_is_said_plainly(agreed: Office, tmp_path: Path) -> None:
+    assert "フォルダーがありません" in agreed.refused("invoice", "--month", MONTH, "--pdf", str(tmp_path / "none"))
+    assert "どれか1つ" in agreed.refused("invoice", "--month", MONTH, "--csv", "--json")
