@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn
 
-import aiohttp
 import anyio
 import anyio.to_thread
 import orjson
@@ -38,6 +37,7 @@ from gateway.server.providers.base import (
 )
 from gateway.server.providers.openai_wire import usage_of
 from gateway.server.providers.outbound import (
+    Answer,
     Egress,
     Outbound,
     data_of,
@@ -545,7 +545,7 @@ class LiteLLMTransform:
             raise
 
     async def _whole(
-        self, response: aiohttp.ClientResponse, request: UpstreamRequest, wire: _Wire, exchange: _Exchange
+        self, response: Answer, request: UpstreamRequest, wire: _Wire, exchange: _Exchange
     ) -> UpstreamResponse:
         raw = await read_all(response, request.first_byte_timeout_s)
         response.release()
@@ -655,7 +655,7 @@ class _Stream(Writer):
     def __init__(
         self,
         request: UpstreamRequest,
-        response: aiohttp.ClientResponse,
+        response: Answer,
         events: AsyncIterator[bytes],
         wire: _Wire,
         parser: Any,
@@ -669,9 +669,7 @@ class _Stream(Writer):
         self._ended = False
 
     @classmethod
-    async def begin(
-        cls, response: aiohttp.ClientResponse, request: UpstreamRequest, wire: _Wire, exchange: _Exchange
-    ) -> "_Stream":
+    async def begin(cls, response: Answer, request: UpstreamRequest, wire: _Wire, exchange: _Exchange) -> "_Stream":
         """Waits for the first event that says something: openings and pings promise nothing yet."""
         if "text/event-stream" not in response.headers.get("content-type", ""):
             raise UpstreamBroken(_BROKEN, dispatched=True)

@@ -1,22 +1,22 @@
 """Providers that speak OpenAI's wire: the answer's bytes are relayed, usage and finish reason read off in passing."""
 
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
-import aiohttp
-import anyio
 import orjson
 
 from gateway.server.providers.base import (
     Deployment,
     Operation,
     UpstreamBroken,
+    UpstreamProblem,
     UpstreamRequest,
     UpstreamResponse,
     UpstreamUnavailable,
     Usage,
 )
-from gateway.server.providers.outbound import Outbound, data_of, read_all, server_sent_events
+from gateway.server.providers.outbound import Answer, Outbound, data_of, read_all, server_sent_events
 
 _BROKEN = "もう一度試してください。続くときは共同利用の事務局に知らせてください。"
 
@@ -111,7 +111,7 @@ class _Json:
         self.output_text_bytes = text_bytes
 
     @classmethod
-    async def read(cls, response: aiohttp.ClientResponse, request: UpstreamRequest) -> "_Json":
+    async def read(cls, response: Answer, request: UpstreamRequest) -> "_Json":
         body = await read_all(response, request.first_byte_timeout_s)
         response.release()
         try:
@@ -138,7 +138,7 @@ class _Json:
 class _Stream:
     content_type = "text/event-stream; charset=utf-8"
 
-    def __init__(self, response: aiohttp.ClientResponse, events: AsyncIterator[bytes]) -> None:
+    def __init__(self, response: Answer, events: AsyncIterator[bytes]) -> None:
         self._response = response
         self._events = events
         self._first = b""
@@ -148,7 +148,7 @@ class _Stream:
         self.output_text_bytes = 0
 
     @classmethod
-    async def begin(cls, response: aiohttp.ClientResponse, request: UpstreamRequest) -> "_Stream":
+    async def begin(cls, response: Answer, request: UpstreamRequest) -> "_Stream":
         """Waits for the first event that says something: until then nothing has been promised to the caller."""
         if "text/event-stream" not in response.headers.get("content-type", ""):
             raise UpstreamBroken(_BROKEN, dispatched=True)
@@ -202,8 +202,9 @@ class _Stream:
     async def aclose(self) -> None:
         if self._complete:
             # Read to its end, the connection can carry the next call.
-            with anyio.move_on_after(0.05):
-                await self._response.content.read()
+            with contextlib.suppress(UpstreamProblem):
+                while await self._response.read(0.05):
+                    pass
             self._response.release()
         else:
             self._response.close()

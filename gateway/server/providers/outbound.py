@@ -1,15 +1,14 @@
 """The one HTTP client model calls leave by, and how its failures are named.
 
-aiohttp: an asyncio client with its own deadlines per phase, whose cancellation closes the socket, which is what ends
-a call upstream. See docs/adr/0009-http-client.md for what it was measured against.
+Calls go over connections of our own (`connections.py`); aiohttp takes what goes through a proxy and what is beside the
+hot path. See docs/adr/0009-http-client.md for what was measured.
 """
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import aiohttp
 
@@ -22,9 +21,8 @@ from gateway.server.providers.base import (
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from gateway.server.providers.connections import ConnectionBroken, Connections, Response, target_of
 from tenants.context import Zone
-
-T = TypeVar("T")
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 _TRY_AGAIN = "少し待ってから、もう一度試してください。"
@@ -52,6 +50,7 @@ class Outbound:
     def __init__(self, egress: Egress) -> None:
         self._egress = egress
         self._session: aiohttp.ClientSession | None = None
+        self._connections: Connections | None = None
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -64,13 +63,37 @@ class Outbound:
             )
         return self._session
 
-    async def post(
-        self, request: UpstreamRequest, url: str, body: bytes, headers: dict[str, str]
-    ) -> aiohttp.ClientResponse:
+    async def post(self, request: UpstreamRequest, url: str, body: bytes, headers: dict[str, str]) -> "Answer":
         """Sends and waits for the status line. Raises the `Upstream…` problems; 200 is all that comes back."""
-        session = self._open()
+        deadline = asyncio.get_running_loop().time() + request.total_timeout_s
         # On-prem servers are reached directly; the proxy leads outside.
-        proxy = self._egress.proxy if request.deployment.zone is not Zone.ONPREM else ""
+        if self._egress.proxy and request.deployment.zone is not Zone.ONPREM:
+            response: Response | _Proxied = await self._through_proxy(request, url, body, headers)
+        else:
+            response = await self._direct(request, url, body, headers)
+        if response.status != 200:
+            response.close()
+            raise_for(response.status, response.headers.get("retry-after", ""))
+        return Answer(response, deadline)
+
+    async def _direct(self, request: UpstreamRequest, url: str, body: bytes, headers: dict[str, str]) -> Response:
+        if self._connections is None:
+            self._connections = Connections(self._egress.ssl_context())
+        try:
+            head = await self._connections.post(target_of(url), headers, body, connect_s=request.connect_timeout_s)
+        except OSError as error:
+            raise UpstreamUnavailable(_TRY_AGAIN, dispatched=False) from error
+        try:
+            async with asyncio.timeout(request.first_byte_timeout_s):
+                return await head
+        except TimeoutError as error:
+            raise UpstreamTimeout(_TRY_AGAIN, dispatched=True) from error
+        except ConnectionBroken as error:
+            raise UpstreamUnavailable(_TRY_AGAIN, dispatched=True) from error
+
+    async def _through_proxy(
+        self, request: UpstreamRequest, url: str, body: bytes, headers: dict[str, str]
+    ) -> "_Proxied":
         timeout = aiohttp.ClientTimeout(
             total=request.total_timeout_s,
             sock_connect=request.connect_timeout_s,
@@ -78,19 +101,18 @@ class Outbound:
         )
         try:
             async with asyncio.timeout(request.first_byte_timeout_s):
-                response = await session.post(
-                    url, data=body, headers=headers, timeout=timeout, proxy=proxy or None, allow_redirects=False
-                )
+                return _Proxied(
+                    await self._open().post(
+                        url, data=body, headers=headers, timeout=timeout, proxy=self._egress.proxy,
+                        allow_redirects=False,
+                    )
+                )  # fmt: skip
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise UpstreamUnavailable(_TRY_AGAIN, dispatched=False) from error
         except TimeoutError as error:
             raise UpstreamTimeout(_TRY_AGAIN, dispatched=True) from error
         except aiohttp.ClientError as error:
             raise UpstreamUnavailable(_TRY_AGAIN, dispatched=True) from error
-        if response.status != 200:
-            response.close()
-            raise_for(response.status, response.headers.get("retry-after", ""))
-        return response
 
     async def get_json(self, request: UpstreamRequest, url: str, headers: dict[str, str]) -> object:
         """A GET beside the hot path (lists of models)."""
@@ -109,6 +131,56 @@ class Outbound:
         if self._session is not None:
             await self._session.close()
             self._session = None
+        if self._connections is not None:
+            self._connections.close()
+
+
+class _Proxied:
+    """An answer that came through the proxy."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self.status = response.status
+        self.headers: Mapping[str, str] = response.headers
+
+    async def readany(self) -> bytes:
+        try:
+            return await self._response.content.readany()
+        except aiohttp.ClientError as error:
+            raise ConnectionBroken(type(error).__name__) from error
+
+    def release(self) -> None:
+        self._response.release()
+
+    def close(self) -> None:
+        self._response.close()
+
+
+class Answer:
+    """A 200 whose body is being read, until the call's last moment (`deadline`, of the loop's clock)."""
+
+    def __init__(self, response: Response | _Proxied, deadline: float) -> None:
+        self._response = response
+        self._deadline = deadline
+        self.headers = response.headers
+
+    async def read(self, within_s: float) -> bytes:
+        """The next piece; empty at the end. Raises `UpstreamTimeout` for silence, `UpstreamBroken` for a broken line."""
+        try:
+            async with asyncio.timeout_at(min(asyncio.get_running_loop().time() + within_s, self._deadline)):
+                return await self._response.readany()
+        except TimeoutError as error:
+            raise UpstreamTimeout(_TRY_AGAIN, dispatched=True) from error
+        except ConnectionBroken as error:
+            raise UpstreamBroken(_TRY_AGAIN, dispatched=True) from error
+
+    def release(self) -> None:
+        """The answer was read to its end: the connection can carry the next call."""
+        self._response.release()
+
+    def close(self) -> None:
+        """Cuts the answer off, which ends it upstream, too."""
+        self._response.close()
 
 
 def raise_for(status: int, retry_after: str = "") -> None:
@@ -133,22 +205,11 @@ def raise_for(status: int, retry_after: str = "") -> None:
     raise UpstreamBroken(_TRY_AGAIN, dispatched=True, upstream_status=status)
 
 
-async def within(work: Awaitable[T], seconds: float) -> T:
-    """Awaits one more piece of an answer; silence and a broken line get their problem."""
-    try:
-        async with asyncio.timeout(seconds):
-            return await work
-    except TimeoutError as error:
-        raise UpstreamTimeout(_TRY_AGAIN, dispatched=True) from error
-    except aiohttp.ClientError as error:
-        raise UpstreamBroken(_TRY_AGAIN, dispatched=True) from error
-
-
-async def read_all(response: aiohttp.ClientResponse, seconds: float) -> bytes:
+async def read_all(answer: Answer, seconds: float) -> bytes:
     """A whole JSON answer, capped."""
     parts: list[bytes] = []
     size = 0
-    while part := await within(response.content.readany(), seconds):
+    while part := await answer.read(seconds):
         size += len(part)
         if size > MAX_ANSWER_BYTES:
             raise UpstreamBroken("答えが大きすぎます。", dispatched=True)
@@ -156,13 +217,11 @@ async def read_all(response: aiohttp.ClientResponse, seconds: float) -> bytes:
     return b"".join(parts)
 
 
-async def server_sent_events(
-    response: aiohttp.ClientResponse, *, first_s: float, between_s: float
-) -> AsyncIterator[bytes]:
+async def server_sent_events(answer: Answer, *, first_s: float, between_s: float) -> AsyncIterator[bytes]:
     """Whole events as bytes, each ending in a blank line, whatever the network cut them into."""
     buffer = b""
     wait = first_s
-    while part := await within(response.content.readany(), wait):
+    while part := await answer.read(wait):
         wait = between_s
         buffer += part
         if b"\r" in buffer:
