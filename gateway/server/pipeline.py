@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-import anyio
 import anyio.to_thread
 import structlog
 
@@ -250,8 +249,7 @@ class Pipeline:
             record.usage(usage, response.finish_reason)
             settlement = settlement_of(ticket, usage, response, problem, record)
             self.admission.end(Ending(ticket.reservation, settlement), record)
-            with anyio.CancelScope(shield=True):
-                await response.aclose()
+            await response.aclose()
 
     async def _relay_body(
         self,

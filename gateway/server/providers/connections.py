@@ -59,6 +59,10 @@ class Response:
         """What has come since the last time, waiting for something; empty at the end. Raises `ConnectionBroken`."""
         return await self._connection.read()
 
+    def take(self) -> bytes | None:
+        """What has come already, without waiting: None for nothing yet, empty at the end. Raises `ConnectionBroken`."""
+        return self._connection.take()
+
     def release(self) -> None:
         """Gives the connection back for the next call, if this answer was read to its end; else closes it."""
         self._connection.release()
@@ -149,13 +153,18 @@ class _Connection(asyncio.Protocol):
         return self._head
 
     async def read(self) -> bytes:
-        while not self._chunks:
+        while (data := self.take()) is None:
+            self._more = asyncio.get_running_loop().create_future()
+            await self._more
+        return data
+
+    def take(self) -> bytes | None:
+        if not self._chunks:
             if self._is_complete:
                 return b""
             if self._error is not None:
                 raise self._error
-            self._more = asyncio.get_running_loop().create_future()
-            await self._more
+            return None
         data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
         self._waiting_bytes = 0

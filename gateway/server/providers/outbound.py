@@ -143,6 +143,9 @@ class _Proxied:
         self.status = response.status
         self.headers: Mapping[str, str] = response.headers
 
+    def take(self) -> bytes | None:
+        return None
+
     async def readany(self) -> bytes:
         try:
             return await self._response.content.readany()
@@ -166,8 +169,12 @@ class Answer:
 
     async def read(self, within_s: float) -> bytes:
         """The next piece; empty at the end. Raises `UpstreamTimeout` for silence, `UpstreamBroken` for a broken line."""
+        now = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout_at(min(asyncio.get_running_loop().time() + within_s, self._deadline)):
+            # What is there costs no timer; an answer that never ends still meets the call's last moment.
+            if now < self._deadline and (data := self._response.take()) is not None:
+                return data
+            async with asyncio.timeout_at(min(now + within_s, self._deadline)):
                 return await self._response.readany()
         except TimeoutError as error:
             raise UpstreamTimeout(_TRY_AGAIN, dispatched=True) from error
