@@ -150,8 +150,12 @@ def test_a_password_is_changed_from_the_settings_and_the_old_one_is_dead(
     expect(page.get_by_role("heading", name="自分の設定")).to_be_visible()
     expect(page.get_by_text("パスワードを変えました")).to_have_count(0)
     page.get_by_role("link", name="パスワードを変える").click()
-    page.locator("#password").fill(old)
-    page.keyboard.press("Enter")
+    # Keycloak counts in whole seconds: what was typed within the last one is not asked for twice.
+    asked_again = page.locator("#password")
+    expect(asked_again.or_(page.get_by_label("ほかの端末をサインアウトする"))).to_be_visible()
+    if asked_again.is_visible():
+        asked_again.fill(old)
+        page.keyboard.press("Enter")
     page.get_by_label("ほかの端末をサインアウトする").check()
     choose(page, new)
     page.wait_for_url(f"{cluster.base_url}/settings")

@@ -193,14 +193,18 @@ def test_while_the_database_hangs(own_postgres: Postgres, tmp_path: Path, upstre
 def frozen(server: Postgres) -> Iterator[None]:
     """The server and all its connections, stopped in the middle of whatever they do."""
     main = psutil.Process(int((server.folder / "data" / "postmaster.pid").read_text().splitlines()[0]))
-    processes = [main, *main.children(recursive=True)]
-    for process in processes:
-        process.suspend()
+    # It first: from then on no connection gets a process of its own, and those that are going may go.
+    main.suspend()
+    children = main.children(recursive=True)
+    for process in children:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.suspend()
     try:
         yield
     finally:
-        for process in processes:
-            process.resume()
+        for process in [*children, main]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 def test_a_spool_outlives_its_gateway(own_postgres: Postgres, tmp_path: Path, upstream: RunningUpstream) -> None:
