@@ -1,5 +1,6 @@
 """The demo on PostgreSQL behind PgBouncer, Valkey and Keycloak: a clerk's day in Chromium, and who is told what."""
 
+import contextlib
 import itertools
 import re
 import time
@@ -236,8 +237,10 @@ def remembers(process: psutil.Process, words: str) -> bool:
             if "w" not in rights:
                 continue
             memory.seek(begin)
-            if words.encode() in memory.read(end - begin):
-                return True
+            # A piece that it has given back since the list was read cannot be read any more.
+            with contextlib.suppress(OSError):
+                if words.encode() in memory.read(end - begin):
+                    return True
     return False
 
 
