@@ -33,7 +33,6 @@ class AccountIds:
 
     def known(self, hold: Hold, starts: Mapping[Window, date]) -> tuple[UUID, ...] | None:
         """The accounts, the town's month first; None when the database must be asked."""
-        self._forget_absent()
         alike = (hold.tenant_id, hold.app, hold.alias, hold.section_id, hold.person_id, starts["day"])
         ids = self._answers.get(alike)
         if ids is None:
@@ -48,6 +47,8 @@ class AccountIds:
         self, book: LedgerBook, holds: Sequence[Hold], starts: Mapping[Window, date]
     ) -> list[tuple[UUID, ...] | None]:
         """The accounts of each hold; None for a town without a budget. Opens what a window lacks."""
+        # Once, before the first look: an account forgotten halfway would pass for a budget that is not there.
+        self.forget_absent()
         if any(self.known(hold, starts) is None for hold in holds):
             keys = dict.fromkeys(k for hold in holds for k in _keys(hold, starts))
             unknown = [k for k in keys if k not in self._ids]
@@ -66,7 +67,8 @@ class AccountIds:
         self._ids.clear()
         self._answers.clear()
 
-    def _forget_absent(self) -> None:
+    def forget_absent(self) -> None:
+        """Lets accounts that were not there be looked for again, twice a second; called once a batch."""
         if len(self._ids) > MAX_REMEMBERED:
             self.forget()
         if time.monotonic() >= self._absent_until:

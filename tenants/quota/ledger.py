@@ -328,6 +328,7 @@ class LedgerWriter:
         # The database says whether it is this day there, too.
         clock = datetime.now(UTC)
         starts = starts_of(clock)
+        self._accounts.forget_absent()
         held: dict[UUID, int] = {}
         for reserve in batch.reserves:
             hold = reserve.hold
