@@ -84,7 +84,7 @@ async def identified(request: Request) -> Signed:
         return found
     own = services(request)
     session = await own.sessions.load(request.cookies.get(own.cookie_name, ""))
-    own.access.check(session.tenant_id, issued_at=session.issued_at, person_id=session.person_id, sid=session.sid)
+    await own.access.check(session.tenant_id, issued_at=session.issued_at, person_id=session.person_id, sid=session.sid)
     try:
         async with own.db.tenant_session(TenantContext(session.tenant_id), read_only=True) as db:
             actor = await load_actor(db, session.tenant_id, session.person_id)

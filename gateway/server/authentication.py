@@ -115,7 +115,7 @@ class Authenticator:
             cached = await self._verified(digest, token, scope)
         caller = cached.caller
         try:
-            self.access.check(
+            await self.access.check(
                 caller.tenant_id,
                 issued_at=cached.issued_at,
                 person_id=caller.person_id,

@@ -3,6 +3,8 @@
 The issuer's own revocation is seen only when a token expires (≤ 5 minutes); this one within two polls.
 """
 
+import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -23,9 +25,11 @@ from tenants.policy import bump_configuration
 log = structlog.get_logger("identity")
 
 POLL_S: Final = 0.5
+REFRESH_S: Final = 2.0
 # Tokens live for minutes, cached keys for one; the rows themselves say for good that a person or a key has ended.
 KEEP: Final = timedelta(days=2)
 Kind = Literal["tenant", "person", "sid", "sub", "key"]
+_UNKNOWN: Final[tuple[str, datetime | None]] = ("unknown", None)
 
 
 class TenantSuspended(Problem):
@@ -52,13 +56,15 @@ class AccessList:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._snapshot = _Snapshot()
+        self._refreshing = asyncio.Lock()
+        self._read_at = 0.0
 
     @property
     def generation(self) -> int:
         """Which state of the tenants this list knows."""
         return self._snapshot.generation
 
-    def check(
+    async def check(
         self,
         tenant_id: TenantId,
         *,
@@ -71,8 +77,12 @@ class AccessList:
         """Raises `TenantSuspended` or `Revoked`; an unknown tenant is refused.
 
         issued_at: of the token. A revocation ends what was issued before it, so a later sign-in counts again.
+        A town is refused only by the newest list: one that was made or resumed a moment ago is not turned away.
         """
-        status, revoked_before = self._snapshot.statuses.get(tenant_id, ("unknown", None))
+        status, revoked_before = self._snapshot.statuses.get(tenant_id, _UNKNOWN)
+        if status != "active":
+            await self._refresh()
+            status, revoked_before = self._snapshot.statuses.get(tenant_id, _UNKNOWN)
         if status != "active":
             raise TenantSuspended("共同利用の事務局に問い合わせてください。")
         if revoked_before is not None and issued_at is not None and issued_at < revoked_before:
@@ -108,11 +118,25 @@ class AccessList:
         """Runs until cancelled. A failing poll keeps the last list: nobody is let in by it who was not before."""
         while True:
             await self._db.push.wait(POLL_S)
+            await self._refresh()
+
+    async def _refresh(self) -> None:
+        """Reads the list again if the tenants have changed; with the database away the last list stays.
+
+        Who waited while another's reading began and ended has what it came for: many refusals are one reading.
+        """
+        asked = time.monotonic()
+        async with self._refreshing:
+            if self._read_at >= asked:
+                return
+            begun = time.monotonic()
             try:
-                async with self._db.platform_session("access list", read_only=True) as session:
-                    generation = (await session.exec(select(ConfigGeneration.generation))).first() or 0
-                if generation != self._snapshot.generation:
-                    await self.load()
+                async with asyncio.timeout(REFRESH_S):
+                    async with self._db.platform_session("access list", read_only=True) as session:
+                        generation = (await session.exec(select(ConfigGeneration.generation))).first() or 0
+                    if generation != self._snapshot.generation:
+                        await self.load()
+                self._read_at = begun
             except (SQLAlchemyError, OSError):
                 log.warning("access_list_poll_failed", exc_info=True)
 

@@ -1,5 +1,6 @@
 """A town or a person that was stopped is refused everywhere within two seconds, whatever tokens still live."""
 
+import asyncio
 import base64
 import hashlib
 import re
@@ -7,16 +8,18 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
-from sqlmodel import select
+from sqlmodel import col, select
 
 from tenants.context import PersonId, TenantId, new_id
 from tenants.db import Database, DatabaseUrls
 from tenants.identity.access_list import AccessList, Revoked, TenantSuspended, revoke
 from tenants.models import Revocation, Tenant
+from tenants.policy import bump_configuration
 from tests.demo_process import Browser, DemoPerson, DemoProcess, form_action
 from tests.servers import DATABASES
 
@@ -168,6 +171,7 @@ async def _town(db: Database) -> TenantId:
     tenant_id = TenantId(new_id())
     async with db.platform_session("test") as session:
         session.add(Tenant(id=tenant_id, name="見本町", alias=f"t{tenant_id.hex}"))
+        await bump_configuration(session)
     return tenant_id
 
 
@@ -181,9 +185,9 @@ async def test_the_newest_of_several_revocations_counts(db: Database) -> None:
             )
     access = AccessList(db)
     await access.load()
-    access.check(town, issued_at=now - timedelta(minutes=59), person_id=person)
+    await access.check(town, issued_at=now - timedelta(minutes=59), person_id=person)
     with pytest.raises(Revoked):
-        access.check(town, issued_at=now - timedelta(minutes=61), person_id=person)
+        await access.check(town, issued_at=now - timedelta(minutes=61), person_id=person)
 
 
 async def test_a_revocation_is_forgotten_when_nothing_older_can_live(db: Database) -> None:
@@ -197,11 +201,42 @@ async def test_a_revocation_is_forgotten_when_nothing_older_can_live(db: Databas
 
 
 async def test_an_unknown_town_is_refused(db: Database) -> None:
-    town = await _town(db)
+    await _town(db)
     access = AccessList(db)
-    with pytest.raises(TenantSuspended):
-        access.check(town)
     await access.load()
-    access.check(town)
     with pytest.raises(TenantSuspended):
-        access.check(TenantId(new_id()))
+        await access.check(TenantId(new_id()))
+
+
+async def test_a_town_is_not_turned_away_by_a_list_older_than_itself(db: Database) -> None:
+    access = AccessList(db)
+    await access.load()
+    town = await _town(db)
+    await access.check(town)
+    async with db.platform_session("test") as session:
+        (await session.exec(select(Tenant).where(col(Tenant.id) == town))).one().status = "suspended"
+        await bump_configuration(session)
+    await access.load()
+    with pytest.raises(TenantSuspended):
+        await access.check(town)
+    async with db.platform_session("test") as session:
+        (await session.exec(select(Tenant).where(col(Tenant.id) == town))).one().status = "active"
+        await bump_configuration(session)
+    await access.check(town)
+
+
+async def test_many_refusals_at_once_are_few_readings(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    await _town(db)
+    access = AccessList(db)
+    await access.load()
+    readings, opened = 0, db.platform_session
+
+    def counted(*args: Any, **more: Any) -> Any:
+        nonlocal readings
+        readings += 1
+        return opened(*args, **more)
+
+    monkeypatch.setattr(db, "platform_session", counted)
+    refused = await asyncio.gather(*(access.check(TenantId(new_id())) for _ in range(50)), return_exceptions=True)
+    assert {type(problem) for problem in refused} == {TenantSuspended}
+    assert readings <= 2
