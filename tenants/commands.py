@@ -58,9 +58,10 @@ from tenants.quota.agreements import (
     set_region_terms,
 )
 from tenants.quota.pricing import UYEN_PER_YEN, PriceBook, in_force, register_price, set_fx_rate
+from tenants.quota.slots import set_slots, slots_of
 from tenants.quota.text_cells import text_cell
 from tenants.quota.tree import Node, budget_rows, set_budget
-from tenants.quota.windows import JST, WINDOWS, Window, parse_month, window_start
+from tenants.quota.windows import AT_ONCE, JST, WINDOWS, AccountWindow, Window, parse_month, window_start
 from tenants.registry import (
     NewTenant,
     check_new,
@@ -475,15 +476,21 @@ def budget_set(
     section: Annotated[str, typer.Option(help="A section's limit instead of the town's.")] = "",
     app: Annotated[str, typer.Option(help="An app's limit.")] = "",
     model: Annotated[str, typer.Option(help="A model's limit, by the name it is asked for by.")] = "",
-    lift: Annotated[Window | None, typer.Option(help="Lift the limit of this window.")] = None,
+    slots: Annotated[int | None, typer.Option(help="How many calls may be under way at the same time.")] = None,
+    lift: Annotated[AccountWindow | None, typer.Option(help="Lift the limit of this window.")] = None,
 ) -> None:
     """Set a town's limits, or those of one of its sections, apps or models."""
-    given: dict[Window, int | None] = {lift: None} if lift else {}
+    given: dict[Window, int | None] = {}
+    if lift and lift != AT_ONCE:
+        given[lift] = None
+    sets_slots = slots is not None or lift == AT_ONCE
     for window, yen in (("day", day_yen), ("month", month_yen), ("fiscal_year", fiscal_year_yen)):
         if yen is not None:
             given[cast("Window", window)] = yen
-    if not given:
-        raise InvalidInput("--month-yen・--day-yen・--fiscal-year-yen のどれかで金額を入れてください。")
+    if not given and not sets_slots:
+        raise InvalidInput(
+            "--month-yen・--day-yen・--fiscal-year-yen のどれかで金額を、または --slots で同時に使える数を入れてください。"
+        )
     if sum(map(bool, (section, app, model))) > 1:
         raise InvalidInput("--section・--app・--model は、どれか1つにしてください。")
 
@@ -506,7 +513,15 @@ def budget_set(
                     session, tenant_id, _by(), "budget.set", about=("tenant", tenant_id),
                     node=node, node_id=node_id, window=window, yen=yen,
                 )  # fmt: skip
+            if sets_slots:
+                await set_slots(session, tenant_id, slots, node=cast("Node", node), node_id=node_id)
+                await audit.record(
+                    session, tenant_id, _by(), "slots.set", about=("tenant", tenant_id),
+                    node=node, node_id=node_id, slots=slots,
+                )  # fmt: skip
         whose = tenant.name + (f" {section or app or model}" if node_id else "")
+        if sets_slots:
+            print(f"{whose}が同時に使える数を{'限らないように' if slots is None else f'{slots:,}に'}しました。")
         for window, yen in given.items():
             words = _PER[window]
             print(
@@ -531,6 +546,7 @@ def budget_show(
         async with db.platform_session("command", read_only=True) as session:
             codes = {t.id: t.code for t in await list_tenants(session)}
             rows = await budget_rows(session, tenant_id=tenant_id, windows=WINDOWS)
+            slots = await slots_of(session, tenant_id)
         told = [
             {
                 "code": codes.get(r.tenant_id, ""),
@@ -543,9 +559,21 @@ def budget_show(
             }
             for r in rows
         ]
+        at_once = [
+            {
+                "code": codes.get(s.tenant_id, ""),
+                "node": s.node if not s.node_id else f"{s.node}:{s.node_id}",
+                "window": AT_ONCE,
+                "limit": s.limit,
+                "taken": s.taken,
+            }
+            for s in slots
+        ]
         if as_json:
-            _print_json(told)
+            _print_json([*told, *at_once])
             return
+        for slot in at_once:
+            print(f"{slot['code']}  {slot['node']:<46} 同時 {slot['taken']:>10,}件 / {slot['limit']:,}件")
         for row, raw in zip(told, rows, strict=True):
             limit = "上限なし" if raw.limit_uyen is None else f"{raw.limit_uyen // UYEN_PER_YEN:,}円"
             used = -(-(raw.posted_uyen + raw.held_uyen) // UYEN_PER_YEN)

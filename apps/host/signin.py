@@ -225,7 +225,9 @@ async def callback(
             raise NotRegistered("町の管理者に、職員の登録を依頼してください。") from None
     if number and actor.login != number:
         return _other_account(alias)
-    await own.access.check(tenant_id, issued_at=identity.issued_at, person_id=person_id, sid=identity.sid, sub=identity.sub)
+    await own.access.check(
+        tenant_id, issued_at=identity.issued_at, person_id=person_id, sid=identity.sid, sub=identity.sub
+    )
     before = request.cookies.get(own.cookie_name, "")
     cookie = await own.sessions.start(identity, tokens, tenant_id, person_id, replaces=before)
     changed = kc_action_status == "success"

@@ -19,7 +19,7 @@ import psycopg
 from tenants.context import new_id
 from tenants.db import SQLITE_BUSY_TIMEOUT_MS, DatabaseUrls
 from tenants.models import UNLIMITED_UYEN
-from tenants.quota.windows import Window
+from tenants.quota.windows import AT_ONCE, AccountWindow
 
 LEVELS = {"town": 1, "section": 2, "person": 3, "app": 4, "model": 5}
 
@@ -32,18 +32,21 @@ class AccountKey:
     tenant_id: UUID
     node: str
     node_id: str
-    window: Window
+    window: AccountWindow
     window_start: date
 
 
 @dataclass(slots=True)
 class AccountState:
-    """A locked account; `held` and `posted` move while a batch is decided and are written once."""
+    """A locked account; `held` and `posted` move while a batch is decided and are written once.
+
+    One of the window `at_once` has its figures in slots: a call under way holds one, and nothing is ever posted.
+    """
 
     id: UUID
     level: int
     node: str
-    window: Window
+    window: AccountWindow
     window_start: date
     limit_uyen: int
     held_uyen: int
@@ -55,7 +58,27 @@ class AccountState:
     def available_uyen(self) -> int:
         return self.limit_uyen - self.held_uyen - self.posted_uyen
 
-    def add(self, *, held: int = 0, posted: int = 0) -> None:
+    @property
+    def counts_slots(self) -> bool:
+        return self.window == AT_ONCE
+
+    def hold(self, uyen: int) -> None:
+        """For an attempt that is sent."""
+        self._add(held=1 if self.counts_slots else uyen)
+
+    def release(self, hold_uyen: int, cost_uyen: int) -> None:
+        """The attempt has ended: its cost stands instead of its hold."""
+        if self.counts_slots:
+            self._add(held=-1)
+        else:
+            self._add(held=-hold_uyen, posted=cost_uyen)
+
+    def correct(self, delta_uyen: int) -> None:
+        """A later truth about a cost that was posted."""
+        if not self.counts_slots:
+            self._add(posted=delta_uyen)
+
+    def _add(self, *, held: int = 0, posted: int = 0) -> None:
         self.held_uyen += held
         self.posted_uyen += posted
         self.added_held += held

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, TypeVar, cast
 from uuid import UUID
 
 import structlog
@@ -35,8 +35,9 @@ from tenants.quota.terms import (
     QuotaExceeded,
     Reservation,
     Settlement,
+    SlotsTaken,
 )
-from tenants.quota.windows import BACK_WORDS, WINDOW_WORDS, window_bounds, window_start
+from tenants.quota.windows import BACK_WORDS, WINDOW_WORDS, Window, window_bounds, window_start
 
 log = structlog.get_logger("ledger")
 
@@ -111,7 +112,7 @@ class _Batch:
 
 
 class _MoneyIsTight(Exception):
-    """A hold does not fit in full as long as the deferred settles hold more than they cost."""
+    """A hold does not fit in full as long as the deferred settles hold more than they cost, or a slot."""
 
 
 class LedgerWriter:
@@ -160,7 +161,7 @@ class LedgerWriter:
         after: how the call's earlier attempt ended. It is written in the same transaction, or when the hold is refused
         alone: in any case it is the ledger's from here on, and the call has one row whatever it took.
 
-        Raises `QuotaExceeded` (its `node` says whose limit), `NoBudget` or `LedgerUnavailable`. If the caller is
+        Raises `QuotaExceeded` or `SlotsTaken` (their `node` says whose limit), `NoBudget` or `LedgerUnavailable`. If the caller is
         cancelled meanwhile and the hold was granted, it is voided: nothing was sent.
         """
         answer: asyncio.Future[Reservation] = asyncio.get_running_loop().create_future()
@@ -337,7 +338,7 @@ class LedgerWriter:
                 batch.granted.clear()
                 return False
             for account_id in ids:
-                held[account_id] = held.get(account_id, 0) + hold.hold_uyen
+                held[account_id] = held.get(account_id, 0) + self._accounts.units(account_id, hold.hold_uyen)
             reservation = Reservation(
                 hold.call_id, hold.attempt_id, hold.tenant_id, clock, hold.hold_uyen, hold.price, ids
             )
@@ -426,7 +427,7 @@ class LedgerWriter:
                     raise LedgerUnavailable("少し待って、もう一度送ってください。", retry_after_s=5)
                 reservation = _granted(reserve, ids, states, now)
             except Problem as refusal:
-                if batch.deferred and isinstance(refusal, QuotaExceeded):
+                if batch.deferred and isinstance(refusal, (QuotaExceeded, SlotsTaken)):
                     raise _MoneyIsTight from None
                 if after is not None and before.get(after.attempt_id) == "held":
                     book.end_call(after)
@@ -435,7 +436,7 @@ class LedgerWriter:
             if reservation.hold_uyen < reserve.hold.hold_uyen and batch.deferred:
                 raise _MoneyIsTight
             for account_id in reservation.account_ids:
-                states[account_id].add(held=reservation.hold_uyen)
+                states[account_id].hold(reservation.hold_uyen)
             batch.granted.append((reserve, reservation))
             if after is not None:
                 book.continue_call(_attempt_row(reserve.hold, reservation), now + self._lease)
@@ -453,13 +454,13 @@ class LedgerWriter:
         if before == "held":
             for account_id in close.account_ids:
                 if account_id in states:
-                    states[account_id].add(held=-close.hold_uyen, posted=closing.cost_uyen)
+                    states[account_id].release(close.hold_uyen, closing.cost_uyen)
         elif before == "suspense":
             # The sweeper had given this call up and posted its full hold; now the truth is known.
             delta = closing.cost_uyen - close.hold_uyen
             for account_id in close.account_ids:
                 if account_id in states:
-                    states[account_id].add(posted=delta)
+                    states[account_id].correct(delta)
             book.insert_correction(
                 closing,
                 month=window_start("month", closing.created_at),
@@ -635,11 +636,22 @@ def _close_of(ending: Ending, *, goes_on: bool = False) -> _Close:
 def _granted(
     reserve: _Reserve, ids: tuple[UUID, ...] | None, states: dict[UUID, AccountState], now: datetime
 ) -> Reservation:
-    """The whole hold, or what the tightest account still has, down to the floor. Raises `QuotaExceeded`, `NoBudget`."""
+    """The whole hold, or what the tightest account still has, down to the floor.
+
+    Raises `QuotaExceeded`, `SlotsTaken`, `NoBudget`.
+    """
     if ids is None:
         raise NoBudget("共同利用の事務局に、予算の設定を依頼してください。")
     hold = reserve.hold
-    tightest = min((states[a] for a in ids), key=lambda a: a.available_uyen)
+    accounts = [states[a] for a in ids]
+    for full in (a for a in accounts if a.counts_slots and a.available_uyen < 1):
+        raise SlotsTaken(
+            f"{NODE_WORDS[full.node]}で同時に使える数（{full.limit_uyen:,}）がすべて使われています。"
+            "ほかの処理が終わるのを少し待って、もう一度送ってください。",
+            node=full.node,
+            retry_after_s=1,
+        )
+    tightest = min((a for a in accounts if not a.counts_slots), key=lambda a: a.available_uyen)
     granted = min(hold.hold_uyen, tightest.available_uyen)
     if granted < hold.floor_uyen:
         raise QuotaExceeded(
@@ -655,7 +667,7 @@ def _granted(
 
 def _seconds_left(account: AccountState, now: datetime) -> int:
     """Until the account's window ends, rounded up."""
-    _, end = window_bounds(account.window, account.window_start)
+    _, end = window_bounds(cast("Window", account.window), account.window_start)
     return max(math.ceil((end - now).total_seconds()), 1)
 
 
@@ -703,7 +715,7 @@ def sweep(urls: DatabaseUrls, *, now: datetime | None = None, limit: int = 500) 
         moved = [attempt for attempt in given_up if before.get(attempt.attempt_id) == "held"]
         for attempt in moved:
             for account_id in attempt.account_ids:
-                states[account_id].add(held=-attempt.hold_uyen, posted=attempt.hold_uyen)
+                states[account_id].release(attempt.hold_uyen, attempt.hold_uyen)
         book.write_accounts(states.values())
         book.commit()
         return len(moved)

@@ -106,6 +106,14 @@ class QuotaExceeded(Problem):
         return False
 
 
+class SlotsTaken(Problem):
+    """As many calls are under way as `node` (town, section, person, app or model) may have at the same time."""
+
+    type = "urn:problem:gateway:slots-taken"
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    title = "同時に使える数に達しています"
+
+
 class NoBudget(Problem):
     type = "urn:problem:gateway:no-budget"
     status = HTTPStatus.FORBIDDEN

@@ -10,6 +10,10 @@ from observability.problems import InvalidInput
 JST = ZoneInfo("Asia/Tokyo")
 Window = Literal["day", "month", "fiscal_year"]
 WINDOWS: Final[tuple[Window, ...]] = ("day", "month", "fiscal_year")
+# An account of this one counts calls under way instead of money: it has no beginning and no end.
+AT_ONCE: Final = "at_once"
+AccountWindow = Literal["day", "month", "fiscal_year", "at_once"]
+EVER: Final = date(1970, 1, 1)
 # Of the window that runs, and when the next begins.
 WINDOW_WORDS: Final[Mapping[str, str]] = {"day": "今日", "month": "今月", "fiscal_year": "今年度"}
 BACK_WORDS: Final[Mapping[str, str]] = {"day": "あす午前0時", "month": "来月1日", "fiscal_year": "4月1日"}

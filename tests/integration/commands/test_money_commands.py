@@ -111,6 +111,20 @@ def test_budgets_of_a_day_a_year_and_an_app(region: Region) -> None:
         assert region.command("budget", "set", town.code, *wrong, check=False).returncode == 1
 
 
+def test_slots_are_set_shown_and_lifted(region: Region) -> None:
+    town = region.make_town(month_yen=100)
+    said = region.command("budget", "set", town.code, "--slots", "3").stdout
+    assert said == f"{town.name}が同時に使える数を3にしました。\n"
+    region.command("budget", "set", town.code, "--app", "chat", "--slots", "2")
+    slots = [row for row in told(region, "budget", "show", town.code) if row["window"] == "at_once"]
+    assert [(row["node"], row["limit"], row["taken"]) for row in slots] == [("town", 3, 0), ("app:chat", 2, 0)]
+    assert "同時" in region.command("budget", "show", town.code).stdout
+    region.command("budget", "set", town.code, "--lift", "at_once")
+    slots = [row for row in told(region, "budget", "show", town.code) if row["window"] == "at_once"]
+    assert [row["node"] for row in slots] == ["app:chat"]
+    assert region.command("budget", "set", town.code, "--slots", "0", check=False).returncode == 1
+
+
 def test_town_by_name_and_by_full_width_code(region: Region, town: Town) -> None:
     by_code = told(region, "budget", "show", town.code)
     assert told(region, "budget", "show", town.name) == by_code

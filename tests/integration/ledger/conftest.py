@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlmodel import select
 
 from tenants.context import DataClass, TenantId, new_id
 from tenants.db import Database, DatabaseUrls
@@ -33,12 +34,11 @@ class Town:
             session.add(Budget(tenant_id=self.id, node="town", limit_uyen=limit_uyen, valid_from=start))
 
     async def town_account(self) -> Account:
-        from sqlmodel import select
-
         async with self.db.platform_session("test", read_only=True) as session:
-            return (
-                await session.exec(select(Account).where(Account.tenant_id == self.id, Account.node == "town"))
-            ).one()
+            found = select(Account).where(
+                Account.tenant_id == self.id, Account.node == "town", Account.window == "month"
+            )
+            return (await session.exec(found)).one()
 
     def hold(self, uyen: int, *, floor: int | None = None, **changes: object) -> Hold:
         values: dict[str, object] = {

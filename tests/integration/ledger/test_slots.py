@@ -1,0 +1,117 @@
+"""As many calls at the same time as were bought, and never one more, whatever becomes of them."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from observability.problems import InvalidInput
+from tenants.context import new_id
+from tenants.quota.ledger import LedgerWriter, sweep
+from tenants.quota.slots import Slots, SlotsInUse, set_slots, slots_of
+from tenants.quota.terms import Ending, Reservation, Settlement, SlotsTaken
+from tenants.quota.tree import Node
+from tests.integration.ledger.conftest import Town
+
+YEN = 1_000_000
+
+
+async def allow(town: Town, count: int | None, node: Node = "town", node_id: str = "") -> None:
+    async with town.db.platform_session("test") as session:
+        await set_slots(session, town.id, count, node=node, node_id=node_id)
+
+
+async def slots(town: Town) -> list[Slots]:
+    async with town.db.platform_session("test", read_only=True) as session:
+        return await slots_of(session, town.id)
+
+
+async def test_of_many_calls_at_once_as_many_start_as_there_are_slots(town: Town, ledger: LedgerWriter) -> None:
+    await town.set_budget(1000 * YEN)
+    await allow(town, 5)
+    answers = await asyncio.gather(*(ledger.reserve(town.hold(YEN)) for _ in range(40)), return_exceptions=True)
+    granted = [a for a in answers if isinstance(a, Reservation)]
+    assert len(granted) == 5
+    assert {type(a) for a in answers} == {Reservation, SlotsTaken}
+    [full] = await slots(town)
+    assert (full.limit, full.taken) == (5, 5)
+    # Each that ends makes room for one, by whatever end.
+    await asyncio.wrap_future(ledger.settle(granted[0], Settlement(YEN // 2)))
+    await asyncio.wrap_future(ledger.void(granted[1], "connect_failed"))
+    again = await asyncio.gather(*(ledger.reserve(town.hold(YEN)) for _ in range(10)), return_exceptions=True)
+    assert sum(isinstance(a, Reservation) for a in again) == 2
+    # Money is counted beside it, as ever.
+    account = await town.town_account()
+    assert (account.held_uyen, account.posted_uyen) == (5 * YEN, YEN // 2)
+
+
+async def test_two_processes_share_the_slots(town: Town, ledger: LedgerWriter, tmp_path: Path) -> None:
+    await town.set_budget(1000 * YEN)
+    await allow(town, 7)
+    other = LedgerWriter(town.urls, owner_epoch="other", spool_dir=tmp_path / "other", max_queue_wait_s=10)
+    other.start()
+    try:
+        answers = await asyncio.gather(
+            *(writer.reserve(town.hold(YEN)) for _ in range(20) for writer in (ledger, other)), return_exceptions=True
+        )
+    finally:
+        await other.close()
+    assert sum(isinstance(a, Reservation) for a in answers) == 7
+
+
+async def test_another_attempt_takes_no_second_slot(town: Town, ledger: LedgerWriter) -> None:
+    await town.set_budget(1000 * YEN)
+    await allow(town, 1)
+    hold = town.hold(YEN)
+    first = await ledger.reserve(hold)
+    retry = town.hold(YEN, call_id=hold.call_id)
+    second = await ledger.reserve(retry, Ending(first, Settlement(0, problem="upstream_overloaded")))
+    assert [s.taken for s in await slots(town)] == [1]
+    await asyncio.wrap_future(ledger.settle(second, Settlement(YEN)))
+    assert [s.taken for s in await slots(town)] == [0]
+
+
+@pytest.mark.parametrize("node", ["section", "app", "model"])
+async def test_a_section_an_app_or_a_model_may_have_its_own(town: Town, ledger: LedgerWriter, node: Node) -> None:
+    await town.set_budget(1000 * YEN)
+    section = new_id()
+    await allow(town, 1, node, {"section": str(section), "app": "chat", "model": "standard"}[node])
+    await ledger.reserve(town.hold(YEN, section_id=section))
+    with pytest.raises(SlotsTaken) as refused:
+        await ledger.reserve(town.hold(YEN, section_id=section))
+    assert refused.value.extensions["node"] == node
+    await ledger.reserve(town.hold(YEN, section_id=new_id(), app="other", alias="fast"))
+
+
+async def test_a_dead_process_s_slots_come_back(town: Town, tmp_path: Path) -> None:
+    await town.set_budget(1000 * YEN)
+    await allow(town, 2)
+    dead = LedgerWriter(town.urls, owner_epoch="dead", spool_dir=tmp_path / "dead", max_queue_wait_s=10)
+    dead.start()
+    for _ in range(2):
+        await dead.reserve(town.hold(YEN))
+    await dead.close()
+    assert await asyncio.to_thread(sweep, town.urls, now=datetime.now(UTC) + timedelta(hours=1)) == 2
+    assert [s.taken for s in await slots(town)] == [0]
+    # A late word about a call that was given up changes its cost and no slot.
+    assert (await town.town_account()).posted_uyen == 2 * YEN
+
+
+async def test_a_number_below_what_is_under_way_is_refused(town: Town, ledger: LedgerWriter) -> None:
+    await town.set_budget(1000 * YEN)
+    await allow(town, 3)
+    running = [await ledger.reserve(town.hold(YEN)) for _ in range(2)]
+    with pytest.raises(SlotsInUse):
+        await allow(town, 1)
+    for wrong in (0, -1, 10_001):
+        with pytest.raises(InvalidInput):
+            await allow(town, wrong)
+    assert [(s.limit, s.taken) for s in await slots(town)] == [(3, 2)]
+    # Lifted: the calls under way still give back what they took.
+    await allow(town, None)
+    assert await slots(town) == []
+    for reservation in running:
+        await asyncio.wrap_future(ledger.settle(reservation, Settlement(0)))
+    await allow(town, 1)
+    assert [(s.limit, s.taken) for s in await slots(town)] == [(1, 0)]
