@@ -38,7 +38,7 @@ from tenants.identity.api_keys import (
 from tenants.identity.directories import open_directory, realm_spec
 from tenants.models import FxRate, Price, Tenant
 from tenants.people import clean_login, code_of, list_people, list_sections, reset_password
-from tenants.policy import bump_configuration
+from tenants.policy import Rate, bump_configuration, load_policy, save_policy
 from tenants.quota.agreements import (
     KIND_WORDS,
     SHARE_WORDS,
@@ -93,6 +93,7 @@ def register(app: typer.Typer) -> None:
         ("tenant", "The municipalities.", _TENANT),
         ("key", "API keys of systems.", _KEY),
         ("budget", "Limits of towns, sections, apps and models.", _BUDGET),
+        ("rate", "How much a town may ask a minute.", _RATE),
         ("price", "Prices and exchange rates.", _PRICE),
         ("agreement", "What towns pay by: the basis of their invoices.", _AGREEMENT),
         ("people", "Staff and sections of a town.", _PEOPLE),
@@ -580,6 +581,87 @@ def budget_show(
             print(f"{row['code']}  {row['node']:<46} {_PER[raw.window]:<3} {used:>10,}円 / {limit}")
 
     _run(work)
+
+
+def rate_set(
+    town: Town,
+    requests: Annotated[int | None, typer.Option(help="Requests per minute.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Tokens per minute, in and out.")] = None,
+    each_person: Annotated[bool, typer.Option("--each-person", help="The rate of each person.")] = False,
+    each_key: Annotated[bool, typer.Option("--each-key", help="The rate of each API key.")] = False,
+    app: Annotated[str, typer.Option(help="An app's rate.")] = "",
+    model: Annotated[str, typer.Option(help="A model's rate, by the name it is asked for by.")] = "",
+    lift: Annotated[bool, typer.Option("--lift", help="Lift the rate.")] = False,
+) -> None:
+    """Set how much a town, each of its people or keys, one of its apps or models may ask a minute."""
+    nodes = [
+        node
+        for node, is_given in (
+            ("person", each_person),
+            ("key", each_key),
+            (f"app:{app}", app),
+            (f"model:{model}", model),
+        )
+        if is_given
+    ]
+    if len(nodes) > 1:
+        raise InvalidInput("--each-person・--each-key・--app・--model は、どれか1つにしてください。")
+    if lift == (requests is not None or tokens is not None):
+        raise InvalidInput("--requests か --tokens で1分あたりの数を入れるか、--lift でなくしてください。")
+    for field, value, most in (("requests", requests, 1_000_000), ("tokens", tokens, 1_000_000_000)):
+        if value is not None and not 1 <= value <= most:
+            raise InvalidInput(f"--{field} は1から{most:,}までの整数で入れてください。", field=field)
+    node = nodes[0] if nodes else "town"
+
+    async def work(_settings: Settings, db: Database) -> None:
+        tenant, tenant_id = await _find(db, town)
+        async with db.platform_session("command") as session:
+            policy, version = await load_policy(session, tenant_id)
+            rates = dict(policy.rates)
+            if not lift:
+                rates[node] = Rate(requests=requests, tokens=tokens)
+            elif rates.pop(node, None) is None:
+                raise NotFound("その上限はありません。kumiai rate show で確かめてください。")
+            await save_policy(session, tenant_id, policy.model_copy(update={"rates": rates}), version=version, by=None)
+            await bump_configuration(session)
+            await audit.record(
+                session, tenant_id, _by(), "rate.set", about=("tenant", tenant_id),
+                node=node, requests=requests, tokens=tokens,
+            )  # fmt: skip
+        print(f"{tenant.name}：{_rate_line(node, rates.get(node))}")
+
+    _run(work)
+
+
+def rate_show(town: Town, as_json: AsJson = False) -> None:
+    """Show a town's rates."""
+
+    async def work(_settings: Settings, db: Database) -> None:
+        _, tenant_id = await _find(db, town)
+        async with db.platform_session("command", read_only=True) as session:
+            policy, _ = await load_policy(session, tenant_id)
+        if as_json:
+            _print_json({node: rate.model_dump() for node, rate in sorted(policy.rates.items())})
+            return
+        for node, rate in sorted(policy.rates.items()):
+            print(_rate_line(node, rate))
+        if not policy.rates:
+            print("1分あたりの上限はありません。")
+
+    _run(work)
+
+
+def _rate_line(node: str, rate: Rate | None) -> str:
+    kind, _, name = node.partition(":")
+    whose = {"town": "町全体", "person": "職員1人", "key": "APIキー1本"}.get(kind) or f"{kind} {name}"
+    if rate is None:
+        return f"{whose}の1分あたりの上限をなくしました。"
+    limits = [
+        f"{words}{value:,}"
+        for words, value in (("要求", rate.requests), ("トークン", rate.tokens))
+        if value is not None
+    ]
+    return f"{whose}の1分あたりの上限：{'、'.join(limits)}"
 
 
 def usage(
@@ -1146,6 +1228,7 @@ _TENANT = {
 }
 _KEY = {"create": key_create, "list": key_list, "rotate": key_rotate, "revoke": key_revoke, "pepper": key_pepper}
 _BUDGET = {"set": budget_set, "show": budget_show}
+_RATE = {"set": rate_set, "show": rate_show}
 _PRICE = {"set": price_set, "list": price_list, "fx": price_fx}
 _AGREEMENT = {
     "set": agreement_set,

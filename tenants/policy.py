@@ -84,11 +84,21 @@ class GuardPolicy(BaseModel):
         return self.actions.get(kind) or DEFAULT_ACTIONS.get(kind, GuardAction.BLOCK)
 
 
+class Rate(BaseModel):
+    """How much a minute; None: as much as comes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    requests: int | None = Field(default=None, ge=1, le=1_000_000)
+    tokens: int | None = Field(default=None, ge=1, le=1_000_000_000)
+
+
 class Policy(BaseModel):
     """The defaults are the strict ones: a tenant without a stored policy gets them.
 
     `zones` may only narrow or widen classes 1, 2 and 3C; `models` and `apps` empty means all. Personal data (3C) leaves
     the house only into the country and only with `personal_data_contract`: under which contract, of what day.
+    rates: by `town`, `person` (each), `key` (each), `app:<id>` or `model:<alias>`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -100,6 +110,7 @@ class Policy(BaseModel):
     personal_data_contract: str = Field(default="", max_length=200)
     min_count: int = Field(default=5, ge=1)
     guard: GuardPolicy = Field(default_factory=GuardPolicy)
+    rates: dict[str, Rate] = Field(default_factory=dict)
 
     def allows(self, data_class: DataClass, zone: Zone, *, isolated: bool) -> bool:
         """Whether data of this class may be processed there. What is not listed is denied."""

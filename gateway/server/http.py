@@ -1,7 +1,7 @@
 """The thin edge under the hot routes: plain ASGI in, OpenAI-shaped bytes out."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any
@@ -145,13 +145,16 @@ def problem_headers(problem: Problem) -> list[tuple[bytes, bytes]]:
     return headers
 
 
-async def send_problem(send: AsgiSend, problem: Problem, *, call_id: UUID) -> None:
-    """Answers with a problem as JSON."""
+async def send_problem(
+    send: AsgiSend, problem: Problem, *, call_id: UUID, more: Iterable[tuple[bytes, bytes]] = ()
+) -> None:
+    """Answers with a problem as JSON; `more`: headers beside its own."""
     body = problem_body(problem)
     headers = [
         (b"content-length", b"%d" % len(body)),
         (b"kumiai-call-id", str(call_id).encode()),
         *problem_headers(problem),
+        *more,
     ]
     await send_start(send, status_of(problem), b"application/json", headers)
     await send({"type": "http.response.body", "body": body})

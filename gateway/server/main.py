@@ -20,6 +20,7 @@ from gateway.server.pipeline import Deadlines, Pipeline
 from gateway.server.providers.base import Deployment, Operation
 from gateway.server.providers.factory import compile_all, create_providers
 from gateway.server.providers.outbound import Egress
+from gateway.server.rates import Rates
 from gateway.server.record import Recorder
 from gateway.server.routes import guard, health, models
 from gateway.server.settings import GatewaySettings, ProviderSettings
@@ -78,9 +79,11 @@ class Gateway:
             ),
             demo_delay_s=gateway_settings.demo_delay_s,
         )
+        self.rates = Rates(settings.valkey_url.get_secret_value())
         self.pipeline = Pipeline(
             authenticator=self.authenticator,
             configuration=self.configuration,
+            rates=self.rates,
             admission=Admission(self.ledger, self.configuration),
             providers=self.providers,
             recorder=Recorder(
@@ -121,6 +124,7 @@ class Gateway:
                 await poll
         for provider in self.providers.values():
             await provider.aclose()
+        await self.rates.aclose()
         await self.ledger.close()
         await self.issuer.aclose()
         await self.db.close()

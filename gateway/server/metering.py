@@ -36,6 +36,11 @@ def choices(request: ModelRequest) -> int:
     return request.choices * (request.input_items if request.operation == "completions" else 1)
 
 
+def tokens_bound(request: ModelRequest, deployment: Deployment) -> int:
+    """The most tokens a call can come to, in and out."""
+    return prompt_bound(request) + choices(request) * output_cap(request, deployment)
+
+
 def counted_usage(request: ModelRequest, output_text_bytes: int) -> Usage:
     """What a cut-off answer is billed as when the provider said nothing: bytes, the same bound as before the call."""
     return Usage(prompt_tokens=prompt_bound(request), completion_tokens=output_text_bytes, source="tokenizer")

@@ -37,6 +37,7 @@ from gateway.server.providers.base import (
     UpstreamResponse,
     Usage,
 )
+from gateway.server.rates import RateExceeded, Rates, Taken
 from gateway.server.record import CallRecord, Recorder, parent_of
 from gateway.server.routing import ZoneRefused, route, zone_guard
 from observability.problems import InvalidInput, NotAllowed, Problem
@@ -71,6 +72,7 @@ class Pipeline:
 
     authenticator: Authenticator
     configuration: ConfigurationSource
+    rates: Rates
     admission: Admission
     providers: Mapping[str, Provider]
     recorder: Recorder
@@ -101,8 +103,10 @@ class Pipeline:
             record.problem = "client-disconnected"
         except Problem as problem:
             record.failed(problem)
+            if isinstance(problem, RateExceeded):
+                record.rates = Taken(headers=problem.headers)
             if not record.headers_sent:
-                await send_problem(send, problem, call_id=record.call_id)
+                await send_problem(send, problem, call_id=record.call_id, more=record.rates.headers)
         except Exception:
             # A bug of ours. Whoever called still gets an answer that its client can read, and a number to ask about.
             record.problem = "unexpected"
@@ -112,6 +116,7 @@ class Pipeline:
             bug = Problem("数分たっても同じときは、共同利用の事務局に知らせてください。")
             await send_problem(send, bug, call_id=record.call_id)
         finally:
+            self.rates.give_back(record.rates, record.prompt_tokens + record.completion_tokens)
             self.recorder.finish(record)
 
     async def _serve(
@@ -125,6 +130,9 @@ class Pipeline:
         send: AsgiSend,
     ) -> None:
         verdict, candidates, request = await self._candidates(caller, policy, request, verdict, record)
+        record.rates = await self.rates.take(
+            policy, caller, request.model, metering.tokens_bound(request, candidates[0])
+        )
         data_class = verdict.data_class
         failure: Problem | None = None
         failed: Ending | None = None
@@ -376,6 +384,7 @@ def answer_headers(ticket: Ticket, record: CallRecord) -> list[tuple[bytes, byte
         (b"kumiai-zone", deployment.zone.value.encode()),
         (b"kumiai-data-class", record.data_class.encode()),
         (b"cache-control", b"no-store"),
+        *record.rates.headers,
     ]
     if deployment.country:
         headers.append((b"kumiai-vendor-country", deployment.country.encode()))

@@ -15,6 +15,7 @@ from gateway.guard.decision import Verdict
 from gateway.server.authentication import Caller
 from gateway.server.http import AsgiScope
 from gateway.server.providers.base import Deployment, Operation, Usage
+from gateway.server.rates import NOTHING, Taken
 from observability import metrics, semconv
 from observability.problems import Problem
 from tenants.context import DataClass
@@ -55,6 +56,7 @@ class CallRecord:
     first_byte_ms: int | None = None
     problem: str = ""
     headers_sent: bool = False
+    rates: Taken = NOTHING
     guard: str = ""
     is_masked: bool = False
     rerouted_from: str = ""
