@@ -13,6 +13,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import col, delete, select
 
 from observability import metrics
+from tenants.audit.checkpoints import Signer
+from tenants.audit.segments import seal_calls
 from tenants.blobs import Blobs, FolderStore
 from tenants.context import TenantContext, TenantId
 from tenants.db import Database
@@ -29,6 +31,8 @@ log = structlog.get_logger("worker")
 
 KEEP_ENDED_SESSIONS: Final = timedelta(days=7)
 KEEP_EXPORTS: Final = timedelta(days=30)
+# A segment holds what was closed in a second at most, while the worker keeps up.
+SEAL_EVERY_S: Final = 1
 # A worker that is away for weeks leaves no gap.
 MONTHS_AHEAD: Final = 3
 
@@ -43,6 +47,7 @@ class Worker:
         vault = Vault(self._db, FileRootKey.from_file(settings.key_path("root"), create=settings.env != "production"))
         self._documents = Documents(self._db, vault)
         self._blobs = Blobs(self._db, vault, FolderStore(settings.blobs))
+        self._signer = Signer(self._db, vault, clock=clock)
 
     async def close(self) -> None:
         await self._db.close()
@@ -50,6 +55,14 @@ class Worker:
     async def sweep_holds(self) -> int:
         """Holds whose gateway died go to suspense at the full amount; none is voided."""
         return await asyncio.to_thread(sweep, self._settings.urls.filled())
+
+    async def seal(self) -> int:
+        """What gateways have closed enters the towns' audit chains."""
+        return await seal_calls(self._db)
+
+    async def checkpoints(self) -> int:
+        """Signs how far the towns' chains reach."""
+        return await self._signer.checkpoint_all()
 
     async def soft_limits(self) -> int:
         """Tells those whom it concerns that a limit is 70, 90 or 100 per cent used."""
@@ -106,6 +119,8 @@ async def work(settings: Settings, stop: asyncio.Event) -> None:
     """Runs the duties until `stop` is set; a duty that fails is logged and tried again at its next turn."""
     worker = Worker(settings)
     duties: list[tuple[str, float, Callable[[], Awaitable[int]]]] = [
+        ("seal", SEAL_EVERY_S, worker.seal),
+        ("checkpoints", 600, worker.checkpoints),
         ("sweep_holds", 15, worker.sweep_holds),
         ("soft_limits", 30, worker.soft_limits),
         ("purge", 3600, worker.purge),
@@ -124,7 +139,7 @@ async def _repeat(name: str, every_s: float, duty: Callable[[], Awaitable[int]],
         try:
             done = await duty()
             metrics.JOBS.labels(name, "ok").inc()
-            if done:
+            if done and every_s > SEAL_EVERY_S:
                 log.info("duty_done", duty=name, count=done)
         except (SQLAlchemyError, OSError, KeyFileError):
             metrics.JOBS.labels(name, "failed").inc()

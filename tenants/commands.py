@@ -1151,14 +1151,80 @@ async def _print_slips(
 # ── audit, keycloak, db ──────────────────────────────────────────────────────────────────────────────────────────
 
 
-def audit_verify(town: Town) -> None:
-    """Check that no link of a town's audit chain was changed or taken out."""
+def audit_verify(
+    town: Annotated[str, typer.Argument(help="団体コード (6 digits) or name.")] = "",
+    file: Annotated[
+        Path | None,
+        typer.Option(help="An export to check instead, with nothing but the file: no database, no network."),
+    ] = None,
+    key: Annotated[str, typer.Option(help="With --file: the fingerprint of a signing key noted earlier.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Check that no record of a town's audit chain was changed, taken out, put in or moved."""
+    from tenants.audit.verification import Checked, verify_chain, verify_export
+
+    def show(name: str, checked: Checked) -> None:
+        if as_json:
+            _print_json(asdict(checked))
+            return
+        print(f"{name}: {checked.links:,}件すべて正しくつながっています（封じた呼び出し {checked.calls:,}件）。")
+        if checked.checkpoints:
+            print(f"  署名 {checked.checkpoints:,}件、最後は通番 {checked.signed_seq:,}（{checked.signed_at}）")
+            print(f"  署名の鍵 {'、'.join(checked.keys)}")
+        if file is not None and not key:
+            print("  鍵の番号を、控えてある番号と見比べてください（--key で確かめられます）。")
+
+    if bool(town) == (file is not None):
+        raise InvalidInput("団体か --file の、どちらか1つを書いてください。", field="town")
+    if file is not None:
+        show(str(file), verify_export(file, key=key))
+        return
+    if key:
+        raise InvalidInput("--key は --file と一緒に使います。", field="key")
 
     async def work(_settings: Settings, db: Database) -> None:
         tenant, tenant_id = await _find(db, town)
+        show(tenant.name, await verify_chain(db, tenant_id))
+
+    _run(work)
+
+
+def audit_export(
+    town: Town, to: Annotated[Path, typer.Option(help="The ZIP file to write (mode 0600).")], as_json: AsJson = False
+) -> None:
+    """Write a town's audit chain alone, for an auditor: no content and no names."""
+
+    async def work(settings: Settings, db: Database) -> None:
+        from tenants.erasure import export_chain, open_content
+
+        tenant, tenant_id = await _find(db, town)
+        report = await export_chain(db, open_content(settings, db), tenant_id, to, by=_by())
+        if as_json:
+            _print_json({"path": str(to), "sha256": report.sha256, "counts": dict(report.counts)})
+            return
+        print(f"{tenant.name}の監査の記録 {report.counts['監査の記録']:,}件を {to} に書き出しました。")
+        print(f"  SHA-256 {report.sha256}")
+
+    _run(work)
+
+
+def audit_keys(as_json: AsJson = False) -> None:
+    """Show the keys that sign checkpoints, oldest first: a town notes the fingerprint, by which it checks its exports."""
+
+    async def work(_settings: Settings, db: Database) -> None:
+        from tenants.audit.checkpoints import public_keys
+        from tenants.audit.records import fingerprint
+
         async with db.platform_session("command", read_only=True) as session:
-            count = await audit.verify_chain(session, tenant_id)
-        print(f"{tenant.name}: {count:,}件すべて正しくつながっています。")
+            keys = await public_keys(session)
+        if as_json:
+            told = [{"fingerprint": fingerprint(k.public_key), "public_key": k.public_key.hex()} for k in keys]
+            _print_json([one | {"since": k.created_at} for one, k in zip(told, keys, strict=True)])
+            return
+        for k in keys:
+            print(f"{fingerprint(k.public_key)}  {k.created_at.astimezone(JST):%Y-%m-%d %H:%M}から")
+        if not keys:
+            print("まだ署名していません。後の仕事（worker）が動くと、10分ごとに署名します。")
 
     _run(work)
 
@@ -1237,6 +1303,6 @@ _AGREEMENT = {
     "list": agreement_list,
 }
 _PEOPLE = {"list": people_list, "import": people_import, "reset": people_reset}
-_AUDIT = {"verify": audit_verify}
+_AUDIT = {"verify": audit_verify, "export": audit_export, "keys": audit_keys}
 _KEYCLOAK = {"up": keycloak_up}
 _DB = {"bootstrap": db_bootstrap, "migrate": db_migrate}

@@ -32,6 +32,10 @@ from sqlmodel.sql.expression import SelectOfScalar
 from observability.problems import Conflict, InvalidInput, NotFound, Problem
 from tenants import audit
 from tenants.audit import By
+from tenants.audit.checkpoints import Signer
+from tenants.audit.lines import CHECKPOINTS, KEYS, LINKS, checkpoint_lines, key_lines, link_pages
+from tenants.audit.records import EXPORT
+from tenants.audit.segments import seal_town
 from tenants.blobs import Blobs, FolderStore
 from tenants.context import Role, TenantContext, TenantId
 from tenants.db import Database
@@ -165,6 +169,7 @@ async def export_tenant(
     counts: dict[str, int] = {}
     try:
         counts |= await _export_platform(db, tenant_id, archive)
+        counts["監査の記録"] = await _export_chain(db, content.vault, tenant_id, archive)
         documents = await _export_documents(db, content, tenant_id, archive)
         files = await _export_files(db, content, tenant_id, archive)
         counts |= {"文書": len(documents), "ファイル": len(files)}
@@ -185,6 +190,21 @@ async def export_tenant(
     if by is not None:
         async with db.platform_session("tenant export") as session:
             await audit.record(session, tenant_id, by, "tenant.export", about=("tenant", tenant_id), sha256=digest)
+    return ExportReport(target, MappingProxyType(counts), digest)
+
+
+async def export_chain(db: Database, content: Content, tenant_id: TenantId, target: Path, *, by: By) -> ExportReport:
+    """Writes a town's audit chain alone, for an auditor: no content and no names. Raises as `export_tenant`."""
+    now = datetime.now(UTC)
+    archive = await anyio.to_thread.run_sync(_Archive.begin, target, now)
+    try:
+        counts = {"監査の記録": await _export_chain(db, content.vault, tenant_id, archive)}
+        manifest = {"format": FORMAT, "tenant_id": str(tenant_id), "exported_at": now.isoformat(), "counts": counts}
+        digest = await anyio.to_thread.run_sync(archive.finish, _json(manifest | {"members": archive.digests}))
+    finally:
+        await anyio.to_thread.run_sync(archive.abort)
+    async with db.platform_session("audit export") as session:
+        await audit.record(session, tenant_id, by, "audit.export", about=("tenant", tenant_id), sha256=digest)
     return ExportReport(target, MappingProxyType(counts), digest)
 
 
@@ -225,7 +245,6 @@ async def _export_platform(db: Database, tenant_id: TenantId, archive: "_Archive
         "課": len(sections),
         "困ったときの報告": len(reports),
         "利用の記録": await archive.stream("calls.csv", _calls(db, tenant_id)),
-        "監査の記録": await archive.stream("audit.jsonl", _audit_lines(db, tenant_id)),
     }
 
 
@@ -244,18 +263,22 @@ async def _calls(db: Database, tenant_id: TenantId) -> AsyncIterator[tuple[int, 
         after = (rows[-1].created_at, rows[-1].id)
 
 
-async def _audit_lines(db: Database, tenant_id: TenantId) -> AsyncIterator[tuple[int, bytes]]:
-    """The chain with its hashes, so that the town can check it without us."""
-    after = 0
-    while True:
-        query = _all_of(Audit, tenant_id).where(col(Audit.seq) > after).order_by(col(Audit.seq)).limit(_PAGE)
-        async with db.platform_session("tenant export", read_only=True) as session:
-            rows = (await session.exec(query)).all()
-        if not rows:
-            return
-        lines = (json.dumps(r.model_dump(mode="json"), ensure_ascii=False, sort_keys=True) + "\n" for r in rows)
-        yield len(rows), "".join(lines).encode()
-        after = rows[-1].seq
+async def _export_chain(db: Database, vault: Vault, tenant_id: TenantId, archive: "_Archive") -> int:
+    """The chain with what it takes to check it without us, closed by a signature. Returns how many links."""
+    await seal_town(db, tenant_id)
+    closing = await Signer(db, vault).checkpoint(tenant_id, EXPORT)
+
+    async def links() -> AsyncIterator[tuple[int, bytes]]:
+        async for page in link_pages(db, tenant_id, until=closing.seq):
+            yield len(page), _joined(page)
+
+    await archive.add(KEYS, _joined(await key_lines(db)))
+    await archive.add(CHECKPOINTS, _joined(await checkpoint_lines(db, tenant_id, until=closing.number)))
+    return await archive.stream(LINKS, links())
+
+
+def _joined(lines: Sequence[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 async def _export_documents(db: Database, content: Content, tenant_id: TenantId, archive: "_Archive") -> dict[str, int]:

@@ -513,7 +513,10 @@ class PlatformSetting(SQLModel, table=True):
 
 
 class Audit(TenantPartitioned, table=True):
-    """Append-only and hash-chained per tenant; `facts` are ids and numbers, never content."""
+    """Append-only and hash-chained per tenant; `facts` are ids and numbers, never content.
+
+    `leaves`: of a segment, its calls as they were sealed, one a line.
+    """
 
     created_at: datetime = _time()
     id: UUID = Field(default_factory=new_id)
@@ -524,6 +527,7 @@ class Audit(TenantPartitioned, table=True):
     object_kind: str = ""
     object_id: str = ""
     facts: dict[str, Any] = _json()
+    leaves: str = ""
     previous_hash: str
     hash: str
 
@@ -541,6 +545,53 @@ class AuditHead(TenantOwned, table=True):
     tenant_id: UUID = Field(primary_key=True)
     seq: int = Field(default=0, sa_type=BigInteger)
     hash: str = ""
+
+
+class SealQueue(TenantOwned, table=True):
+    """A call that was closed or corrected and is not sealed yet; written by the ledger, emptied by the sealer."""
+
+    __tablename__: ClassVar[str] = "seal_queue"
+    tenant_id: UUID = Field(index=False)
+    id: UUID = Field(default_factory=new_id)
+    call_created_at: datetime = _time()
+    call_id: UUID
+
+    __table_args__ = (PrimaryKeyConstraint("tenant_id", "id"),)
+
+
+class AuditCheckpoint(TenantOwned, table=True):
+    """How far a tenant's chain reached when, signed; append-only like the chain, numbered from 1."""
+
+    __tablename__: ClassVar[str] = "audit_checkpoint"
+    tenant_id: UUID = Field(index=False)
+    number: int
+    seq: int = Field(sa_type=BigInteger)
+    hash: str
+    created_at: datetime = _time()
+    purpose: str
+    key_id: str
+    signature: bytes = Field(sa_type=LargeBinary)
+
+    __table_args__ = (
+        PrimaryKeyConstraint("tenant_id", "number"),
+        CheckConstraint("purpose in ('interval', 'export')", name="audit_checkpoint_purpose"),
+    )
+
+
+class AuditKey(SQLModel, table=True):
+    """An Ed25519 key that signs checkpoints. `wrapped`: the private half under the root key; gone once it has a successor.
+
+    `signature` is its own, `endorsement` its predecessor's, both over number, public half and day.
+    """
+
+    __tablename__: ClassVar[str] = "audit_key"
+    number: int = Field(primary_key=True)
+    public_key: bytes = Field(sa_type=LargeBinary)
+    wrapped: bytes | None = Field(default=None, sa_type=LargeBinary)
+    root_key_id: str
+    created_at: datetime = _time()
+    signature: bytes = Field(sa_type=LargeBinary)
+    endorsement: bytes = Field(sa_type=LargeBinary)
 
 
 class Report(TenantOwned, table=True):

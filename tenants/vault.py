@@ -242,7 +242,7 @@ class Vault:
             for row in rows:
                 if row.wrapped is None or row.root_key_id == self._root.id:
                     continue
-                key = await self._root_of(row).unwrap(row.wrapped, aad=_key_aad(row))
+                key = await self._root_of(row.root_key_id).unwrap(row.wrapped, aad=_key_aad(row))
                 row.wrapped = await self._root.wrap(key, aad=_key_aad(row))
                 row.root_key_id = self._root.id
                 session.add(row)
@@ -267,6 +267,14 @@ class Vault:
                     session.add(row)
         self._rings.pop(tenant_id, None)
         return destroyed
+
+    async def wrap(self, key: bytes, *, aad: bytes) -> tuple[bytes, str]:
+        """For keys of the installation: (wrapped by the current root key, that key's id)."""
+        return await self._root.wrap(key, aad=aad), self._root.id
+
+    async def unwrap(self, wrapped: bytes, root_key_id: str, *, aad: bytes) -> bytes:
+        """Raises `ContentUnreadable`."""
+        return await self._root_of(root_key_id).unwrap(wrapped, aad=aad)
 
     async def _rows(self, tenant_id: TenantId) -> list[TenantKey]:
         async with self._db.content_session(TenantContext(tenant_id), read_only=True) as session:
@@ -294,12 +302,12 @@ class Vault:
         row.wrapped = await self._root.wrap(AESGCM.generate_key(KEY_BYTES * 8), aad=_key_aad(row))
         return row
 
-    def _root_of(self, row: TenantKey) -> RootKey:
+    def _root_of(self, id: str) -> RootKey:
         try:
-            return self._roots[row.root_key_id]
+            return self._roots[id]
         except KeyError:
             raise ContentUnreadable(
-                "鍵ファイルが変わっていないか、管理者に確認を依頼してください。", root_key=row.root_key_id
+                "鍵ファイルが変わっていないか、管理者に確認を依頼してください。", root_key=id
             ) from None
 
     async def _unwrap(self, tenant_id: TenantId, rows: Sequence[TenantKey]) -> Keyring:
@@ -307,7 +315,7 @@ class Vault:
         for row in rows:
             if row.wrapped is None:
                 continue
-            key = await self._root_of(row).unwrap(row.wrapped, aad=_key_aad(row))
+            key = await self._root_of(row.root_key_id).unwrap(row.wrapped, aad=_key_aad(row))
             keys.append(
                 _TenantKeys(
                     id=row.id,

@@ -276,8 +276,14 @@ calls as (
          lease_until = case when v.goes_on then c.lease_until end
   from v, before b where b.id = v.attempt_id and b.state = 'held'
    and c.tenant_id = v.tenant_id and c.created_at = v.created_at and c.id = v.call_id
-   and c.created_at between %(since)s and %(until)s)
+   and c.created_at between %(since)s and %(until)s),
+queued as (
+  insert into seal_queue (tenant_id, id, call_created_at, call_id)
+  select v.tenant_id, gen_random_uuid(), v.created_at, v.call_id
+  from v, before b where b.id = v.attempt_id and b.state = 'held' and not v.goes_on)
 select id, state from before"""
+
+_QUEUE = b"insert into seal_queue (tenant_id, id, call_created_at, call_id) values (%s, gen_random_uuid(), %s, %s)"
 
 
 class PostgresBook:
@@ -424,6 +430,7 @@ class PostgresBook:
                where tenant_id = %s and created_at = %s and id = %s""",
             (closing.state == "void", closing.state, closing.tenant_id, closing.created_at, closing.call_id),
         )
+        self._cursor.execute(_QUEUE, (closing.tenant_id, closing.created_at, closing.call_id))
 
     def close_attempts(self, closings: Sequence[Closing]) -> dict[UUID, str]:
         if not closings:
@@ -463,6 +470,7 @@ class PostgresBook:
                where tenant_id = %s and created_at = %s and id = %s""",
             (closing.cost_uyen, closing.problem, *key, closing.attempt_id),
         )
+        self._cursor.execute(_QUEUE, (*key, closing.call_id))
 
     def find_attempt(self, tenant_id: UUID, attempt_id: UUID, since: datetime) -> datetime | None:
         row = self._cursor.execute(
@@ -638,6 +646,13 @@ class SqliteBook:
                 closing.call_id,
             ),
         )
+        self._queue_for_sealing(closing)
+
+    def _queue_for_sealing(self, closing: Closing) -> None:
+        self._run(
+            "insert into seal_queue (tenant_id, id, call_created_at, call_id) values (?, ?, ?, ?)",
+            (closing.tenant_id, new_id(), closing.created_at, closing.call_id),
+        )
 
     def close_attempts(self, closings: Sequence[Closing]) -> dict[UUID, str]:
         before = {}
@@ -708,6 +723,7 @@ class SqliteBook:
                where tenant_id = ? and created_at = ? and id = ?""",
             (closing.cost_uyen, closing.problem, now, *key, closing.attempt_id),
         )
+        self._queue_for_sealing(closing)
 
     def find_attempt(self, tenant_id: UUID, attempt_id: UUID, since: datetime) -> datetime | None:
         row = self._run(

@@ -11,9 +11,9 @@ from tenants.schema import LOGINS
 
 pytestmark = pytest.mark.real
 
-# They hold nothing of one town: prices, rates, our own list of what no longer counts, counters of failures.
+# They hold nothing of one town: prices, rates, keys that sign, our own list of what no longer counts, counters of failures.
 SHARED = {
-    "public.alembic_version", "public.config_generation", "public.fx_rate", "public.platform_setting", "public.price",
+    "public.alembic_version", "public.audit_key", "public.config_generation", "public.fx_rate", "public.platform_setting", "public.price",
     "public.throttle",
 }  # fmt: skip
 LEDGER = {"account", "attempt", "budget", "call", "correction", "grant", "idempotency"}
@@ -155,6 +155,8 @@ def test_no_policy_lets_anybody_across_tenants_in_content(catalogue: Catalogue) 
 
 def test_the_ledgers_login_reaches_the_ledgers_tables_only(catalogue: Catalogue) -> None:
     rights = _rights(catalogue, "kumiai_ledger")
+    # A closed call is told to the sealer, and nothing is read back.
+    assert rights.pop("public.seal_queue") == {"insert"}
     assert set(rights) == {f"public.{t}" for t in LEDGER}
     assert {t for t, verbs in rights.items() if "delete" in verbs} == {"public.idempotency"}
 
@@ -172,6 +174,7 @@ def test_money_and_identity_are_only_read_by_the_tenants_own_login(catalogue: Ca
 def test_nobody_changes_or_removes_an_audit_row(catalogue: Catalogue, login: str) -> None:
     rights = _rights(catalogue, login)
     assert rights.get("public.audit", set()) <= {"select", "insert"}
+    assert rights.get("public.audit_checkpoint", set()) <= {"select", "insert"}
     assert "delete" not in rights.get("public.audit_head", set())
 
 

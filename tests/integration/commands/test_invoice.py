@@ -16,7 +16,7 @@ import pypdfium2
 import pytest
 from sqlmodel import col, select
 
-from tenants.audit import verify_chain
+from tenants.audit.verification import verify_chain
 from tenants.context import TenantContext, new_id
 from tenants.db import Database
 from tenants.models import Agreement, Audit, Call, Correction, Section, Tenant
@@ -337,8 +337,8 @@ def test_a_call_that_still_runs_keeps_the_month_open(agreed: Office) -> None:
 
 def test_what_was_agreed_stands_in_the_audit_chain(agreed: Office) -> None:
     async def work(db: Database) -> list[str]:
+        await verify_chain(db, agreed.one.id)
         async with db.platform_session("test", read_only=True) as session:
-            await verify_chain(session, agreed.one.id)
             found = await session.exec(
                 select(Audit.action).where(col(Audit.tenant_id) == agreed.one.id).order_by(col(Audit.seq))
             )

@@ -199,8 +199,10 @@ def test_a_town_in_use_is_not_created_again(machine: Machine) -> None:
     machine(*TOWN)
     with closing(sqlite3.connect(machine.home / "kumiai.sqlite3")) as connection, connection:
         connection.execute(
-            """insert into audit select tenant_id, created_at, lower(hex(randomblob(16))), 99, 'person', '', 'session.start', '', '',
-               '{}', '', '' from audit limit 1"""
+            """insert into audit (tenant_id, created_at, id, seq, actor_kind, actor_id, action, object_kind, object_id, facts,
+                                  leaves, previous_hash, hash)
+               select tenant_id, created_at, lower(hex(randomblob(16))), 99, 'person', '', 'session.start', '', '', '{}', '',
+                      '', '' from audit limit 1"""
         )
     refused = machine(*TOWN)
     assert refused.code == 1
