@@ -210,16 +210,18 @@ class Pipeline:
         An `UpstreamProblem` leaves the ticket open, for another attempt may follow; anything else ends it.
         """
         deployment = ticket.deployment
+        # What is left of the one deadline, whatever went before: an earlier attempt, a wait for the ledger.
+        total_s = max(record.started + self.deadlines.total_s - time.monotonic(), 0.0)
         upstream = UpstreamRequest(
             deployment=deployment,
             operation=Operation(ticket.request.operation),
             body=ticket.body,
             stream=ticket.request.stream,
             call_id=str(record.call_id),
-            connect_timeout_s=self.deadlines.connect_s,
-            first_byte_timeout_s=self.deadlines.first_byte_s,
+            connect_timeout_s=min(self.deadlines.connect_s, total_s),
+            first_byte_timeout_s=self.deadlines.first_byte_s if ticket.request.stream else total_s,
             between_chunks_timeout_s=self.deadlines.between_chunks_s,
-            total_timeout_s=self.deadlines.total_s,
+            total_timeout_s=total_s,
         )
         try:
             async with client:

@@ -489,7 +489,13 @@ class _Gemini(_Wire):
         counts = event.pop("usageMetadata", None) or {}
         prompt, cached = counts.get("promptTokenCount", 0), counts.get("cachedContentTokenCount", 0)
         output = counts.get("candidatesTokenCount", 0) + counts.get("thoughtsTokenCount", 0)
-        return Usage(prompt, output, cached) if prompt or output else None
+        return usage_from(
+            {
+                "prompt_tokens": prompt,
+                "completion_tokens": output,
+                "prompt_tokens_details": {"cached_tokens": cached},
+            }
+        )
 
     def error_status(self, event: Mapping[str, Any]) -> int | None:
         error = event.get("error")
@@ -547,7 +553,7 @@ class LiteLLMTransform:
     async def _whole(
         self, response: Answer, request: UpstreamRequest, wire: _Wire, exchange: _Exchange
     ) -> UpstreamResponse:
-        raw = await read_all(response, request.first_byte_timeout_s)
+        raw = await read_all(response)
         response.release()
         writer = Writer(request)
         with _translating():
@@ -673,9 +679,7 @@ class _Stream(Writer):
         """Waits for the first event that says something: openings and pings promise nothing yet."""
         if "text/event-stream" not in response.headers.get("content-type", ""):
             raise UpstreamBroken(_BROKEN, dispatched=True)
-        events = server_sent_events(
-            response, first_s=request.first_byte_timeout_s, between_s=request.between_chunks_timeout_s
-        )
+        events = server_sent_events(response, between_s=request.between_chunks_timeout_s)
         with _translating():
             parser = wire.chunk_parser(exchange)
         stream = cls(request, response, events, wire, parser)
@@ -701,7 +705,7 @@ class _Stream(Writer):
 
     def _translated(self, event: bytes) -> list[bytes]:
         data = data_of(event)
-        if not data or data == b"[DONE]":
+        if data == b"[DONE]":
             return []
         with _translating():
             payload: Any = orjson.loads(data)

@@ -1,8 +1,7 @@
 """Providers that speak OpenAI's wire: the answer's bytes are relayed, usage and finish reason read off in passing."""
 
-import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, NoReturn, TypeGuard
 
 import orjson
 
@@ -10,15 +9,19 @@ from gateway.server.providers.base import (
     Deployment,
     Operation,
     UpstreamBroken,
-    UpstreamProblem,
     UpstreamRequest,
     UpstreamResponse,
     UpstreamUnavailable,
     Usage,
 )
-from gateway.server.providers.outbound import Answer, Outbound, data_of, read_all, server_sent_events
+from gateway.server.providers.outbound import Answer, Outbound, data_of, raise_for, read_all, server_sent_events
 
 _BROKEN = "もう一度試してください。続くときは共同利用の事務局に知らせてください。"
+_CUT = "答えが途中で切れました。もう一度試してください。"
+# More than any call uses, and what a column of the ledger takes.
+_MAX_TOKENS = 2**31 - 1
+# A stream that has said nothing after as many events is passed on as it is.
+_MAX_SILENT_EVENTS = 64
 
 
 class OpenAIWire:
@@ -76,11 +79,23 @@ def usage_of(value: object) -> Usage | None:
     if not isinstance(value, dict):
         return None
     prompt, completion = value.get("prompt_tokens"), value.get("completion_tokens", 0)
-    if not isinstance(prompt, int) or not isinstance(completion, int) or prompt < 0 or completion < 0:
+    if not is_count(prompt) or not is_count(completion):
         return None
     details = value.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else 0
-    return Usage(prompt, completion, cached if isinstance(cached, int) and 0 <= cached <= prompt else 0)
+    return Usage(prompt, completion, cached if is_count(cached) and cached <= prompt else 0)
+
+
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether that can be a number of tokens. What an upstream says may be anything; it never credits money."""
+    return type(value) is int and 0 <= value <= _MAX_TOKENS
+
+
+def raise_said(error: object) -> NoReturn:
+    """Names the error that a 200 carries in place of an answer, as if it had been the status."""
+    code = error.get("code") if isinstance(error, dict) else None
+    status = int(code) if isinstance(code, int | str) and str(code).isascii() and str(code).isdigit() else 500
+    raise_for(status if 400 <= status <= 599 else 500)
 
 
 # What stands beside the words in a message or a delta.
@@ -101,6 +116,11 @@ def text_bytes(value: object) -> int:
     return 0
 
 
+def _finish_of(choice: dict[str, Any]) -> str | None:
+    reason = choice.get("finish_reason")
+    return reason if isinstance(reason, str) else None
+
+
 class _Json:
     content_type = "application/json"
 
@@ -112,7 +132,7 @@ class _Json:
 
     @classmethod
     async def read(cls, response: Answer, request: UpstreamRequest) -> "_Json":
-        body = await read_all(response, request.first_byte_timeout_s)
+        body = await read_all(response)
         response.release()
         try:
             answer: Any = orjson.loads(body)
@@ -120,13 +140,15 @@ class _Json:
             raise UpstreamBroken(_BROKEN, dispatched=True) from error
         if not isinstance(answer, dict):
             raise UpstreamBroken(_BROKEN, dispatched=True)
+        if answer.get("error"):
+            raise_said(answer["error"])
         items = answer.get("data" if request.operation is Operation.EMBEDDINGS else "choices")
         if not isinstance(items, list) or not items:
             raise UpstreamBroken(_BROKEN, dispatched=True)
         if not all(isinstance(item, dict) for item in items):
             raise UpstreamBroken(_BROKEN, dispatched=True)
         written = sum(text_bytes(item.get("message") or item.get("text")) for item in items)
-        return cls(body, usage_of(answer.get("usage")), items[0].get("finish_reason"), written)
+        return cls(body, usage_of(answer.get("usage")), _finish_of(items[0]), written)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         yield self._body
@@ -141,7 +163,7 @@ class _Stream:
     def __init__(self, response: Answer, events: AsyncIterator[bytes]) -> None:
         self._response = response
         self._events = events
-        self._first = b""
+        self._first: list[bytes] = []
         self._complete = False
         self.usage: Usage | None = None
         self.finish_reason: str | None = None
@@ -149,62 +171,54 @@ class _Stream:
 
     @classmethod
     async def begin(cls, response: Answer, request: UpstreamRequest) -> "_Stream":
-        """Waits for the first event that says something: until then nothing has been promised to the caller."""
+        """Waits for the first word, thought or tool call: until then nothing has been promised to the caller."""
         if "text/event-stream" not in response.headers.get("content-type", ""):
             raise UpstreamBroken(_BROKEN, dispatched=True)
-        events = server_sent_events(
-            response, first_s=request.first_byte_timeout_s, between_s=request.between_chunks_timeout_s
-        )
-        stream = cls(response, events)
-        async for event in events:
-            if data_of(event):
-                stream._note(event)
-                stream._first = event
+        stream = cls(response, server_sent_events(response, between_s=request.between_chunks_timeout_s))
+        async for event in stream._events:
+            if stream._note(event):
+                break
+            stream._first.append(event)
+            if stream.output_text_bytes or stream.finish_reason or len(stream._first) == _MAX_SILENT_EVENTS:
                 return stream
         raise UpstreamBroken(_BROKEN, dispatched=True)
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        yield self._first
-        if self._complete:
-            return
-        async for event in self._events:
-            if not data_of(event):
-                continue
-            is_last = self._note(event)
+        for event in self._first:
             yield event
-            if is_last:
-                return
+        async for event in self._events:
+            if self._note(event):
+                break
+            yield event
         if self.finish_reason is None:
-            raise UpstreamBroken("答えが途中で切れました。もう一度試してください。", dispatched=True)
+            # Also when it says that it is done: nobody knows what is missing.
+            raise UpstreamBroken(_CUT, dispatched=True)
         self._complete = True
         yield b"data: [DONE]\n\n"
 
     def _note(self, event: bytes) -> bool:
-        """Reads usage, finish reason and size off an event; True for the last one."""
+        """Reads usage, finish reason and size off an event; True for the last one, which says nothing else."""
         data = data_of(event)
         if data == b"[DONE]":
-            self._complete = True
             return True
         try:
             payload: Any = orjson.loads(data)
             choices = payload.get("choices") or []
             for choice in choices:
-                self.finish_reason = choice.get("finish_reason") or self.finish_reason
+                self.finish_reason = _finish_of(choice) or self.finish_reason
                 self.output_text_bytes += text_bytes(choice.get("delta") or choice.get("text"))
-        except (orjson.JSONDecodeError, AttributeError) as error:
+        except (orjson.JSONDecodeError, AttributeError, TypeError) as error:
             raise UpstreamBroken(_BROKEN, dispatched=True) from error
         if payload.get("error"):
-            # Before the first chunk this becomes an error status; after it, a typed event.
+            if not self.output_text_bytes:
+                raise_said(payload["error"])
+            # What was written until here may be billed, whatever number the error carries.
             raise UpstreamUnavailable("もう一度試してください。", dispatched=True)
         self.usage = usage_of(payload.get("usage")) or self.usage
         return False
 
     async def aclose(self) -> None:
         if self._complete:
-            # Read to its end, the connection can carry the next call.
-            with contextlib.suppress(UpstreamProblem):
-                while await self._response.read(0.05):
-                    pass
-            self._response.release()
+            await self._response.finish()
         else:
             self._response.close()

@@ -9,12 +9,14 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import aiohttp
 
 from gateway.server.providers.base import (
     InputRefused,
     UpstreamBroken,
+    UpstreamProblem,
     UpstreamRateLimited,
     UpstreamRefused,
     UpstreamRequest,
@@ -25,6 +27,12 @@ from gateway.server.providers.connections import ConnectionBroken, Connections, 
 from tenants.context import Zone
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
+# One event of a stream; a server that never ends its line is cut off here.
+MAX_EVENT_BYTES = 4 * 1024 * 1024
+# How long the rest of an answer is waited for when nobody wants it any more.
+_REST_S = 0.05
+# Nobody is sent away for longer, whatever an upstream says.
+_MAX_RETRY_AFTER_S = 3600
 _TRY_AGAIN = "少し待ってから、もう一度試してください。"
 
 
@@ -65,18 +73,21 @@ class Outbound:
 
     async def post(self, request: UpstreamRequest, url: str, body: bytes, headers: dict[str, str]) -> "Answer":
         """Sends and waits for the status line. Raises the `Upstream…` problems; 200 is all that comes back."""
-        deadline = asyncio.get_running_loop().time() + request.total_timeout_s
+        now = asyncio.get_running_loop().time()
+        first_by, deadline = now + request.first_byte_timeout_s, now + request.total_timeout_s
         # On-prem servers are reached directly; the proxy leads outside.
         if self._egress.proxy and request.deployment.zone is not Zone.ONPREM:
             response: Response | _Proxied = await self._through_proxy(request, url, body, headers)
         else:
-            response = await self._direct(request, url, body, headers)
+            response = await self._direct(request, url, body, headers, first_by)
         if response.status != 200:
             response.close()
             raise_for(response.status, response.headers.get("retry-after", ""))
-        return Answer(response, deadline)
+        return Answer(response, first_by=first_by, deadline=deadline)
 
-    async def _direct(self, request: UpstreamRequest, url: str, body: bytes, headers: dict[str, str]) -> Response:
+    async def _direct(
+        self, request: UpstreamRequest, url: str, body: bytes, headers: dict[str, str], first_by: float
+    ) -> Response:
         if self._connections is None:
             self._connections = Connections(self._egress.ssl_context())
         try:
@@ -84,7 +95,7 @@ class Outbound:
         except OSError as error:
             raise UpstreamUnavailable(_TRY_AGAIN, dispatched=False) from error
         try:
-            async with asyncio.timeout(request.first_byte_timeout_s):
+            async with asyncio.timeout_at(first_by):
                 return await head
         except TimeoutError as error:
             raise UpstreamTimeout(_TRY_AGAIN, dispatched=True) from error
@@ -160,21 +171,25 @@ class _Proxied:
 
 
 class Answer:
-    """A 200 whose body is being read, until the call's last moment (`deadline`, of the loop's clock)."""
+    """A 200 whose body is being read. `first_by` is when a stream must have begun to speak, `deadline` the call's last
+    moment; both are of the loop's clock."""
 
-    def __init__(self, response: Response | _Proxied, deadline: float) -> None:
+    def __init__(self, response: Response | _Proxied, *, first_by: float, deadline: float) -> None:
         self._response = response
-        self._deadline = deadline
+        self.first_by = first_by
+        self.deadline = deadline
         self.headers = response.headers
 
-    async def read(self, within_s: float) -> bytes:
-        """The next piece; empty at the end. Raises `UpstreamTimeout` for silence, `UpstreamBroken` for a broken line."""
-        now = asyncio.get_running_loop().time()
+    async def read(self, until: float) -> bytes:
+        """The next piece; empty at the end. Raises `UpstreamTimeout` for silence, `UpstreamBroken` for a broken line.
+
+        until: of the loop's clock; what has come already is told later, too, but not after the call's last moment.
+        """
         try:
             # What is there costs no timer; an answer that never ends still meets the call's last moment.
-            if now < self._deadline and (data := self._response.take()) is not None:
+            if asyncio.get_running_loop().time() < self.deadline and (data := self._response.take()) is not None:
                 return data
-            async with asyncio.timeout_at(min(now + within_s, self._deadline)):
+            async with asyncio.timeout_at(min(until, self.deadline)):
                 return await self._response.readany()
         except TimeoutError as error:
             raise UpstreamTimeout(_TRY_AGAIN, dispatched=True) from error
@@ -185,15 +200,27 @@ class Answer:
         """The answer was read to its end: the connection can carry the next call."""
         self._response.release()
 
+    async def finish(self) -> None:
+        """Nothing more is wanted of the answer; once its end has come, the connection can carry the next call."""
+        until = asyncio.get_running_loop().time() + _REST_S
+        try:
+            # A server that goes on talking is not listened to.
+            while await self.read(until) and asyncio.get_running_loop().time() < until:
+                pass
+        except UpstreamProblem:
+            self.close()
+        else:
+            self.release()
+
     def close(self) -> None:
         """Cuts the answer off, which ends it upstream, too."""
         self._response.close()
 
 
-def raise_for(status: int, retry_after: str = "") -> None:
+def raise_for(status: int, retry_after: str = "") -> NoReturn:
     """Names an upstream's refusal. Its text may quote the prompt, so only the number travels on."""
-    seconds = int(retry_after) if retry_after.isascii() and retry_after.isdigit() else None
     if status == 429:
+        seconds = min(int(retry_after) if retry_after.isascii() and retry_after.isdigit() else 0, _MAX_RETRY_AFTER_S)
         raise UpstreamRateLimited(_TRY_AGAIN, dispatched=True, upstream_status=status, retry_after_s=seconds or 5)
     if status >= 500 or status == 408:
         raise UpstreamUnavailable(_TRY_AGAIN, dispatched=True, upstream_status=status)
@@ -212,11 +239,11 @@ def raise_for(status: int, retry_after: str = "") -> None:
     raise UpstreamBroken(_TRY_AGAIN, dispatched=True, upstream_status=status)
 
 
-async def read_all(answer: Answer, seconds: float) -> bytes:
-    """A whole JSON answer, capped."""
+async def read_all(answer: Answer) -> bytes:
+    """A whole JSON answer, capped. It is made before it is sent, so only the call's last moment bounds it."""
     parts: list[bytes] = []
     size = 0
-    while part := await answer.read(seconds):
+    while part := await answer.read(answer.deadline):
         size += len(part)
         if size > MAX_ANSWER_BYTES:
             raise UpstreamBroken("答えが大きすぎます。", dispatched=True)
@@ -224,23 +251,30 @@ async def read_all(answer: Answer, seconds: float) -> bytes:
     return b"".join(parts)
 
 
-async def server_sent_events(answer: Answer, *, first_s: float, between_s: float) -> AsyncIterator[bytes]:
-    """Whole events as bytes, each ending in a blank line, whatever the network cut them into."""
+async def server_sent_events(answer: Answer, *, between_s: float) -> AsyncIterator[bytes]:
+    """Whole events that carry data, as bytes, each ending in a blank line, whatever the network cut them into.
+
+    Neither comments nor single bytes count as a sign of life: the time between two events is bounded, not that between
+    two reads. While an event is being taken by whoever asked for it, no time runs.
+    """
     buffer = b""
-    wait = first_s
-    while part := await answer.read(wait):
-        wait = between_s
+    until = answer.first_by
+    while part := await answer.read(until):
         buffer += part
         if b"\r" in buffer:
             # In the buffer, not in the part: the network may cut between the two.
             buffer = buffer.replace(b"\r\n", b"\n")
-        if len(buffer) > MAX_ANSWER_BYTES:
-            raise UpstreamBroken("答えが大きすぎます。", dispatched=True)
+        said = False
         while (end := buffer.find(b"\n\n")) >= 0:
             event, buffer = buffer[: end + 2], buffer[end + 2 :]
-            if event.strip():
+            if data_of(event):
+                said = True
                 yield event
-    if buffer.strip():
+        if said:
+            until = asyncio.get_running_loop().time() + between_s
+        if len(buffer) > MAX_EVENT_BYTES:
+            raise UpstreamBroken("答えが大きすぎます。", dispatched=True)
+    if data_of(buffer):
         yield buffer.rstrip(b"\n") + b"\n\n"
 
 

@@ -237,7 +237,7 @@ def test_money_adds_up_after_a_bad_hour(region: Region, upstream: RunningUpstrea
     rng = random.Random(20261127)
     town = region.make_town(month_yen=20_000)
     lease = {"KUMIAI_GATEWAY_HOLD_LEASE_S": str(LEASE_S), "KUMIAI_GATEWAY_FIRST_BYTE_TIMEOUT_S": "1",
-             "KUMIAI_GATEWAY_BETWEEN_CHUNKS_TIMEOUT_S": "1"}  # fmt: skip
+             "KUMIAI_GATEWAY_BETWEEN_CHUNKS_TIMEOUT_S": "1", "KUMIAI_GATEWAY_TOTAL_TIMEOUT_S": "6"}  # fmt: skip
     with region.gateways(3, **lease) as running:
         in_thread(bad_hour(region, town, running, upstream, rng))
         running[0].kill()

@@ -42,6 +42,8 @@ def installation(
     deadlines = {
         "KUMIAI_GATEWAY_FIRST_BYTE_TIMEOUT_S": str(SILENCE_S),
         "KUMIAI_GATEWAY_BETWEEN_CHUNKS_TIMEOUT_S": str(SILENCE_S),
+        # A whole answer is made before it is sent: only the call's last moment bounds the wait for it.
+        "KUMIAI_GATEWAY_TOTAL_TIMEOUT_S": str(4 * SILENCE_S),
     }
     if request.param == "sqlite":
         template: DatabaseUrls = request.getfixturevalue("sqlite_template")
