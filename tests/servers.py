@@ -60,7 +60,8 @@ def postgres_template(postgres_server: Postgres) -> DatabaseUrls:
 
 
 @contextlib.contextmanager
-def _cloned(server: Postgres, template: DatabaseUrls) -> Iterator[DatabaseUrls]:
+def cloned(server: Postgres, template: DatabaseUrls) -> Iterator[DatabaseUrls]:
+    """An empty migrated database, dropped on leaving."""
     name = f"test_{secrets.token_hex(6)}"
     with psycopg.connect(server.superuser_url, autocommit=True) as connection:
         connection.execute(
@@ -76,14 +77,14 @@ def _cloned(server: Postgres, template: DatabaseUrls) -> Iterator[DatabaseUrls]:
 @pytest.fixture
 def migrated_postgres(postgres_server: Postgres, postgres_template: DatabaseUrls) -> Iterator[DatabaseUrls]:
     """An empty migrated database of the test's own, with the five logins."""
-    with _cloned(postgres_server, postgres_template) as urls:
+    with cloned(postgres_server, postgres_template) as urls:
         yield urls
 
 
 @pytest.fixture(scope="module")
 def modules_postgres(postgres_server: Postgres, postgres_template: DatabaseUrls) -> Iterator[DatabaseUrls]:
     """The same for all tests of a module, which share what takes long to arrange."""
-    with _cloned(postgres_server, postgres_template) as urls:
+    with cloned(postgres_server, postgres_template) as urls:
         yield urls
 
 

@@ -1,0 +1,271 @@
+"""A whole gateway in this process, so that its tasks can be counted, before model servers that misbehave on demand."""
+
+import asyncio
+import contextlib
+import datetime
+import ipaddress
+import os
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from unittest import mock
+
+import pytest
+import uvicorn
+import uvloop
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from gateway.server.main import GatewayApp, create_gateway
+from kumiai.local.postgres import Postgres
+from kumiai.processes import listen
+from tenants.db import DatabaseUrls
+from tests.faults.upstream import FaultUpstream, fault_upstream
+from tests.gateways import START_S, Region, Town, eventually
+from tests.servers import cloned
+
+# How many different answers, cuts and orders of bytes each fault is tried with.
+SEEDS: Final = range(int(os.environ.get("KUMIAI_FAULT_SEEDS", "3")))  # noqa: TID251 - a switch of the test run itself
+
+# Deadlines of a busy machine, scaled down: what is good arrives well within them.
+DEADLINES: Final = {
+    "KUMIAI_GATEWAY_CONNECT_TIMEOUT_S": "1",
+    "KUMIAI_GATEWAY_FIRST_BYTE_TIMEOUT_S": "2",
+    "KUMIAI_GATEWAY_BETWEEN_CHUNKS_TIMEOUT_S": "2",
+    "KUMIAI_GATEWAY_TOTAL_TIMEOUT_S": "5",
+}
+# One yen a token, in and out: sums that can be checked in the head.
+YEN: Final = 1_000_000
+_U_PER_MTOK: Final = YEN * 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayInThread:
+    """A gateway on a real socket and a loop of its own."""
+
+    url: str
+    loop: asyncio.AbstractEventLoop
+    app: GatewayApp
+
+    def tasks(self) -> list[str]:
+        """What runs on its loop now."""
+        while True:
+            # The set may change while another thread looks at it.
+            with contextlib.suppress(RuntimeError):
+                return sorted(str(task.get_coro()) for task in asyncio.all_tasks(self.loop))
+
+
+@contextlib.contextmanager
+def gateway_in_thread(region: Region) -> Iterator[GatewayInThread]:
+    """Started, ready, and stopped on leaving."""
+    with mock.patch.dict(os.environ, region.environment):  # noqa: TID251 - what its process would have been given
+        app = create_gateway(region.settings)
+    sock = listen("127.0.0.1", 0)
+    config = uvicorn.Config(
+        app, http="httptools", ws="none", log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5
+    )  # type: ignore[arg-type]  # uvicorn's own alias of an ASGI callable
+    server = uvicorn.Server(config)
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    async def serve() -> None:
+        loops.append(asyncio.get_running_loop())
+        await server.serve(sockets=[sock])
+
+    def run() -> None:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve())
+
+    thread = threading.Thread(target=run, name="gateway")
+    thread.start()
+    try:
+        deadline = time.monotonic() + START_S
+        while not server.started:
+            assert thread.is_alive(), "the gateway ended while starting"
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        yield GatewayInThread(f"http://127.0.0.1:{sock.getsockname()[1]}", loops[0], app)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        sock.close()
+
+
+# ── A catalogue of servers, each with another trouble ────────────────────────────────────────────────────────────
+
+ALIASES: Final = ("faulty", "paired", "refused", "blackhole", "unknown-host", "expired", "trusted")
+
+
+def deployment(name: str, url: str, aliases: list[str], zone: str = "onprem") -> dict[str, Any]:
+    fact = {"unconfirmed": True, "note": "見本"}
+    facts = ("retention_days", "abuse_monitoring_days", "trains_on_input", "ismap", "lgwan_asp", "subprocessors")
+    return {
+        "id": f"trial/{name}", "aliases": aliases, "vendor": "見本", "wire": "openai_wire", "model": "m",
+        "base_url": url, "zone": zone, "owner": "shared" if zone == "onprem" else "vendor", "country": "JP",
+        "operator": "見本", "operations": ["chat/completions"], "capabilities": ["tools"],
+        "max_input_tokens": 100_000, "max_output_tokens": 4096,
+        "price": {"currency": "JPY", "input_u_per_mtok": _U_PER_MTOK, "output_u_per_mtok": _U_PER_MTOK,
+                  "source": "見本", "checked": "2026-11-27"},
+        **dict.fromkeys(facts, fact),
+        "contract_expires_on": None, "retires_on": None, "successor": "", "verified": "見本",
+    }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """A gateway on one database, its one town, and the servers its models are said to run on.
+
+    Every alias leads to its on-prem server first and to one overseas at the end, which class 2 must never reach.
+    """
+
+    region: Region
+    gateway: GatewayInThread
+    town: Town
+    upstream: FaultUpstream
+    secure: FaultUpstream
+    tasks_at_rest: int
+
+
+@pytest.fixture(scope="session")
+def on_sqlite(sqlite_template: DatabaseUrls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    home = tmp_path_factory.mktemp("faults")
+    with installed(home, Region.on_sqlite(home, sqlite_template).urls) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def on_postgresql(
+    postgres_server: Postgres, postgres_template: DatabaseUrls, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Installation]:
+    with (
+        cloned(postgres_server, postgres_template) as urls,
+        installed(tmp_path_factory.mktemp("faults"), urls) as made,
+    ):
+        yield made
+
+
+@pytest.fixture(params=["sqlite"])
+def installation(request: pytest.FixtureRequest) -> Installation:
+    """On SQLite, unless a test names another database."""
+    made: Installation = request.getfixturevalue(f"on_{request.param}")
+    return made
+
+
+@contextlib.contextmanager
+def installed(home: Path, urls: DatabaseUrls) -> Iterator[Installation]:
+    authority, good, expired = certificates(home)
+    with (
+        fault_upstream() as upstream,
+        fault_upstream(good) as secure,
+        fault_upstream(expired) as stale,
+        _nobody_listens() as closed,
+        _nobody_accepts() as deaf,
+    ):
+        catalogue = home / "catalogue.yaml"
+        servers = [
+            deployment("faulty", f"{upstream.url}/first/v1", ["faulty"]),
+            deployment("first", f"{upstream.url}/first/v1", ["paired"]),
+            deployment("second", f"{upstream.url}/second/v1", ["paired"]),
+            deployment("refused", f"http://127.0.0.1:{closed}/v1", ["refused"]),
+            deployment("blackhole", f"http://127.0.0.1:{deaf}/v1", ["blackhole"]),
+            deployment("unknown-host", "http://no-such-host.invalid/v1", ["unknown-host"]),
+            deployment("expired", f"{stale.url}/first/v1", ["expired"]),
+            deployment("trusted", f"{secure.url}/first/v1", ["trusted"]),
+            deployment("abroad", f"{upstream.url}/abroad/v1", list(ALIASES), zone="overseas"),
+        ]
+        catalogue.write_text(yaml.safe_dump({"deployments": servers}, allow_unicode=True))
+        region = Region(
+            home, urls, KUMIAI_CATALOGUE_FILE=str(catalogue), KUMIAI_GATEWAY_EGRESS_CA_FILE=str(authority), **DEADLINES
+        )
+        town = region.make_town(month_yen=100_000_000)
+        with gateway_in_thread(region) as gateway:
+            yield Installation(region, gateway, town, upstream, secure, len(gateway.tasks()))
+
+
+@contextlib.contextmanager
+def _nobody_listens() -> Iterator[int]:
+    """A port that refuses."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
+@contextlib.contextmanager
+def _nobody_accepts() -> Iterator[int]:
+    """A port whose backlog is full: further attempts to connect get no reply at all."""
+    with contextlib.ExitStack() as sockets:
+        deaf = sockets.enter_context(socket.socket())
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(0)
+        for _ in range(4):
+            filler = sockets.enter_context(socket.socket())
+            filler.setblocking(False)  # noqa: FBT003  # the socket module's own signature
+            filler.connect_ex(deaf.getsockname())
+        yield deaf.getsockname()[1]
+
+
+def certificates(folder: Path) -> tuple[Path, ssl.SSLContext, ssl.SSLContext]:
+    """An authority, and two servers it vouches for: one whose certificate is valid, one whose has run out."""
+    now = datetime.datetime.now(datetime.UTC)
+    day = datetime.timedelta(days=1)
+    own = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "見本")])
+    root = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(own.public_key())
+        .serial_number(x509.random_serial_number()).not_valid_before(now - 9 * day).not_valid_after(now + 9 * day)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(own, hashes.SHA256())
+    )  # fmt: skip
+    authority = folder / "authority.pem"
+    authority.write_bytes(root.public_bytes(serialization.Encoding.PEM))
+
+    def server(label: str, until: datetime.datetime) -> ssl.SSLContext:
+        key = ec.generate_private_key(ec.SECP256R1())
+        address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+        called = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+        made = (
+            x509.CertificateBuilder().subject_name(called).issuer_name(name).public_key(key.public_key())
+            .serial_number(x509.random_serial_number()).not_valid_before(now - 8 * day).not_valid_after(until)
+            .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+            .sign(own, hashes.SHA256())
+        )  # fmt: skip
+        chain = folder / f"{label}.pem"
+        chain.write_bytes(
+            made.public_bytes(serialization.Encoding.PEM)
+            + key.private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(chain)
+        return context
+
+    return authority, server("valid", now + day), server("expired", now - day)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(installation: Installation) -> Iterator[None]:
+    """After every test: no money held, no call under way, no task and no connection to a server left."""
+    yield
+    gateway = installation.gateway
+    eventually(lambda: gateway.app.gateway.calls_in_flight == 0)
+    eventually(lambda: installation.upstream.busy == 0 and installation.secure.busy == 0, within_s=20)
+    eventually(lambda: len(gateway.tasks()) <= installation.tasks_at_rest, within_s=20)
+
+    def is_square() -> bool:
+        """What the town's account has posted is what its attempts cost."""
+        budget = installation.region.budget(installation.town)
+        attempts = installation.region.attempts(installation.town)
+        return budget.held_uyen == 0 and budget.posted_uyen == sum(a.cost_uyen for a in attempts)
+
+    eventually(is_square)
+    assert all(
+        a.zone == "onprem" or a.deployment == "trial/abroad" for a in installation.region.attempts(installation.town)
+    )
