@@ -313,7 +313,7 @@ class Account(TenantOwned, table=True):
 
 
 class Grant(TenantOwned, table=True):
-    """What the regional pool has given a municipality for a window: its share, or a borrowed slice (negative: lent)."""
+    """What changed what a municipality may spend in a window: its share, a slice borrowed or lent; negative: less."""
 
     id: UUID = Field(default_factory=new_id, primary_key=True)
     kind: str = "share"
@@ -323,6 +323,55 @@ class Grant(TenantOwned, table=True):
     created_at: datetime = _time()
     created_by: UUID | None = None
     reason: str = ""
+
+
+class Pool(SQLModel, table=True):
+    """The region's money of a kind of window, which towns hold in grants; `window_start` is the window that runs.
+
+    `limit_uyen` stands until it is changed. The sums are kept by triggers on `pool_share`: what the shares are, and
+    what is granted in the window (shares, what is borrowed more, what is lent less). Neither can pass the limit.
+    """
+
+    window: str = Field(primary_key=True)
+    window_start: date
+    limit_uyen: int = _uyen()
+    shares_uyen: int = _uyen()
+    granted_uyen: int = _uyen()
+    set_by: UUID | None = None
+    set_at: datetime = _time()
+
+    __table_args__ = (
+        CheckConstraint("\"window\" in ('month', 'fiscal_year')", name="pool_window"),
+        CheckConstraint("shares_uyen >= 0 and shares_uyen <= limit_uyen", name="pool_shares_within_limit"),
+        CheckConstraint("granted_uyen >= 0 and granted_uyen <= limit_uyen", name="pool_granted_within_limit"),
+    )
+
+
+class PoolShare(TenantOwned, table=True):
+    """A town's part of a pool: its guaranteed share, how far it may borrow and lend, and what it has of both.
+
+    The loans belong to the window of `window_start` and mean nothing in another. The limit of the town's account can
+    never pass share + borrowed - lent: triggers see to it.
+    """
+
+    __tablename__: ClassVar[str] = "pool_share"
+    window: str = Field(foreign_key="pool.window")
+    window_start: date
+    share_uyen: int = _uyen()
+    borrow_limit_uyen: int = _uyen()
+    lend_limit_uyen: int = _uyen()
+    borrowed_uyen: int = _uyen()
+    lent_uyen: int = _uyen()
+
+    __table_args__ = (
+        PrimaryKeyConstraint("tenant_id", "window"),
+        CheckConstraint(
+            "share_uyen >= 0 and borrow_limit_uyen >= 0 and lend_limit_uyen >= 0 and borrowed_uyen >= 0",
+            name="pool_share_not_negative",
+        ),
+        CheckConstraint("lent_uyen >= 0 and lent_uyen <= share_uyen", name="pool_share_lent"),
+        CheckConstraint("borrowed_uyen = 0 or lent_uyen = 0", name="pool_share_one_way"),
+    )
 
 
 class Call(TenantPartitioned, table=True):

@@ -11,10 +11,11 @@ from tenants.schema import LOGINS
 
 pytestmark = pytest.mark.real
 
-# They hold nothing of one town: prices, rates, keys that sign, our own list of what no longer counts, counters of failures.
+# They hold nothing of one town: prices, rates, the region's pool, keys that sign, our own list of what no longer counts,
+# counters of failures.
 SHARED = {
-    "public.alembic_version", "public.audit_key", "public.config_generation", "public.fx_rate", "public.platform_setting", "public.price",
-    "public.throttle",
+    "public.alembic_version", "public.audit_key", "public.config_generation", "public.fx_rate", "public.platform_setting",
+    "public.pool", "public.price", "public.throttle",
 }  # fmt: skip
 LEDGER = {"account", "attempt", "budget", "call", "correction", "grant", "idempotency"}
 RUNTIME_LOGINS = tuple(login for login in LOGINS if login != "kumiai_owner")
@@ -157,14 +158,26 @@ def test_the_ledgers_login_reaches_the_ledgers_tables_only(catalogue: Catalogue)
     rights = _rights(catalogue, "kumiai_ledger")
     # A closed call is told to the sealer, and nothing is read back.
     assert rights.pop("public.seal_queue") == {"insert"}
+    # What a town may spend is decided elsewhere; a new window's account is checked against it.
+    assert rights.pop("public.pool_share") == {"select"}
     assert set(rights) == {f"public.{t}" for t in LEDGER}
     assert {t for t, verbs in rights.items() if "delete" in verbs} == {"public.idempotency"}
 
 
 def test_money_and_identity_are_only_read_by_the_tenants_own_login(catalogue: Catalogue) -> None:
     rights = _rights(catalogue, "kumiai_app")
-    for table in (*LEDGER, "agreement", "tenant", "tenant_code", "tenant_identity", "tenant_policy", "api_key"):
+    for table in (
+        *LEDGER,
+        "agreement",
+        "pool_share",
+        "tenant",
+        "tenant_code",
+        "tenant_identity",
+        "tenant_policy",
+        "api_key",
+    ):
         assert rights[f"public.{table}"] == {"select"}, table
+    assert "public.pool" not in rights
     assert "public.portal_session" not in rights
     assert "public.revocation" not in rights
     assert {"select", "insert", "update"} <= rights["public.person"]
