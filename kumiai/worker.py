@@ -21,6 +21,7 @@ from tenants.db import Database
 from tenants.documents import Documents
 from tenants.keyfiles import KeyFileError
 from tenants.models import PortalSession, Revocation, Tenant, Throttle
+from tenants.quota.grants import move_slices
 from tenants.quota.ledger import sweep
 from tenants.quota.soft_limits import raise_notices
 from tenants.quota.windows import window_start
@@ -68,6 +69,10 @@ class Worker:
         """Tells those whom it concerns that a limit is 70, 90 or 100 per cent used."""
         async with self._db.platform_session("soft limits") as session:
             return await raise_notices(session, self._clock())
+
+    async def grants(self) -> int:
+        """Lends and gives back slices of the region's pools, so that no town stops while another has too much."""
+        return await move_slices(self._db, self._clock())
 
     async def purge(self) -> int:
         """What lay in the trash for its time goes for good, files without a document too."""
@@ -122,6 +127,7 @@ async def work(settings: Settings, stop: asyncio.Event) -> None:
         ("seal", SEAL_EVERY_S, worker.seal),
         ("checkpoints", 600, worker.checkpoints),
         ("sweep_holds", 15, worker.sweep_holds),
+        ("grants", 2, worker.grants),
         ("soft_limits", 30, worker.soft_limits),
         ("purge", 3600, worker.purge),
         ("forget", 3600, worker.forget),

@@ -65,6 +65,7 @@ from tenants.models import (
 )
 from tenants.people import code_of
 from tenants.policy import bump_configuration, load_policy
+from tenants.quota.grants import leave_pools
 from tenants.quota.windows import JST
 from tenants.settings import Settings
 from tenants.vault import FileRootKey, Keyring, Vault, place
@@ -548,6 +549,7 @@ async def erase_tenant(
     }
     async with db.platform_session("tenant erase") as session:
         counts |= await _erase_platform(session, tenant_id, now)
+        await leave_pools(session, tenant_id, now)
         counts["閉じたアカウント"] = accounts
         row = await session.get(Tenant, tenant_id)
         assert row is not None

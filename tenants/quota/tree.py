@@ -11,9 +11,13 @@ from sqlmodel import and_, case, col, func, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from observability.problems import Conflict, InvalidInput
+from tenants import audit
+from tenants.audit import By
 from tenants.context import TenantId
 from tenants.models import UNLIMITED_UYEN, Account, Budget, Call, Grant
 from tenants.quota.book import LEVELS
+from tenants.quota.grant_notices import tell_moved
+from tenants.quota.grants import lock_region, set_share
 from tenants.quota.pricing import UYEN_PER_YEN
 from tenants.quota.windows import WINDOW_WORDS, WINDOWS, Window, window_bounds, window_start
 
@@ -63,14 +67,16 @@ async def set_budget(
     """Sets a limit from the running window on; in a platform session. The window's open account follows at once.
 
     yen None: no limit; only the town's month must have one. What the window has used already counts from the start.
-    Raises `InvalidInput`, and `BudgetTooSmall` when that is more than the limit.
+    In a region with a pool a town's limit is its guaranteed share, and the account's limit is its grant.
+    Raises `InvalidInput`, `BudgetTooSmall` when more than the limit is used, `PoolTooSmall` when the pool lacks it.
     """
     must_be = node == "town" and window == "month"
     if (must_be and yen is None) or (yen is not None and not 0 <= yen <= MAX_YEN):
         raise InvalidInput(f"予算は0円から{MAX_YEN:,}円までの整数で入れてください。", field=f"{window}_yen")
     limit = UNLIMITED_UYEN if yen is None else yen * UYEN_PER_YEN
     now = now or datetime.now(UTC)
-    start = window_start(window, now)
+    region = await lock_region(session, window, {tenant_id}, now) if node == "town" else None
+    start = region.start if region else window_start(window, now)
     account = (
         await session.exec(
             select(Account)
@@ -82,6 +88,7 @@ async def set_budget(
                 col(Account.window_start) == start,
             )
             .with_for_update()
+            .execution_options(populate_existing=True)
         )
     ).first()
     if account is None and yen is not None and not must_be:
@@ -90,14 +97,22 @@ async def set_budget(
             tenant_id=tenant_id, level=LEVELS[node], node=node, node_id=node_id, window=window, window_start=start,
             posted_uyen=await _used_before(session, tenant_id, node, node_id, window, start),
         )  # fmt: skip
-    if account is not None:
-        used = account.held_uyen + account.posted_uyen
-        if limit < used:
-            raise BudgetTooSmall(
-                f"{WINDOW_WORDS[window]}はすでに{-(-used // UYEN_PER_YEN):,}円を使っています（処理中の分を含みます）。",
-                field=f"{window}_yen",
+    used = account.held_uyen + account.posted_uyen if account else 0
+    before = await _limit(session, tenant_id, node, node_id, window)
+    grant = limit
+    if region is not None:
+        if yen is None:
+            raise InvalidInput(
+                f"共同の予算から配っている間は、{WINDOW_WORDS[window]}の上限をなくせません。", field=f"{window}_yen"
             )
-        account.limit_uyen = limit
+        grant = await set_share(session, region, tenant_id, yen, used_uyen=used)
+    if grant < used:
+        raise BudgetTooSmall(
+            f"{WINDOW_WORDS[window]}はすでに{-(-used // UYEN_PER_YEN):,}円を使っています（処理中の分を含みます）。",
+            field=f"{window}_yen",
+        )
+    if account is not None:
+        account.limit_uyen = grant
         session.add(account)
     budget = (
         await session.exec(
@@ -110,7 +125,6 @@ async def set_budget(
             )
         )
     ).first()
-    before = await _limit(session, tenant_id, node, node_id, window)
     if budget is None:
         budget = Budget(tenant_id=tenant_id, node=node, node_id=node_id, window=window, valid_from=start)
     budget.limit_uyen, budget.set_by, budget.set_at = limit, by, datetime.now(UTC)
@@ -123,6 +137,80 @@ async def set_budget(
                 Grant(tenant_id=tenant_id, window_start=start, amount_uyen=change, created_by=by, reason=reason)
             )
     await session.flush()
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Budget that goes from one town to another, in yen: what each has as its limit before and after."""
+
+    window: Window
+    yen: int
+    giver_before: int
+    taker_before: int
+
+    @property
+    def giver_after(self) -> int:
+        return self.giver_before - self.yen
+
+    @property
+    def taker_after(self) -> int:
+        return self.taker_before + self.yen
+
+
+async def plan_move(
+    session: AsyncSession, giver: TenantId, taker: TenantId, *, yen: int, window: Window = "month"
+) -> Move:
+    """What a move would do to both towns' limits; nothing is changed. Raises `InvalidInput`."""
+    if giver == taker:
+        raise InvalidInput("別の町を選んでください。", field="to")
+    limits = []
+    for tenant_id, field in ((giver, "from"), (taker, "to")):
+        limit = await _limit(session, tenant_id, "town", "", window)
+        if limit is None or limit >= UNLIMITED_UYEN:
+            raise InvalidInput(f"この町には{WINDOW_WORDS[window]}の上限がありません。先に決めてください。", field=field)
+        limits.append(limit // UYEN_PER_YEN)
+    move = Move(window, yen, *limits)
+    if yen < 1 or move.giver_after < 0:
+        raise InvalidInput(f"動かす額は1円から{move.giver_before:,}円までの整数で入れてください。", field="yen")
+    if move.taker_after > MAX_YEN:
+        raise InvalidInput(f"移した先の予算が{MAX_YEN:,}円を超えます。", field="yen")
+    return move
+
+
+async def move_budget(
+    session: AsyncSession,
+    giver: TenantId,
+    taker: TenantId,
+    *,
+    yen: int,
+    window: Window = "month",
+    reason: str,
+    by: By,
+    now: datetime | None = None,
+) -> Move:
+    """From the running window on, in a platform session: audited in both towns, and their administrators are told.
+
+    Raises `InvalidInput`, and `BudgetTooSmall` when the giver has used too much of it already.
+    """
+    now = now or datetime.now(UTC)
+    region = await lock_region(session, window, {giver, taker}, now)
+    start = region.start if region else window_start(window, now)
+    move = await plan_move(session, giver, taker, yen=yen, window=window)
+    person = UUID(by.id) if by.kind == "person" else None
+    try:
+        await set_budget(session, giver, yen=move.giver_after, window=window, by=person, now=now)
+    except BudgetTooSmall as too_small:
+        raise BudgetTooSmall(f"移す元の町は、{too_small.detail}", field="yen") from too_small
+    await set_budget(session, taker, yen=move.taker_after, window=window, by=person, now=now)
+    for tenant_id, delta, after in sorted(
+        [(giver, -yen, move.giver_after), (taker, yen, move.taker_after)], key=lambda each: str(each[0])
+    ):
+        await audit.record(
+            session, tenant_id, by, "budget.move", about=("tenant", tenant_id),
+            window=window, yen=delta, after_yen=after, reason=reason,
+        )  # fmt: skip
+        tell_moved(session, tenant_id, delta, window=window, start=start)
+    return move
 
 
 _COLUMN_OF: Final = {

@@ -1,0 +1,138 @@
+"""The rules of the pool on numbers: whatever the towns have used, what moves is right, and it comes to rest."""
+
+from uuid import UUID
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tenants.context import TenantId
+from tenants.quota.lending import Share, level, reshare, shrink
+
+AMOUNTS = st.integers(0, 300)
+
+
+def town(number: int, share: int, used: int = 0, **rest: int) -> Share:
+    return Share(TenantId(UUID(int=number)), share, used_uyen=used, **rest)
+
+
+@st.composite
+def pools(draw: st.DrawFn) -> tuple[int, list[Share]]:
+    """A limit and towns that stand as the database lets them stand."""
+    towns = []
+    for number in range(1, draw(st.integers(1, 6)) + 1):
+        share = draw(AMOUNTS)
+        borrowed, lent = (draw(AMOUNTS), 0) if draw(st.booleans()) else (0, draw(st.integers(0, share)))
+        used = draw(st.integers(0, share + borrowed - lent))
+        limits = {"borrow_limit_uyen": draw(AMOUNTS), "lend_limit_uyen": draw(AMOUNTS)}
+        towns.append(town(number, share, used, borrowed_uyen=borrowed, lent_uyen=lent, **limits))
+    least = max(sum(t.share_uyen for t in towns), sum(t.grant_uyen for t in towns))
+    return least + draw(st.integers(0, 200)), towns
+
+
+def applied(towns: list[Share], changed: list[Share]) -> list[Share]:
+    by_id = {s.tenant_id: s for s in changed}
+    return [by_id.get(t.tenant_id, t) for t in towns]
+
+
+def check(limit: int, before: list[Share], after: list[Share]) -> None:
+    assert sum(t.grant_uyen for t in after) <= limit
+    for old, new in zip(before, after, strict=True):
+        assert new.used_uyen == old.used_uyen <= new.grant_uyen
+        assert new.borrowed_uyen >= 0
+        assert 0 <= new.lent_uyen <= new.share_uyen
+        assert not (new.borrowed_uyen and new.lent_uyen)
+
+
+@settings(max_examples=400, deadline=None)
+@given(pools())
+def test_what_moves_is_within_the_pool_and_the_limits_and_comes_to_rest(pool: tuple[int, list[Share]]) -> None:
+    limit, towns = pool
+    for _ in range(20):
+        changed = level(limit, towns)
+        after = applied(towns, changed)
+        check(limit, towns, after)
+        for old, new in zip(towns, after, strict=True):
+            assert new.share_uyen == old.share_uyen
+            assert new.borrowed_uyen <= max(old.borrowed_uyen, new.borrow_limit_uyen)
+            assert new.lent_uyen <= max(old.lent_uyen, new.lend_limit_uyen)
+        towns = after
+        if not changed:
+            break
+    else:
+        raise AssertionError("it never comes to rest")
+    # At rest nobody lends while there is money that nobody claims, and a town is short only when it cannot be helped.
+    free = limit - sum(t.grant_uyen for t in towns)
+    assert not free or not any(t.lent_uyen for t in towns)
+    for low in (t for t in towns if t.is_low and t.lent_uyen):
+        assert free == 0
+        assert not any(t.unspent_uyen for t in towns if t is not low)
+
+
+@settings(max_examples=400, deadline=None)
+@given(pools(), st.integers(0, 5), AMOUNTS)
+def test_a_share_that_fits_is_given_or_refused_for_what_is_spent(
+    pool: tuple[int, list[Share]], which: int, share: int
+) -> None:
+    limit, towns = pool
+    chosen = towns[which % len(towns)]
+    if sum(t.share_uyen for t in towns) - chosen.share_uyen + share > limit:
+        return
+    changed = reshare(limit, towns, chosen, share)
+    if changed is None:
+        # Only money that no share claimed, lent and spent, can be in the way.
+        spent = sum(t.borrowed_uyen - t.unspent_uyen for t in towns if t is not chosen)
+        assert spent > 0
+        return
+    after = applied(towns, changed)
+    assert changed[-1].share_uyen == share
+    if changed[-1].grant_uyen >= chosen.used_uyen:
+        check(limit, towns, after)
+    else:
+        # Refused by the caller: nothing it lends could have helped.
+        assert changed[-1].lent_uyen == 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(pools(), st.integers(0, 400))
+def test_a_smaller_pool_takes_back_what_is_not_spent(pool: tuple[int, list[Share]], less: int) -> None:
+    limit, towns = pool
+    smaller = max(limit - less, sum(t.share_uyen for t in towns))
+    changed = shrink(smaller, towns)
+    if changed is None:
+        assert any(t.borrowed_uyen > t.unspent_uyen for t in towns)
+    else:
+        check(smaller, towns, applied(towns, changed))
+
+
+def test_a_low_town_borrows_slices_first_of_what_nobody_claims() -> None:
+    low = town(1, 100, 95, borrow_limit_uyen=50)
+    rich = town(2, 100, 10, lend_limit_uyen=50)
+    [borrower] = level(230, [low, rich])
+    assert (borrower.tenant_id, borrower.borrowed_uyen) == (low.tenant_id, 10)
+    [borrower, lender] = level(200, [low, rich])
+    assert (borrower.borrowed_uyen, lender.lent_uyen) == (10, 10)
+
+
+def test_no_town_borrows_or_lends_beyond_its_limits() -> None:
+    low = town(1, 100, 100, borrow_limit_uyen=5)
+    assert [s.borrowed_uyen for s in level(500, [low])] == [5]
+    assert level(200, [low, town(2, 100, 0, lend_limit_uyen=0)]) == []
+    # A lender keeps a fifth of what it has then.
+    [_, lender] = level(200, [town(1, 100, 100, borrow_limit_uyen=100), town(2, 100, 75, lend_limit_uyen=100)])
+    assert lender.lent_uyen == 6
+
+
+def test_a_lender_in_need_gets_back_what_is_not_spent() -> None:
+    lender = town(1, 100, 60, lent_uyen=40, lend_limit_uyen=40)
+    borrower = town(2, 100, 125, borrowed_uyen=40, borrow_limit_uyen=40)
+    [back, lost] = level(200, [lender, borrower])
+    assert (back.lent_uyen, lost.borrowed_uyen) == (30, 30)
+    # All of it is spent: the window ends with the loan.
+    spent = town(2, 100, 140, borrowed_uyen=40, borrow_limit_uyen=40)
+    assert level(200, [lender, spent]) == []
+
+
+def test_a_loan_that_is_not_needed_goes_back() -> None:
+    lender = town(1, 100, 10, lent_uyen=30, lend_limit_uyen=40)
+    borrower = town(2, 100, 30, borrowed_uyen=30, borrow_limit_uyen=40)
+    assert [(s.borrowed_uyen, s.lent_uyen) for s in level(200, [lender, borrower])] == [(0, 0), (0, 0)]
