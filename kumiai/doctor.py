@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from tenants.keyfiles import KeyFileError, read_key
+from tenants.keyfiles import KeyFile, KeyFileError
 from tenants.schema import pending_migrations
 from tenants.settings import Settings
 
@@ -40,7 +40,7 @@ def _keys(settings: Settings) -> str:
     wrong = []
     for name in ("root", "session", "delegation", "pepper"):
         try:
-            read_key(settings.key_path(name))
+            KeyFile(settings.key_path(name), create=False)
         except KeyFileError as error:
             wrong.append(str(error))
     return "; ".join(wrong)

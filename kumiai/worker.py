@@ -26,7 +26,7 @@ from tenants.quota.ledger import sweep
 from tenants.quota.soft_limits import raise_notices
 from tenants.quota.windows import window_start
 from tenants.settings import Settings
-from tenants.vault import FileRootKey, Vault
+from tenants.vault import FileRootKeys, Vault
 
 log = structlog.get_logger("worker")
 
@@ -45,7 +45,7 @@ class Worker:
         self._settings = settings
         self._clock = clock
         self._db = Database(settings.urls, push_url=settings.valkey_url.get_secret_value())
-        vault = Vault(self._db, FileRootKey.from_file(settings.key_path("root"), create=settings.env != "production"))
+        vault = Vault(self._db, FileRootKeys(settings.key_file("root")))
         self._documents = Documents(self._db, vault)
         self._blobs = Blobs(self._db, vault, FolderStore(settings.blobs))
         self._signer = Signer(self._db, vault, clock=clock)

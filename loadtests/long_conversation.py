@@ -18,9 +18,10 @@ from apps.sdk.testing import Browser, DemoPerson, DemoProcess
 from tenants.context import PersonId, TenantContext, TenantId
 from tenants.db import Database
 from tenants.documents import AppDocuments, Documents, NewDocument, Viewer
+from tenants.keyfiles import KeyFile
 from tenants.models import Person, TenantCode
 from tenants.settings import Settings
-from tenants.vault import FileRootKey, Vault
+from tenants.vault import FileRootKeys, Vault
 
 QUESTION = "総合防災訓練のお知らせを、町内会長あてに書き直してください。持ち物と集合場所も入れてください。"
 ANSWER = """## 総合防災訓練のお知らせ
@@ -113,7 +114,7 @@ async def _fill(home: Path, clerk: DemoPerson, turns: int, conversations: int, t
                     select(Person).where(col(Person.tenant_id) == town.tenant_id, col(Person.login) == clerk.login)
                 )
             ).one()
-        vault = Vault(db, FileRootKey.from_file(settings.key_path("root"), create=False))
+        vault = Vault(db, FileRootKeys(KeyFile(settings.key_path("root"), create=False)))
         documents = Documents(db, vault).of(
             TenantContext(TenantId(town.tenant_id)), app="chat", viewer=Viewer(PersonId(who.id))
         )

@@ -1,4 +1,4 @@
-"""`kumiai tenant | key | budget | usage | price | agreement | invoice | people | audit | keycloak | db`: the operator's commands."""
+"""`kumiai tenant | key | keys | budget | usage | price | agreement | invoice | people | audit | keycloak | db`: the operator's commands."""
 
 import asyncio
 import csv
@@ -28,7 +28,6 @@ from tenants.context import Role, TenantContext, TenantId
 from tenants.db import Database
 from tenants.identity.api_keys import (
     SCOPES,
-    add_pepper,
     create_key,
     list_keys,
     load_peppers,
@@ -92,6 +91,7 @@ def register(app: typer.Typer) -> None:
     for name, help_text, commands in (
         ("tenant", "The municipalities.", _TENANT),
         ("key", "API keys of systems.", _KEY),
+        ("keys", "The installation's own keys: root, tenant, pepper, session, delegation, signing.", _KEYS),
         ("budget", "Limits of towns, sections, apps and models.", _BUDGET),
         ("rate", "How much a town may ask a minute.", _RATE),
         ("price", "Prices and exchange rates.", _PRICE),
@@ -460,10 +460,83 @@ def key_revoke(town: Town, key_id: str) -> None:
     _run(work)
 
 
-def key_pepper() -> None:
-    """Add a newer pepper to the key files; keys move to it as they are used, once every process is restarted."""
-    version = add_pepper(_settings())
-    print(f"pepper {version} を作りました。入口（gateway）、portal の順に起動し直すと使われます。")
+# ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_KEY_WORDS = {
+    "root": "根の鍵",
+    "tenant": "町の鍵",
+    "pepper": "ペッパー",
+    "session": "サインインの鍵",
+    "delegation": "代理の鍵",
+    "signing": "署名の鍵",
+}
+
+
+def keys_rotate(
+    kind: Annotated[
+        Literal["all", "root", "tenant", "pepper", "session", "delegation", "signing"],
+        typer.Argument(help="Which key; all of them."),
+    ],
+) -> None:
+    """Let a new version of a key take over; what older ones wrapped is wrapped anew. Interrupted, run it again.
+
+    Running processes notice by themselves. Older versions stay until `keys retire`.
+    """
+
+    async def work(settings: Settings, db: Database) -> None:
+        from tenants.rotation import KINDS, Keys
+
+        for done in await Keys(settings, db).rotate(KINDS if kind == "all" else (kind,), by=_by()):
+            version = f"版 {done.version}" if done.version else "新しい鍵"
+            print(f"{_KEY_WORDS[done.kind]}を{version}に替えました。包み直した町の鍵など {done.changed:,}件")
+
+    _run(work)
+
+
+def keys_show(as_json: AsJson = False) -> None:
+    """Show which version of each key is in use, and what still needs an older one."""
+
+    async def work(settings: Settings, db: Database) -> None:
+        from tenants.rotation import Keys
+
+        told = await Keys(settings, db).in_use()
+        if as_json:
+            _print_json([asdict(one) for one in told])
+            return
+        for one in told:
+            parts = [f"版 {one.version}"] if one.version else []
+            parts += [f"版 {n} が要るもの {count:,}件" for n, count in one.kept.items() if count is not None]
+            parts += [f"版 {n} も残っています" for n, count in one.kept.items() if count is None and n != one.version]
+            if one.since is not None:
+                parts.append(f"{one.since.astimezone(JST):%Y-%m-%d %H:%M}から")
+            if one.fingerprint:
+                parts.append(one.fingerprint)
+            if one.is_unfinished:
+                parts.append(f"取り替えの途中（kumiai keys rotate {one.kind}）")
+            print(f"{_KEY_WORDS[one.kind]}　{'、'.join(parts)}")
+
+    _run(work)
+
+
+def keys_retire(
+    kind: Annotated[Literal["root", "pepper", "session", "delegation"], typer.Argument(help="Which key.")],
+) -> None:
+    """Remove older versions of a key file for good, if nothing needs them any more.
+
+    A backup made before a rotation of the root key can then no longer be read.
+    """
+
+    async def work(settings: Settings, db: Database) -> None:
+        from tenants.rotation import Keys
+
+        removed = await Keys(settings, db).retire(kind)
+        print(
+            f"{_KEY_WORDS[kind]}の版 {'、'.join(map(str, removed))} を消しました。"
+            if removed
+            else "前の版はありません。"
+        )
+
+    _run(work)
 
 
 # ── money ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -1292,7 +1365,8 @@ _TENANT = {
     "export": tenant_export,
     "erase": tenant_erase,
 }
-_KEY = {"create": key_create, "list": key_list, "rotate": key_rotate, "revoke": key_revoke, "pepper": key_pepper}
+_KEY = {"create": key_create, "list": key_list, "rotate": key_rotate, "revoke": key_revoke}
+_KEYS = {"rotate": keys_rotate, "show": keys_show, "retire": keys_retire}
 _BUDGET = {"set": budget_set, "show": budget_show}
 _RATE = {"set": rate_set, "show": rate_show}
 _PRICE = {"set": price_set, "list": price_list, "fx": price_fx}

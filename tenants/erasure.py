@@ -68,7 +68,7 @@ from tenants.policy import bump_configuration, load_policy
 from tenants.quota.grants import leave_pools
 from tenants.quota.windows import JST
 from tenants.settings import Settings
-from tenants.vault import FileRootKey, Keyring, Vault, place
+from tenants.vault import FileRootKeys, Keyring, Vault, place
 
 FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"
@@ -138,7 +138,7 @@ class Manifest:
 
 def open_content(settings: Settings, db: Database) -> Content:
     """The stores as the settings place them; a missing root key stops production."""
-    vault = Vault(db, FileRootKey.from_file(settings.key_path("root"), create=settings.env != "production"))
+    vault = Vault(db, FileRootKeys(settings.key_file("root")))
     return Content(vault, Documents(db, vault), Blobs(db, vault, FolderStore(settings.blobs)))
 
 

@@ -8,8 +8,10 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tenants.database_urls import DatabaseUrls
+from tenants.keyfiles import KeyFile
 
 ENV_FILE = "kumiai.env"
+KeyName = Literal["root", "session", "delegation", "pepper"]
 
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -99,10 +101,14 @@ class Settings(BaseSettings):
             owner=self.owner_database_url.get_secret_value(),
         )
 
-    def key_path(self, name: Literal["root", "session", "delegation", "pepper"]) -> Path:
+    def key_path(self, name: KeyName) -> Path:
         """Where a key file lies: as set, else in the home folder (never in production, see above)."""
         given: Path | None = getattr(self, "pepper_file" if name == "pepper" else f"{name}_key_file")
         return given or self.home / "keys" / name
+
+    def key_file(self, name: KeyName) -> KeyFile:
+        """The key with its later versions; outside production the first is made. Raises `KeyFileError`."""
+        return KeyFile(self.key_path(name), create=self.env != "production")
 
     @property
     def blobs(self) -> Path:

@@ -15,8 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
-from pathlib import Path
-from typing import Final, Protocol, Self
+from typing import Final, Protocol
 from uuid import UUID
 
 from cryptography.exceptions import InvalidTag
@@ -30,7 +29,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from observability.problems import Problem
 from tenants.context import TenantContext, TenantId, new_id
 from tenants.db import Database
-from tenants.keyfiles import ensure_key, read_key
+from tenants.keyfiles import KeyFile
 from tenants.models import TenantKey
 
 FORMAT: Final = 1
@@ -66,17 +65,22 @@ class RootKey(Protocol):
         """Raises `ContentUnreadable` when this root key did not wrap it with this associated data."""
 
 
+class RootKeys(Protocol):
+    """The root key in use and those before it, from which tenant keys are moved away."""
+
+    def current(self) -> RootKey:
+        """The one that wraps now."""
+
+    def find(self, id: str) -> RootKey | None:
+        """None when it is not ours, or no longer there."""
+
+
 class FileRootKey:
-    """32 bytes in a file. Its id is a fingerprint, so that a swapped file is noticed before anything is written."""
+    """32 bytes of a file. Its id is a fingerprint, so that a swapped file is noticed before anything is written."""
 
     def __init__(self, key: bytes) -> None:
         self.id = "file:" + hashlib.sha256(b"kumiai root key id" + key).hexdigest()[:16]
         self._aead = AESGCM(_derive(key, b"kumiai/root/wrap"))
-
-    @classmethod
-    def from_file(cls, path: Path, *, create: bool) -> Self:
-        """create: make the file when there is none (demo and tests); production reads only."""
-        return cls(ensure_key(path) if create else read_key(path))
 
     async def wrap(self, key: bytes, *, aad: bytes) -> bytes:
         nonce = os.urandom(NONCE_BYTES)
@@ -87,6 +91,25 @@ class FileRootKey:
             return self._aead.decrypt(wrapped[:NONCE_BYTES], wrapped[NONCE_BYTES:], aad)
         except (InvalidTag, ValueError) as error:
             raise ContentUnreadable("鍵ファイルが変わっていないか、管理者に確認を依頼してください。") from error
+
+
+class FileRootKeys:
+    """The versions of a key file; one that another process adds is used as soon as it is there."""
+
+    def __init__(self, file: KeyFile) -> None:
+        self._file = file
+        self._made: dict[bytes, FileRootKey] = {}
+
+    def current(self) -> RootKey:
+        return self._key(self._file.newest[1])
+
+    def find(self, id: str) -> RootKey | None:
+        return next((key for key in map(self._key, self._file.newest_first()) if key.id == id), None)
+
+    def _key(self, raw: bytes) -> FileRootKey:
+        if raw not in self._made:
+            self._made[raw] = FileRootKey(raw)
+        return self._made[raw]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,16 +200,14 @@ class Vault:
     def __init__(
         self,
         db: Database,
-        root: RootKey,
+        roots: RootKeys,
         *,
-        retired_roots: Sequence[RootKey] = (),
         cache_size: int = 512,
         cache_s: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._db = db
-        self._root = root
-        self._roots = {r.id: r for r in (*retired_roots, root)}
+        self._roots = roots
         self._rings: OrderedDict[TenantId, tuple[float, Keyring]] = OrderedDict()
         self._cache_size = cache_size
         self._cache_s = cache_s
@@ -234,17 +255,21 @@ class Vault:
         self._rings.pop(tenant_id, None)
         return row.id
 
+    async def keys(self, tenant_id: TenantId) -> list[TenantKey]:
+        """The tenant's keys as they are stored, newest first, destroyed ones too."""
+        return await self._rows(tenant_id)
+
     async def rewrap(self, tenant_id: TenantId) -> int:
         """Wraps the tenant's keys by the current root key; returns how many were not. For a change of root key."""
-        changed = 0
+        changed, root = 0, self._roots.current()
         async with self._db.content_session(TenantContext(tenant_id)) as session:
             rows = await session.exec(select(TenantKey).where(TenantKey.tenant_id == tenant_id).with_for_update())
             for row in rows:
-                if row.wrapped is None or row.root_key_id == self._root.id:
+                if row.wrapped is None or row.root_key_id == root.id:
                     continue
                 key = await self._root_of(row.root_key_id).unwrap(row.wrapped, aad=_key_aad(row))
-                row.wrapped = await self._root.wrap(key, aad=_key_aad(row))
-                row.root_key_id = self._root.id
+                row.wrapped = await root.wrap(key, aad=_key_aad(row))
+                row.root_key_id = root.id
                 session.add(row)
                 changed += 1
         self._rings.pop(tenant_id, None)
@@ -258,7 +283,7 @@ class Vault:
             rows = list(await session.exec(select(TenantKey).where(TenantKey.tenant_id == tenant_id)))
             if not rows:
                 # A tombstone, so that a process with an old cache cannot make a first key for an erased tenant.
-                rows = [TenantKey(tenant_id=tenant_id, root_key_id=self._root.id, wrapped=b"")]
+                rows = [TenantKey(tenant_id=tenant_id, root_key_id=self._roots.current().id, wrapped=b"")]
             for row in rows:
                 if row.wrapped is not None:
                     destroyed += row.wrapped != b""
@@ -270,7 +295,8 @@ class Vault:
 
     async def wrap(self, key: bytes, *, aad: bytes) -> tuple[bytes, str]:
         """For keys of the installation: (wrapped by the current root key, that key's id)."""
-        return await self._root.wrap(key, aad=aad), self._root.id
+        root = self._roots.current()
+        return await root.wrap(key, aad=aad), root.id
 
     async def unwrap(self, wrapped: bytes, root_key_id: str, *, aad: bytes) -> bytes:
         """Raises `ContentUnreadable`."""
@@ -298,17 +324,16 @@ class Vault:
             )  # type: ignore[call-overload]  # SQLModel types exec() for select() only
 
     async def _new_row(self, tenant_id: TenantId) -> TenantKey:
-        row = TenantKey(id=new_id(), tenant_id=tenant_id, root_key_id=self._root.id)
-        row.wrapped = await self._root.wrap(AESGCM.generate_key(KEY_BYTES * 8), aad=_key_aad(row))
+        root = self._roots.current()
+        row = TenantKey(id=new_id(), tenant_id=tenant_id, root_key_id=root.id)
+        row.wrapped = await root.wrap(AESGCM.generate_key(KEY_BYTES * 8), aad=_key_aad(row))
         return row
 
     def _root_of(self, id: str) -> RootKey:
-        try:
-            return self._roots[id]
-        except KeyError:
-            raise ContentUnreadable(
-                "鍵ファイルが変わっていないか、管理者に確認を依頼してください。", root_key=id
-            ) from None
+        root = self._roots.find(id)
+        if root is None:
+            raise ContentUnreadable("鍵ファイルが変わっていないか、管理者に確認を依頼してください。", root_key=id)
+        return root
 
     async def _unwrap(self, tenant_id: TenantId, rows: Sequence[TenantKey]) -> Keyring:
         keys = []

@@ -94,7 +94,7 @@ def create_context(request: Request, own: Services, who: Signed, app: App) -> Ap
         class_floor=app.manifest.data_class,
         sid=who.session.sid,
     )
-    gateway = GatewayClient(own.gateway, lambda: mint(own.delegation_key, delegation))
+    gateway = GatewayClient(own.gateway, lambda: mint(own.delegation_key.newest[1], delegation))
 
     async def render(template: str, *, status: int = 200, **facts: object) -> Response:
         return await page(request, template, status=status, **facts)

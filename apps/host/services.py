@@ -21,9 +21,8 @@ from tenants.identity.api_keys import load_peppers
 from tenants.identity.directories import open_directory, portal_secret
 from tenants.identity.directory import IdentityDirectory
 from tenants.identity.issuers import Issuer
-from tenants.keyfiles import ensure_key, read_key
 from tenants.settings import Settings
-from tenants.vault import FileRootKey, Vault
+from tenants.vault import FileRootKeys, Vault
 
 SHELL_FOLDERS = ("host", "console", "desk")
 
@@ -32,21 +31,19 @@ class Services:
     """Reached by routes as `request.app.state.services`."""
 
     def __init__(self, settings: Settings, apps: dict[str, App]) -> None:
-        production = settings.env == "production"
-        read = read_key if production else ensure_key
         self.settings = settings
         self.apps = apps
         self.db = Database(settings.urls, push_url=settings.valkey_url.get_secret_value())
-        self.vault = Vault(self.db, FileRootKey.from_file(settings.key_path("root"), create=not production))
+        self.vault = Vault(self.db, FileRootKeys(settings.key_file("root")))
         self.documents = Documents(self.db, self.vault)
         self.blobs = Blobs(self.db, self.vault, FolderStore(settings.blobs))
         self.exits = Exits(settings.exports, self.db, Content(self.vault, self.documents, self.blobs))
         self.access = AccessList(self.db)
         self.issuer = Issuer(settings.resolved_issuer)
         self.gateway = Gateway(settings.gateway_url)
-        self.delegation_key = read(settings.key_path("delegation"))
+        self.delegation_key = settings.key_file("delegation")
         self.peppers = load_peppers(settings)
-        self.seal = Seal(read(settings.key_path("session")))
+        self.seal = Seal(settings.key_file("session"))
         self.client = (settings.portal_client_id, portal_secret(settings))
         self.sessions = Sessions(
             self.db,

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -19,6 +20,7 @@ from tenants.audit import SIGNED_IN, By
 from tenants.context import PersonId, TenantId
 from tenants.db import Database
 from tenants.identity.issuers import BadToken, Issuer, IssuerUnavailable, VerifiedToken
+from tenants.keyfiles import KeyFile
 from tenants.models import PortalSession
 
 REFRESH_BEFORE: Final = timedelta(seconds=30)
@@ -51,21 +53,24 @@ class SignedIn:
 
 
 class Seal:
-    """AES-256-GCM for what the portal keeps about a sign-in; `place` binds it to its row."""
+    """AES-256-GCM for what the portal keeps about a sign-in; `place` binds it to its row.
 
-    def __init__(self, key: bytes) -> None:
-        self._aead = AESGCM(key)
+    The newest version of the key seals, older ones still open.
+    """
+
+    def __init__(self, file: KeyFile) -> None:
+        self._file = file
 
     def seal(self, value: dict[str, Any], place: str) -> bytes:
         nonce = secrets.token_bytes(12)
-        return nonce + self._aead.encrypt(nonce, json.dumps(value).encode(), place.encode())
+        return nonce + AESGCM(self._file.newest[1]).encrypt(nonce, json.dumps(value).encode(), place.encode())
 
     def open(self, sealed: bytes, place: str) -> dict[str, Any] | None:
-        try:
-            value: dict[str, Any] = json.loads(self._aead.decrypt(sealed[:12], sealed[12:], place.encode()))
-        except (InvalidTag, ValueError):
-            return None
-        return value
+        for key in self._file.newest_first():
+            with suppress(InvalidTag, ValueError):
+                value: dict[str, Any] = json.loads(AESGCM(key).decrypt(sealed[:12], sealed[12:], place.encode()))
+                return value
+        return None
 
 
 class Sessions:

@@ -20,6 +20,7 @@ from tenants.identity import delegation
 from tenants.identity.access_list import AccessList, Revoked
 from tenants.identity.api_keys import Peppers, parse_key
 from tenants.identity.issuers import BadToken, Issuer
+from tenants.keyfiles import KeyFile
 from tenants.models import ApiKey, Person, PersonIdentity, TenantIdentity, Throttle
 
 MAX_CACHED: Final = 20_000
@@ -87,7 +88,7 @@ class Authenticator:
         issuer: Issuer,
         *,
         peppers: Peppers,
-        delegation_key: bytes,
+        delegation_key: KeyFile,
         audience: str,
         clients: frozenset[str],
     ) -> None:
@@ -214,7 +215,7 @@ class Authenticator:
 
     async def _verify_token(self, token: str) -> _Cached:
         try:
-            given, issued, expires = delegation.verify(self._delegation_key, token)
+            given, issued, expires = delegation.verify(self._delegation_key.newest_first(), token)
         except BadToken:
             return await self._verify_person(token)
         caller = Caller(

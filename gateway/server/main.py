@@ -30,7 +30,6 @@ from tenants.db import Database
 from tenants.identity.access_list import AccessList
 from tenants.identity.api_keys import load_peppers
 from tenants.identity.issuers import Issuer
-from tenants.keyfiles import ensure_key, read_key
 from tenants.models import Price
 from tenants.quota.ledger import LedgerWriter
 from tenants.quota.pricing import register_shipped_price
@@ -49,7 +48,6 @@ class Gateway:
     def __init__(
         self, settings: Settings, gateway_settings: GatewaySettings, deployments: tuple[Deployment, ...]
     ) -> None:
-        read = read_key if settings.env == "production" else ensure_key
         self.db = Database(settings.urls, push_url=settings.valkey_url.get_secret_value())
         self.access = AccessList(self.db)
         self.configuration = ConfigurationSource(self.db, deployments)
@@ -65,7 +63,7 @@ class Gateway:
             self.access,
             self.issuer,
             peppers=load_peppers(settings),
-            delegation_key=read(settings.key_path("delegation")),
+            delegation_key=settings.key_file("delegation"),
             audience=settings.gateway_audience,
             clients=frozenset({settings.portal_client_id}),
         )

@@ -55,6 +55,18 @@ class Signer:
             row = await newest_key(session)
         return fingerprint((await self._add(after=row.number if row else 0)).public_key)
 
+    async def rewrap(self) -> int:
+        """Wraps the private half by the current root key; returns 1 when another had wrapped it."""
+        async with self._db.platform_session("audit key") as session:
+            row = await newest_key(session)
+            if row is None or row.wrapped is None:
+                return 0
+            raw = await self._vault.unwrap(row.wrapped, row.root_key_id, aad=_KEY_AAD)
+            before = row.root_key_id
+            row.wrapped, row.root_key_id = await self._vault.wrap(raw, aad=_KEY_AAD)
+            session.add(row)
+        return int(row.root_key_id != before)
+
     async def sign(self, message: bytes) -> tuple[str, bytes]:
         """(fingerprint of the key, signature)."""
         key = await self.key()

@@ -15,7 +15,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from observability.problems import Conflict, InvalidInput, NotFound
 from tenants.context import SectionId, TenantId
 from tenants.identity.access_list import revoke
-from tenants.keyfiles import ensure_key, read_key
+from tenants.keyfiles import KeyFile
 from tenants.models import ApiKey
 from tenants.settings import Settings
 
@@ -30,38 +30,23 @@ _ALPHABET = "ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz23456789"
 class Peppers:
     """The secret side of the hash. The newest version hashes, older ones still verify."""
 
-    by_version: dict[int, bytes] = field(repr=False)
+    file: KeyFile = field(repr=False)
 
     @property
     def newest(self) -> int:
-        return max(self.by_version)
+        return self.file.newest[0]
 
     def hash(self, secret: str, version: int) -> str:
-        return hmac.new(self.by_version[version], secret.encode(), hashlib.sha256).hexdigest()
+        return hmac.new(self.file.versions()[version], secret.encode(), hashlib.sha256).hexdigest()
 
     def verify(self, secret: str, version: int, expected: str) -> bool:
         """In constant time; an unknown pepper version never matches."""
-        return version in self.by_version and hmac.compare_digest(self.hash(secret, version), expected)
+        return version in self.file.versions() and hmac.compare_digest(self.hash(secret, version), expected)
 
 
 def load_peppers(settings: Settings) -> Peppers:
-    """Version 1 lies in the pepper's file, version N beside it in a file of the same name with `.N` behind it.
-
-    Raises `KeyFileError`. Outside production the first one is made when it is missing.
-    """
-    first = settings.key_path("pepper")
-    peppers = {1: read_key(first) if settings.env == "production" else ensure_key(first)}
-    while (later := first.with_name(f"{first.name}.{len(peppers) + 1}")).exists():
-        peppers[len(peppers) + 1] = read_key(later)
-    return Peppers(peppers)
-
-
-def add_pepper(settings: Settings) -> int:
-    """Makes the next version's file and returns its number; processes use it from their next start on."""
-    version = load_peppers(settings).newest + 1
-    first = settings.key_path("pepper")
-    ensure_key(first.with_name(f"{first.name}.{version}"))
-    return version
+    """Raises `KeyFileError`."""
+    return Peppers(settings.key_file("pepper"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """Portal and worker act for a person by a signed five-minute token; the gateway believes `app` from nowhere else."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
@@ -50,11 +51,16 @@ def mint(key: bytes, delegation: Delegation, *, now: float | None = None) -> str
     return jwt.encode({"alg": "HS256", "typ": _TYPE}, claims, OctKey.import_key(key), algorithms=["HS256"])
 
 
-def verify(key: bytes, token: str, *, now: float | None = None) -> tuple[Delegation, float, float]:
-    """(delegation, issued at, expires at) in epoch seconds. Raises `BadToken`."""
+def verify(keys: Sequence[bytes], token: str, *, now: float | None = None) -> tuple[Delegation, float, float]:
+    """(delegation, issued at, expires at) in epoch seconds. Raises `BadToken`.
+
+    keys: those that may have signed it, newest first; at least one.
+    """
     try:
-        decoded = jwt.decode(token, OctKey.import_key(key), algorithms=["HS256"])
+        decoded = jwt.decode(token, OctKey.import_key(keys[0]), algorithms=["HS256"])
     except (JoseError, ValueError) as error:
+        if len(keys) > 1:
+            return verify(keys[1:], token, now=now)
         raise BadToken("signature") from error
     claims: dict[str, Any] = dict(decoded.claims)
     present = time.time() if now is None else now

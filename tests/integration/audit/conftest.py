@@ -8,7 +8,8 @@ from tenants.audit.checkpoints import Signer
 from tenants.blobs import Blobs, FolderStore
 from tenants.documents import Documents
 from tenants.erasure import Content
-from tenants.vault import FileRootKey, Vault
+from tenants.keyfiles import KeyFile
+from tenants.vault import FileRootKeys, Vault
 from tests.integration.ledger.conftest import Town, ledger, town, urls
 
 __all__ = ["ledger", "town", "urls"]
@@ -16,7 +17,7 @@ __all__ = ["ledger", "town", "urls"]
 
 @pytest.fixture
 def vault(town: Town, tmp_path: Path) -> Vault:
-    return Vault(town.db, FileRootKey.from_file(tmp_path / "keys" / "root", create=True))
+    return Vault(town.db, FileRootKeys(KeyFile(tmp_path / "keys" / "root", create=True)))
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from tenants.blobs import AppBlobs, Blobs, FolderStore
 from tenants.context import PersonId, TenantContext, TenantId, new_id
 from tenants.db import Database, DatabaseUrls
 from tenants.documents import AppDocuments, Documents, Viewer
+from tenants.keyfiles import KeyFile
 from tenants.models import Tenant
-from tenants.vault import FileRootKey, Vault
+from tenants.vault import FileRootKeys, Vault
 from tests.servers import DATABASES
 
 
@@ -72,7 +73,7 @@ async def content(db: Database, tmp_path: Path) -> Content:
         session.add(Tenant(id=town, name="みどり町", alias="t-midori"))
         session.add(Tenant(id=other, name="あおば町", alias="t-aoba"))
     clock = Clock()
-    vault = Vault(db, FileRootKey.from_file(tmp_path / "keys" / "root", create=True))
+    vault = Vault(db, FileRootKeys(KeyFile(tmp_path / "keys" / "root", create=True)))
     documents = Documents(db, vault, clock=clock)
     blobs = Blobs(db, vault, FolderStore(tmp_path / "blobs"), clock=clock)
     return Content(db, vault, documents, blobs, tmp_path / "blobs", clock, TenantContext(town), TenantContext(other))

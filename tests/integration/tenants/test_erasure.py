@@ -38,6 +38,7 @@ from tenants.erasure import (
 )
 from tenants.identity.dev_issuer.directory import DevDirectory
 from tenants.identity.dev_issuer.store import Store
+from tenants.keyfiles import KeyFile
 from tenants.models import (
     ApiKey,
     BlobRow,
@@ -53,7 +54,7 @@ from tenants.models import (
 )
 from tenants.people_import import apply, load_current, parse_people, plan
 from tenants.policy import Policy, save_policy
-from tenants.vault import ContentErased, FileRootKey, Vault
+from tenants.vault import ContentErased, FileRootKeys, Vault
 
 START = datetime(2027, 3, 1, 1, 0, tzinfo=UTC)
 EXPORTED = START + timedelta(days=20)
@@ -166,7 +167,7 @@ async def region(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     name = "migrated_sqlite" if request.param == "sqlite" else "migrated_postgres"
     urls: DatabaseUrls = request.getfixturevalue(name)
     db, store = Database(urls), Store(tmp_path / "issuer.sqlite3")
-    vault = Vault(db, FileRootKey.from_file(tmp_path / "keys" / "root", create=True))
+    vault = Vault(db, FileRootKeys(KeyFile(tmp_path / "keys" / "root", create=True)))
     content = Content(
         vault,
         Documents(db, vault, clock=lambda: START),
