@@ -367,6 +367,31 @@ def tenant_erase(
         print("名前のない形で残したもの")
         for words, count in report.kept.items():
             print(f"  {words} {count:,}")
+        print("町に渡す証明書は、kumiai tenant certificate で作れます。")
+
+    _run(work)
+
+
+def tenant_certificate(
+    town: Town,
+    to: Annotated[Path, typer.Option(help="The certificate (JSON); the printable one goes beside it as PDF.")],
+) -> None:
+    """Write the signed certificate of an erased town. `kumiai audit verify --file` checks it without us."""
+
+    async def work(settings: Settings, db: Database) -> None:
+        from tenants.audit.certificate import issue_certificate
+        from tenants.erasure import open_content
+        from tenants.printing import erasure_certificate
+
+        tenant, tenant_id = await _find(db, town)
+        sheet = to.with_suffix(".pdf")
+        if sheet == to:
+            raise InvalidInput("証明書は .json の名前にしてください。PDFは隣に作ります。", field="to")
+        _check_folder(to)
+        told = await issue_certificate(db, open_content(settings, db).vault, tenant_id)
+        _write_private(to, (json.dumps(told, ensure_ascii=False, indent=1) + "\n").encode())
+        _write_private(sheet, erasure_certificate(told, product_name=settings.product_name))
+        print(f"{tenant.name}の消去の証明書を {to} と {sheet} に書きました。")
 
     _run(work)
 
@@ -1228,12 +1253,16 @@ def audit_verify(
     town: Annotated[str, typer.Argument(help="団体コード (6 digits) or name.")] = "",
     file: Annotated[
         Path | None,
-        typer.Option(help="An export to check instead, with nothing but the file: no database, no network."),
+        typer.Option(help="An export, or a certificate of erasure, to check with nothing but the file."),
     ] = None,
     key: Annotated[str, typer.Option(help="With --file: the fingerprint of a signing key noted earlier.")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Check that no record of a town's audit chain was changed, taken out, put in or moved."""
+    """Check that no record of a town's audit chain was changed, taken out, put in or moved.
+
+    A file is checked without a database and without a network; one that ends in .json is a certificate of erasure.
+    """
+    from tenants.audit.certificate import verify_certificate
     from tenants.audit.verification import Checked, verify_chain, verify_export
 
     def show(name: str, checked: Checked) -> None:
@@ -1249,6 +1278,15 @@ def audit_verify(
 
     if bool(town) == (file is not None):
         raise InvalidInput("団体か --file の、どちらか1つを書いてください。", field="town")
+    if file is not None and file.suffix == ".json":
+        certified = verify_certificate(file, key=key)
+        if as_json:
+            _print_json(asdict(certified))
+            return
+        print(f"{certified.name}（{certified.code}）の消去の証明書は、署名されたままです。")
+        print(f"  {certified.erased_at.astimezone(JST):%Y-%m-%d %H:%M}、破棄した鍵 {certified.destroyed_keys:,}個")
+        print(f"  署名の鍵 {'、'.join(certified.keys)}")
+        return
     if file is not None:
         show(str(file), verify_export(file, key=key))
         return
@@ -1364,6 +1402,7 @@ _TENANT = {
     "resume": tenant_resume,
     "export": tenant_export,
     "erase": tenant_erase,
+    "certificate": tenant_certificate,
 }
 _KEY = {"create": key_create, "list": key_list, "rotate": key_rotate, "revoke": key_revoke}
 _KEYS = {"rotate": keys_rotate, "show": keys_show, "retire": keys_retire}

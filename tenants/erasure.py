@@ -32,6 +32,7 @@ from sqlmodel.sql.expression import SelectOfScalar
 from observability.problems import Conflict, InvalidInput, NotFound, Problem
 from tenants import audit
 from tenants.audit import By
+from tenants.audit.certificate import ERASED
 from tenants.audit.checkpoints import Signer
 from tenants.audit.lines import CHECKPOINTS, KEYS, LINKS, checkpoint_lines, key_lines, link_pages
 from tenants.audit.records import EXPORT
@@ -558,7 +559,8 @@ async def erase_tenant(
         await bump_configuration(session)
         if by is not None:
             about = ("tenant", tenant_id)
-            await audit.record(session, tenant_id, by, "tenant.erase", about=about, people=counts["職員"])
+            facts = {"people": counts["職員"], "documents": counts["文書"], "files": counts["ファイル"]}
+            await audit.record(session, tenant_id, by, ERASED, about=about, **facts)
         kept = {
             "利用の記録": await _count(session, Call, tenant_id),
             "呼び出しの記録": await _count(session, Attempt, tenant_id),

@@ -13,6 +13,9 @@ from typing import Any, Final
 import noto_cjk_sans_jp_regular
 import typst
 
+from tenants.audit.certificate import COUNT_WORDS
+from tenants.quota.windows import JST
+
 # 令和 began in 2019; papers are dated on the day they are printed, so no older era is needed.
 _REIWA_YEAR_ZERO: Final = 2018
 
@@ -112,6 +115,27 @@ def handover_sheet(handover: Handover) -> bytes:
 def invoice_sheet(data: Mapping[str, Any], *, last_day: date) -> bytes:
     """An invoice with what a 適格請求書 needs, dated by its period. data: of `tenants.quota.invoice_forms.sheet_data`."""
     return render_pdf(_INVOICE, data, today=last_day)
+
+
+def erasure_certificate(told: Mapping[str, Any], *, product_name: str) -> bytes:
+    """The printable form of a certificate. told: of `tenants.audit.certificate.issue_certificate`."""
+    at = datetime.fromisoformat(told["erased_at"]).astimezone(JST)
+    by = {"command": "運用担当（命令）", "person": "運用担当（画面）"}.get(told["erased_by"][0], "運用担当")
+    data = {
+        "product": product_name,
+        "town": told["name"],
+        "code": told["code"],
+        "tenant": told["tenant"],
+        "at": f"{wareki(at.date())} {at:%H時%M分}",
+        "by": by,
+        "counts": [[COUNT_WORDS[name], f"{count:,}"] for name, count in told["counts"].items()],
+        "keys": [[key["id"], key["destroyed_at"]] for key in told["destroyed_keys"]],
+        "seq": f"{told['link']['seq']:,}",
+        "hash": told["link"]["hash"],
+        "key": told["key"],
+        "signature": told["signature"],
+    }
+    return render_pdf(_CERTIFICATE, data, today=at.date())
 
 
 # Noto has one weight here: headings are told apart by size and a hair of outline, not by a bold face.
@@ -275,6 +299,66 @@ _HANDOVER: Final = """
 #if data.contact != "" [#data.contact] else [共同利用の事務局に問い合わせてください。] \\
 画面に「問合せ番号」が出ていたら、その番号を伝えてください。
 
+"""
+
+_CERTIFICATE: Final = """
+#set document(title: data.town + "　消去の証明書", author: data.product)
+#set page(
+  paper: "a4",
+  margin: (top: 24mm, bottom: 22mm, x: 22mm),
+  header: [
+    #set text(size: 8pt, fill: soft)
+    #data.product
+    #h(1fr)
+    #data.town　消去の証明書
+    #v(-2.5mm)
+    #line(length: 100%, stroke: 0.4pt + line-colour)
+  ],
+  footer: context [
+    #set text(size: 8pt, fill: soft)
+    #data.town　#data.at
+    #h(1fr)
+    #counter(page).display() / #counter(page).final().first() ページ
+  ],
+)
+#let section(body) = block(above: 7mm, below: 3mm, sticky: true)[
+  #strong-text(size: 12pt, body)
+]
+#let rule(x, y) = (bottom: 0.4pt + line-colour, top: if y == 0 { 0.4pt + line-colour })
+#let facts(..cells) = table(columns: (52mm, 1fr), stroke: rule, inset: (x: 2mm, y: 2.2mm), ..cells)
+// A long number breaks anywhere and still copies as one.
+#let digits(value) = mono(size: 8pt, value.clusters().join(sym.zws))
+#strong-text(size: 19pt)[消去の証明書]
+#v(1mm)
+#data.town の内容を封じた鍵をすべて破棄し、保存していた文書とファイル、職員の氏名と職員番号を消去しました。鍵がないため、消去より前の内容を読むことはできません。
+
+#facts(
+  label[団体], [#data.town],
+  label[団体コード], mono(data.code),
+  label[消去した日時], [#data.at],
+  label[消去した者], [#data.by],
+)
+
+#section[消去したもの]
+#facts(..data.counts.map(it => (label(it.at(0)), [#it.at(1)])).flatten())
+
+#section[破棄した鍵]
+#table(columns: (1fr, 72mm), stroke: rule, inset: (x: 2mm, y: 2.2mm),
+  table.header(label[鍵の番号], label[破棄した日時（協定世界時）]),
+  ..data.keys.flatten().map(it => mono(size: 8.5pt, it)),
+)
+
+#section[残るもの]
+利用と金額の記録、監査の記録は、名前のない形で残ります。消去より前に取ったバックアップには、包まれた鍵が残っています。バックアップの保存期限が過ぎると、それも無くなります。
+
+#section[署名]
+#facts(
+  label[監査の記録の通番], [#data.seq],
+  label[その記録のハッシュ], digits(data.hash),
+  label[署名の鍵], digits(data.key),
+  label[署名（Ed25519）], digits(data.signature),
+)
+この紙と対になるJSONのファイルを `kumiai audit verify --file` に渡すと、書かれたことが後から変えられていないかを、つながっていない機械でも確かめられます。
 """
 
 _INVOICE: Final = """

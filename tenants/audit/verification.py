@@ -61,20 +61,18 @@ class Checked:
     keys: tuple[str, ...]
 
 
-class Verifier:
-    """Takes keys, then checkpoints, then links, line by line in their order; `end` says what holds."""
+class Keyring:
+    """The public keys that a file carries, oldest first; each but the first is signed by the one before."""
 
-    def __init__(self, tenant_id: UUID) -> None:
-        self._tenant_id = tenant_id
+    def __init__(self) -> None:
         self._keys: dict[str, Ed25519PublicKey] = {}
-        self._checkpoints: list[dict[str, Any]] = []
-        self._reached = 0
-        self._seq = 0
-        self._hash = ""
-        self._calls = 0
 
-    def key(self, line: str) -> None:
-        """A public key; all but the first are signed by the one before."""
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        return tuple(self._keys)
+
+    def add(self, line: str) -> None:
+        """Raises `AuditBroken` when the key does not follow the last."""
         number = len(self._keys) + 1
         where = f"{KEYS} の {number} 行目（署名の鍵）"
         told = _parsed(line, _KEY, where)
@@ -90,8 +88,31 @@ class Verifier:
         if number == 1 and told["endorsement"]:
             raise AuditBroken(f"{where}より前の鍵がありません。")
         if number > 1:
-            _check(list(self._keys.values())[-1], told["endorsement"], message, where)
+            _check(self._keys[self.fingerprints[-1]], told["endorsement"], message, where)
         self._keys[fingerprint(raw)] = public
+
+    def check(self, key: str, signature: object, message: bytes, where: str) -> None:
+        """key: the fingerprint of the one that signed."""
+        public = self._keys.get(key)
+        if public is None:
+            raise AuditBroken(f"{where}に署名した鍵が、ファイルの中にありません。")
+        _check(public, signature, message, where)
+
+
+class Verifier:
+    """Takes keys, then checkpoints, then links, line by line in their order; `end` says what holds."""
+
+    def __init__(self, tenant_id: UUID) -> None:
+        self._tenant_id = tenant_id
+        self._keys = Keyring()
+        self._checkpoints: list[dict[str, Any]] = []
+        self._reached = 0
+        self._seq = 0
+        self._hash = ""
+        self._calls = 0
+
+    def key(self, line: str) -> None:
+        self._keys.add(line)
 
     def checkpoint(self, line: str) -> None:
         number = len(self._checkpoints) + 1
@@ -99,11 +120,8 @@ class Verifier:
         told = _parsed(line, _CHECKPOINT, where)
         if told["number"] != number:
             raise AuditBroken(f"{where}の番号が続いていません。")
-        public = self._keys.get(told["key"])
-        if public is None:
-            raise AuditBroken(f"{where}の鍵が {KEYS} にありません。")
         signed = {name: value for name, value in told.items() if name != "signature"}
-        _check(public, told["signature"], checkpoint_message(self._tenant_id, signed), where)
+        self._keys.check(told["key"], told["signature"], checkpoint_message(self._tenant_id, signed), where)
         if self._checkpoints and told["seq"] < self._checkpoints[-1]["seq"]:
             raise AuditBroken(f"{where}が、前の署名より短い記録を指しています。")
         self._checkpoints.append(told)
@@ -157,7 +175,7 @@ class Verifier:
             raise AuditBroken(f"{CHECKPOINTS} の最後に、書き出したときの署名がありません。")
         if is_export and last is not None and last["seq"] != self._seq:
             raise AuditBroken(f"通番 {last['seq'] + 1} からの記録は、書き出したときの署名の後に足されています。")
-        if is_export and last is not None and last["key"] != list(self._keys)[-1]:
+        if is_export and last is not None and last["key"] != self._keys.fingerprints[-1]:
             raise AuditBroken(f"{KEYS} の最後の鍵は、書き出したときの鍵ではありません。")
         return Checked(
             self._tenant_id,
@@ -166,7 +184,7 @@ class Verifier:
             len(self._checkpoints),
             last["seq"] if last else 0,
             last["at"] if last else "",
-            tuple(self._keys),
+            self._keys.fingerprints,
         )
 
     def refuse_other_end(self, seq: int, hash: str) -> None:

@@ -354,6 +354,22 @@ def test_erasing_exports_first_and_says_what_is_gone_and_what_stays(machine: Mac
         assert "情報担当".encode() not in path.read_bytes().replace("情報担当課".encode(), b"")
 
 
+def test_an_erased_towns_certificate_is_checked_without_a_database(machine: Machine, tmp_path: Path) -> None:
+    machine(*TOWN)
+    assert machine("tenant", "certificate", CODE, "--to", "c.json").code == 1
+    machine("tenant", "erase", CODE, "--export", "town.zip", "--name", "見本市")
+    done = machine("tenant", "certificate", CODE, "--to", "c.json")
+    assert done.code == 0, done.err
+    assert "消去の証明書" in printed(tmp_path / "c.pdf")
+    machine.home.rename(machine.home.with_name("away"))
+    told = machine("audit", "verify", "--file", "c.json")
+    assert (told.code, "署名されたままです" in told.out) == (0, True)
+    path = tmp_path / "c.json"
+    path.write_text(path.read_text().replace("見本市", "見本町"))
+    assert machine("audit", "verify", "--file", "c.json").code == 1
+    assert machine("audit", "verify", "--file", "town.zip").code == 0
+
+
 def test_an_export_of_another_town_does_not_pass_for_this_one(machine: Machine) -> None:
     machine(*TOWN)
     machine(*["見本町" if word == "見本市" else OTHER if word == CODE else word for word in TOWN])
