@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import col, delete, select
 
 from observability import metrics
+from tenants.answers import forget_answers
 from tenants.audit.checkpoints import Signer
 from tenants.audit.segments import seal_calls
 from tenants.blobs import Blobs, FolderStore
@@ -101,6 +102,10 @@ class Worker:
             await session.exec(delete(Throttle).where(col(Throttle.first_at) < now - timedelta(days=1)))
         return int(ended.rowcount)
 
+    async def answers(self) -> int:
+        """Answers kept for callers who might ask for them again, when nobody may any more."""
+        return await forget_answers(self._db, self._clock())
+
     async def partitions(self) -> int:
         """This month and the next, so that no row ever lacks its partition. Returns how many were made."""
         if self._db.is_sqlite:
@@ -132,6 +137,7 @@ async def work(settings: Settings, stop: asyncio.Event) -> None:
         ("purge", 3600, worker.purge),
         ("forget", 3600, worker.forget),
         ("exports", 3600, worker.exports),
+        ("answers", 60, worker.answers),
         ("partitions", 86_400, worker.partitions),
     ]
     try:

@@ -504,12 +504,22 @@ class Agreement(TenantOwned, table=True):
 
 
 class Idempotency(TenantOwned, table=True):
+    """A caller's own key for one call: `held` while it runs, `kept` while its answer can be told again, then `spent`.
+
+    `fingerprint` is of the request, so that a key which comes with another one is noticed.
+    """
+
     key_hash: str
     call_id: UUID
+    fingerprint: str
     state: str = "held"
     created_at: datetime = _time(index=True)
+    finished_at: datetime | None = _time_or_none()
 
-    __table_args__ = (PrimaryKeyConstraint("tenant_id", "key_hash"),)
+    __table_args__ = (
+        PrimaryKeyConstraint("tenant_id", "key_hash"),
+        CheckConstraint("state in ('held', 'kept', 'spent')", name="idempotency_state"),
+    )
 
 
 # ── Work, configuration, audit ───────────────────────────────────────────────────────────────────────────────────
@@ -735,6 +745,17 @@ class BlobRow(TenantOwned, table=True):
     cipher_name: bytes = Field(sa_type=LargeBinary)
     created_at: datetime = _time()
     deleted_at: datetime | None = _time_or_none()
+
+    __table_args__: ClassVar[dict[str, str]] = {"schema": "content"}
+
+
+class AnswerRow(TenantOwned, table=True):
+    """The sealed answer of a call whose caller may ask for it again, for some minutes."""
+
+    __tablename__: ClassVar[str] = "answer"
+    call_id: UUID = Field(primary_key=True)
+    cipher: bytes = Field(sa_type=LargeBinary)
+    created_at: datetime = _time(index=True)
 
     __table_args__: ClassVar[dict[str, str]] = {"schema": "content"}
 

@@ -33,14 +33,18 @@ class Client:
     """Whoever waits for an answer. `async with client:` ends with `Disconnected` as soon as they leave.
 
     One task watches for a whole call; a timeout without a time cuts the work off, which costs no task of its own.
+    may_leave: a call whose answer is kept for its caller goes on without them.
     """
 
-    def __init__(self, receive: AsgiReceive) -> None:
+    def __init__(self, receive: AsgiReceive, *, may_leave: bool = False) -> None:
         self._receive = receive
+        self._may_leave = may_leave
         self._gone: asyncio.Task[None] | None = None
         self._work = asyncio.timeout(None)
 
     async def __aenter__(self) -> None:
+        if self._may_leave:
+            return
         if self._gone is None:
             self._gone = asyncio.ensure_future(_wait_for_disconnect(self._receive))
         self._work = asyncio.timeout(None)
@@ -50,6 +54,8 @@ class Client:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._may_leave:
+            return
         assert self._gone is not None
         self._gone.remove_done_callback(self._cut_off)
         try:

@@ -16,6 +16,7 @@ from gateway.server.admission import Admission
 from gateway.server.authentication import Authenticator
 from gateway.server.configuration import ConfigurationSource
 from gateway.server.http import AsgiReceive, AsgiScope, AsgiSend, MethodNotAllowed
+from gateway.server.idempotency import IdempotencyKeys
 from gateway.server.pipeline import Deadlines, Pipeline
 from gateway.server.providers.base import Deployment, Operation
 from gateway.server.providers.factory import compile_all, create_providers
@@ -34,6 +35,7 @@ from tenants.models import Price
 from tenants.quota.ledger import LedgerWriter
 from tenants.quota.pricing import register_shipped_price
 from tenants.settings import Settings
+from tenants.vault import FileRootKeys, Vault
 
 log = structlog.get_logger("gateway")
 
@@ -77,10 +79,16 @@ class Gateway:
             ),
             demo_delay_s=gateway_settings.demo_delay_s,
         )
+        self.keys = IdempotencyKeys(
+            self.db,
+            Vault(self.db, FileRootKeys(settings.key_file("root"))),
+            longest_call=timedelta(seconds=gateway_settings.total_timeout_s + gateway_settings.hold_lease_s),
+        )
         self.rates = Rates(settings.valkey_url.get_secret_value())
         self.pipeline = Pipeline(
             authenticator=self.authenticator,
             configuration=self.configuration,
+            keys=self.keys,
             rates=self.rates,
             admission=Admission(self.ledger, self.configuration),
             providers=self.providers,
@@ -122,6 +130,7 @@ class Gateway:
                 await poll
         for provider in self.providers.values():
             await provider.aclose()
+        await self.keys.aclose()
         await self.rates.aclose()
         await self.ledger.close()
         await self.issuer.aclose()

@@ -27,6 +27,7 @@ from gateway.server.http import (
     send_problem,
     send_start,
 )
+from gateway.server.idempotency import Answer, Claim, IdempotencyKeys, Tape, idempotency_key
 from gateway.server.providers.base import (
     Deployment,
     Operation,
@@ -76,11 +77,14 @@ class Pipeline:
     admission: Admission
     providers: Mapping[str, Provider]
     recorder: Recorder
+    keys: IdempotencyKeys
     deadlines: Deadlines
 
     async def handle(self, operation: Operation, scope: AsgiScope, receive: AsgiReceive, send: AsgiSend) -> None:
         """Serves one request on a hot route. Every failure we expect becomes OpenAI's error shape."""
         record = CallRecord.begin(operation, call_id=new_id(), started=time.monotonic())
+        claim: Claim | None = None
+        tape: Tape | None = None
         if self.recorder.traces:
             record.parent = parent_of(scope)
         try:
@@ -91,6 +95,12 @@ class Pipeline:
                 request = await anyio.to_thread.run_sync(parse_request, operation.value, body)
             else:
                 request = parse_request(operation.value, body)
+            if (key := idempotency_key(scope)) is not None:
+                claimed = await self.keys.claim(caller, key, _identity_of(operation, scope, body), record.call_id)
+                if isinstance(claimed, Answer):
+                    await claimed.send_to(send)
+                    return
+                claim, send = claimed, (tape := Tape(send))
             known_at = self.authenticator.access.generation
             policy = await self.configuration.policy_of(caller.tenant_id, known_at=known_at)
             if caller.app and not policy.allows_app(caller.app):
@@ -98,7 +108,8 @@ class Pipeline:
             declared = effective_class(caller, policy, request.images, scope)
             record.request(request, declared, is_known=request.model in self.configuration.current.deployments)
             verdict, request = await guarding.look(policy, request, declared, mask_first=guarding.is_mask_asked(scope))
-            await self._serve(caller, policy, request, verdict, record, receive, send)
+            client = Client(receive, may_leave=claim is not None)
+            await self._serve(caller, policy, request, verdict, record, client, send)
         except Disconnected:
             record.problem = "client-disconnected"
         except Problem as problem:
@@ -116,6 +127,8 @@ class Pipeline:
             bug = Problem("数分たっても同じときは、共同利用の事務局に知らせてください。")
             await send_problem(send, bug, call_id=record.call_id)
         finally:
+            if claim is not None and tape is not None:
+                self.keys.end(claim, tape.answer(), is_spent=record.headers_sent or record.cost_uyen > 0)
             self.rates.give_back(record.rates, record.prompt_tokens + record.completion_tokens)
             self.recorder.finish(record)
 
@@ -126,7 +139,7 @@ class Pipeline:
         request: ModelRequest,
         verdict: Verdict,
         record: CallRecord,
-        receive: AsgiReceive,
+        client: Client,
         send: AsgiSend,
     ) -> None:
         verdict, candidates, request = await self._candidates(caller, policy, request, verdict, record)
@@ -136,7 +149,6 @@ class Pipeline:
         data_class = verdict.data_class
         failure: Problem | None = None
         failed: Ending | None = None
-        client = Client(receive)
         try:
             for deployment in candidates:
                 zone_guard(policy, deployment, data_class)
@@ -306,6 +318,12 @@ class Pipeline:
             await send({"type": "http.response.body", "body": error_event(problem), "more_body": False})
             raise
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _identity_of(operation: Operation, scope: AsgiScope, body: bytes) -> bytes:
+    """What tells a request from another: what is asked, and how it is to be treated."""
+    asked = sorted(v for n, v in scope["headers"] if n in (b"kumiai-data-class", b"kumiai-mask"))
+    return b"\n".join((operation.value.encode(), *asked, body))
 
 
 def ending_of(ticket: Ticket, problem: UpstreamProblem) -> Ending:
