@@ -41,6 +41,18 @@ CALL_SECONDS = Histogram(
 )
 CALLS_IN_FLIGHT = Gauge("kumiai_calls_in_flight", "Model calls being served now.", registry=REGISTRY)
 PROBLEMS = Counter("kumiai_problems", "Expected failures by type.", ("type",), registry=REGISTRY)
+BREAKER_STATE = Gauge(
+    "kumiai_breaker_state",
+    "Whether a deployment is asked by this process: 0 yes, 1 one call tries it, 2 no.",
+    ("deployment",),
+    registry=REGISTRY,
+)
+RETRIES = Counter(
+    "kumiai_retries",
+    "Attempts beyond a call's first: made, or refused because their share of all calls was used up.",
+    ("outcome",),
+    registry=REGISTRY,
+)
 GUARD_FINDINGS = Counter(
     "kumiai_guard_findings",
     "What the guard found in calls, by kind and by what was done.",

@@ -114,6 +114,9 @@ class Region:
             "KUMIAI_ENV": "test",
             "KUMIAI_HOME": str(home),
             "KUMIAI_GATEWAY_DEMO_DELAY_S": "0.001",
+            # Tests make servers fail on purpose; whoever tries the breakers sets them.
+            "KUMIAI_GATEWAY_BREAKER_FAILURES": "1000",
+            "KUMIAI_GATEWAY_RETRY_SHARE": "1",
             "KUMIAI_DATABASE_URL": urls.app,
             "KUMIAI_PLATFORM_DATABASE_URL": urls.platform,
             "KUMIAI_LEDGER_DATABASE_URL": urls.ledger,

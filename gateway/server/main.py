@@ -15,6 +15,7 @@ from starlette.responses import Response
 from gateway.server.admission import Admission
 from gateway.server.authentication import Authenticator
 from gateway.server.configuration import ConfigurationSource
+from gateway.server.failover import FailoverTerms, Fleet
 from gateway.server.http import AsgiReceive, AsgiScope, AsgiSend, MethodNotAllowed
 from gateway.server.idempotency import IdempotencyKeys
 from gateway.server.pipeline import Deadlines, Pipeline
@@ -97,9 +98,18 @@ class Gateway:
             ),
             deadlines=Deadlines(
                 gateway_settings.connect_timeout_s,
-                gateway_settings.first_byte_timeout_s,
                 gateway_settings.between_chunks_timeout_s,
                 gateway_settings.total_timeout_s,
+                gateway_settings.heartbeat_s,
+            ),
+            fleet=Fleet(
+                FailoverTerms(
+                    gateway_settings.breaker_failures,
+                    gateway_settings.breaker_open_s,
+                    gateway_settings.retry_share,
+                    gateway_settings.first_byte_min_s,
+                    gateway_settings.first_byte_timeout_s,
+                )
             ),
         )
         self.calls_in_flight = 0

@@ -16,6 +16,7 @@ from gateway.server import guarding, metering
 from gateway.server.admission import Admission, Ticket
 from gateway.server.authentication import Authenticator, Caller
 from gateway.server.configuration import ConfigurationSource
+from gateway.server.failover import Fleet, Standing
 from gateway.server.http import (
     AsgiReceive,
     AsgiScope,
@@ -36,6 +37,8 @@ from gateway.server.providers.base import (
     UpstreamRefused,
     UpstreamRequest,
     UpstreamResponse,
+    UpstreamTimeout,
+    UpstreamUnavailable,
     Usage,
 )
 from gateway.server.rates import RateExceeded, Rates, Taken
@@ -54,6 +57,7 @@ CLASS_OF_UNREADABLE: Final = DataClass.C3C
 # Beyond this, parsing takes milliseconds that every other stream would wait.
 PARSED_ASIDE_BYTES: Final = 256 * 1024
 
+_LATER: Final = "このモデルはいま応答していません。少し待つか、別のモデルを選んでください。"
 _USAGE_MARKS: Final = (b'"choices":[]', b'"choices": []')
 
 
@@ -62,9 +66,9 @@ class Deadlines:
     """Seconds; scaled down by tests of faults."""
 
     connect_s: float = 3.0
-    first_byte_s: float = 60.0
     between_chunks_s: float = 30.0
     total_s: float = 600.0
+    heartbeat_s: float = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,7 @@ class Pipeline:
     recorder: Recorder
     keys: IdempotencyKeys
     deadlines: Deadlines
+    fleet: Fleet
 
     async def handle(self, operation: Operation, scope: AsgiScope, receive: AsgiReceive, send: AsgiSend) -> None:
         """Serves one request on a hot route. Every failure we expect becomes OpenAI's error shape."""
@@ -149,28 +154,42 @@ class Pipeline:
         data_class = verdict.data_class
         failure: Problem | None = None
         failed: Ending | None = None
+        self.fleet.called()
         try:
             for deployment in candidates:
                 zone_guard(policy, deployment, data_class)
+                standing = self.fleet.standing(deployment.id)
+                if not standing.may_be_asked():
+                    failure = failure or UpstreamUnavailable(
+                        _LATER, dispatched=False, retry_after_s=standing.opens_in_s
+                    )
+                    continue
+                if failed is not None and not self.fleet.may_retry():
+                    standing.left()
+                    break
                 try:
                     price = self.admission.price(deployment, record)
                 except UnknownPrice as problem:
                     failure = failure or problem
+                    standing.left()
                     continue
                 after, failed = failed, None
                 try:
                     ticket = await self.admission.admit(caller, request, deployment, price, data_class, record, after)
-                except QuotaExceeded as problem:
-                    # That the next best is too dear is not why the call failed.
-                    raise failure or problem from None
+                except BaseException as problem:
+                    standing.left()
+                    if isinstance(problem, QuotaExceeded):
+                        # That the next best is too dear is not why the call failed.
+                        raise failure or problem from None
+                    raise
                 try:
-                    response = await self._dispatch(ticket, record, client)
+                    response = await self._dispatch(ticket, standing, record, client)
                 except UpstreamProblem as problem:
                     failure, failed = problem, ending_of(ticket, problem)
                     if not may_try_next(problem):
                         break
                 else:
-                    await self._relay(ticket, response, record, client, send)
+                    await self._relay(ticket, standing, response, record, client, send)
                     return
         finally:
             client.forget()
@@ -216,40 +235,58 @@ class Pipeline:
                 raise guarding.refusal(verdict) from None
         return verdict, candidates, request
 
-    async def _dispatch(self, ticket: Ticket, record: CallRecord, client: Client) -> UpstreamResponse:
+    async def _dispatch(
+        self, ticket: Ticket, standing: Standing, record: CallRecord, client: Client
+    ) -> UpstreamResponse:
         """Sends to one deployment and waits for its first bytes.
 
         An `UpstreamProblem` leaves the ticket open, for another attempt may follow; anything else ends it.
         """
         deployment = ticket.deployment
         # What is left of the one deadline, whatever went before: an earlier attempt, a wait for the ledger.
-        total_s = max(record.started + self.deadlines.total_s - time.monotonic(), 0.0)
+        began = time.monotonic()
+        total_s = max(record.started + self.deadlines.total_s - began, 0.0)
+        is_stream = ticket.request.stream
         upstream = UpstreamRequest(
             deployment=deployment,
             operation=Operation(ticket.request.operation),
             body=ticket.body,
-            stream=ticket.request.stream,
+            stream=is_stream,
             call_id=str(record.call_id),
             connect_timeout_s=min(self.deadlines.connect_s, total_s),
-            first_byte_timeout_s=self.deadlines.first_byte_s if ticket.request.stream else total_s,
+            first_byte_timeout_s=min(standing.first_byte_s, total_s) if is_stream else total_s,
             between_chunks_timeout_s=self.deadlines.between_chunks_s,
             total_timeout_s=total_s,
+            heartbeat_s=self.deadlines.heartbeat_s,
         )
         try:
             async with client:
-                return await self.providers[deployment.provider].send(upstream)
-        except UpstreamProblem:
+                response = await self.providers[deployment.provider].send(upstream)
+        except UpstreamProblem as problem:
+            if is_stream and isinstance(problem, UpstreamTimeout):
+                standing.too_late()
+            standing.failed(problem)
             raise
         except (Disconnected, asyncio.CancelledError):
+            standing.left()
             self.admission.end(ticket.ended("client_disconnected"), record)
             raise
         except Exception:
             # A bug of ours must not keep the town's money: what left may have been billed.
+            standing.left()
             self.admission.end(ticket.ended("unexpected"), record)
             raise
+        standing.answered(time.monotonic() - began if is_stream else None)
+        return response
 
     async def _relay(
-        self, ticket: Ticket, response: UpstreamResponse, record: CallRecord, client: Client, send: AsgiSend
+        self,
+        ticket: Ticket,
+        standing: Standing,
+        response: UpstreamResponse,
+        record: CallRecord,
+        client: Client,
+        send: AsgiSend,
     ) -> None:
         """Passes the answer on as bytes and settles whatever happens; the last byte does not wait for the ledger."""
         record.first_byte()
@@ -261,6 +298,7 @@ class Pipeline:
             else:
                 await self._relay_body(ticket, response, record, headers, client, send)
         except UpstreamProblem as error:
+            standing.failed(error)
             problem = error.code
             raise
         except (Disconnected, asyncio.CancelledError):

@@ -51,9 +51,18 @@ class GatewaySettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="KUMIAI_GATEWAY_", frozen=True, extra="ignore")
 
     connect_timeout_s: float = Field(default=3.0, gt=0)
+    # The first word of a stream: four times what this deployment usually takes, between these two.
+    first_byte_min_s: float = Field(default=10.0, gt=0)
     first_byte_timeout_s: float = Field(default=60.0, gt=0)
     between_chunks_timeout_s: float = Field(default=30.0, gt=0)
     total_timeout_s: float = Field(default=600.0, gt=0)
+    # How often a caller hears something in the middle of a stream, if only a comment.
+    heartbeat_s: float = Field(default=15.0, gt=0)
+    # So many failures among the last 20 calls of a deployment, and it is left alone for so long at first.
+    breaker_failures: int = Field(default=10, ge=1)
+    breaker_open_s: float = Field(default=5.0, gt=0)
+    # Attempts beyond the first, as a share of all calls.
+    retry_share: float = Field(default=0.1, ge=0, le=1)
     # For how long a hold stands without a sign of life of its gateway; then the worker moves it to suspense.
     hold_lease_s: float = Field(default=120.0, ge=1)
     demo_delay_s: float = Field(default=0.03, ge=0)

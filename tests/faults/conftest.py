@@ -158,8 +158,23 @@ def installation(request: pytest.FixtureRequest) -> Installation:
     return made
 
 
+@pytest.fixture(scope="session")
+def on_breakers(sqlite_template: DatabaseUrls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """With breakers as they are outside tests, but with patience of a test's measure."""
+    home = tmp_path_factory.mktemp("breakers")
+    with installed(
+        home,
+        Region.on_sqlite(home, sqlite_template).urls,
+        KUMIAI_GATEWAY_BREAKER_FAILURES="10",
+        KUMIAI_GATEWAY_BREAKER_OPEN_S="1",
+        KUMIAI_GATEWAY_RETRY_SHARE="0.1",
+        KUMIAI_GATEWAY_HEARTBEAT_S="0.2",
+    ) as made:
+        yield made
+
+
 @contextlib.contextmanager
-def installed(home: Path, urls: DatabaseUrls) -> Iterator[Installation]:
+def installed(home: Path, urls: DatabaseUrls, **environment: str) -> Iterator[Installation]:
     authority, good, expired = certificates(home)
     with (
         fault_upstream() as upstream,
@@ -182,8 +197,10 @@ def installed(home: Path, urls: DatabaseUrls) -> Iterator[Installation]:
         ]
         catalogue.write_text(yaml.safe_dump({"deployments": servers}, allow_unicode=True))
         region = Region(
-            home, urls, KUMIAI_CATALOGUE_FILE=str(catalogue), KUMIAI_GATEWAY_EGRESS_CA_FILE=str(authority), **DEADLINES
-        )
+            home, urls, KUMIAI_CATALOGUE_FILE=str(catalogue), KUMIAI_GATEWAY_EGRESS_CA_FILE=str(authority),
+            **DEADLINES, **environment,
+        )  # fmt: skip
+
         town = region.make_town(month_yen=100_000_000)
         with gateway_in_thread(region) as gateway:
             yield Installation(region, gateway, town, upstream, secure, len(gateway.tasks()))

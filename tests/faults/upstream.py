@@ -443,6 +443,16 @@ async def tenfold_latency(x: Exchange) -> None:
 
 
 @fault
+async def pauses(x: Exchange) -> None:
+    """A good answer with one long breath in it."""
+    await x.begin()
+    for number, data in enumerate(x.events() if x.is_stream else [x.body(x.answer.usage)]):
+        await asyncio.sleep(1.0 if number == 2 else 0.0)
+        await x.say(data)
+    await x.end()
+
+
+@fault
 async def out_of_order_tools(x: Exchange) -> None:
     """Two tool calls whose pieces come mixed, the second one first."""
     arguments = [

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from http import HTTPStatus
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from observability.problems import Problem
 from tenants.context import Zone
@@ -74,6 +74,11 @@ class UpstreamRequest:
     first_byte_timeout_s: float = 60.0
     between_chunks_timeout_s: float = 30.0
     total_timeout_s: float = 600.0
+    heartbeat_s: float = 15.0
+
+
+# A comment of a stream, which every client skips: somebody is still there.
+HEARTBEAT: Final = b": \n\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,7 @@ class UpstreamResponse(Protocol):
     """An answer under way, after the upstream said 200 and its first bytes are here (the first-chunk gate).
 
     `chunks()` yields whole SSE events (each ending in a blank line, ending with `data: [DONE]`) when the request
-    streams, else the JSON body, in one or more parts. It may be consumed once. `usage`, `finish_reason` and
+    streams, and `HEARTBEAT` in between when none comes for a while; else the JSON body, in one or more parts. It may be consumed once. `usage`, `finish_reason` and
     `output_text_bytes` are complete when it is exhausted, and hold what was seen so far when it is not.
     Streams always carry a usage event (`choices: []`); the pipeline drops it for callers that did not ask.
     """

@@ -24,6 +24,7 @@ import anyio.to_thread
 import orjson
 
 from gateway.server.providers.base import (
+    HEARTBEAT,
     Deployment,
     InputRefused,
     Operation,
@@ -679,12 +680,12 @@ class _Stream(Writer):
         """Waits for the first event that says something: openings and pings promise nothing yet."""
         if "text/event-stream" not in response.headers.get("content-type", ""):
             raise UpstreamBroken(_BROKEN, dispatched=True)
-        events = server_sent_events(response, between_s=request.between_chunks_timeout_s)
+        events = server_sent_events(response, request)
         with _translating():
             parser = wire.chunk_parser(exchange)
         stream = cls(request, response, events, wire, parser)
         async for event in events:
-            stream._first = stream._translated(event)
+            stream._first = [] if event is HEARTBEAT else stream._translated(event)
             if stream._first:
                 return stream
         raise UpstreamBroken(_BROKEN, dispatched=True)
@@ -693,7 +694,7 @@ class _Stream(Writer):
         for event in self._first:
             yield event
         async for raw in self._events:
-            for event in self._translated(raw):
+            for event in (raw,) if raw is HEARTBEAT else self._translated(raw):
                 yield event
         for event in self._held_back():
             yield event

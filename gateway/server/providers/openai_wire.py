@@ -6,6 +6,7 @@ from typing import Any, NoReturn, TypeGuard
 import orjson
 
 from gateway.server.providers.base import (
+    HEARTBEAT,
     Deployment,
     Operation,
     UpstreamBroken,
@@ -174,8 +175,10 @@ class _Stream:
         """Waits for the first word, thought or tool call: until then nothing has been promised to the caller."""
         if "text/event-stream" not in response.headers.get("content-type", ""):
             raise UpstreamBroken(_BROKEN, dispatched=True)
-        stream = cls(response, server_sent_events(response, between_s=request.between_chunks_timeout_s))
+        stream = cls(response, server_sent_events(response, request))
         async for event in stream._events:
+            if event is HEARTBEAT:
+                continue
             if stream._note(event):
                 break
             stream._first.append(event)
@@ -187,7 +190,7 @@ class _Stream:
         for event in self._first:
             yield event
         async for event in self._events:
-            if self._note(event):
+            if event is not HEARTBEAT and self._note(event):
                 break
             yield event
         if self.finish_reason is None:

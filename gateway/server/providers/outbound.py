@@ -14,6 +14,7 @@ from typing import NoReturn
 import aiohttp
 
 from gateway.server.providers.base import (
+    HEARTBEAT,
     InputRefused,
     UpstreamBroken,
     UpstreamProblem,
@@ -251,15 +252,29 @@ async def read_all(answer: Answer) -> bytes:
     return b"".join(parts)
 
 
-async def server_sent_events(answer: Answer, *, between_s: float) -> AsyncIterator[bytes]:
-    """Whole events that carry data, as bytes, each ending in a blank line, whatever the network cut them into.
+async def server_sent_events(answer: Answer, request: UpstreamRequest) -> AsyncIterator[bytes]:
+    """Whole events that carry data, as bytes, each ending in a blank line, whatever the network cut them into; and
+    `HEARTBEAT` whenever none came for `heartbeat_s`.
 
     Neither comments nor single bytes count as a sign of life: the time between two events is bounded, not that between
     two reads. While an event is being taken by whoever asked for it, no time runs.
     """
     buffer = b""
+    clock = asyncio.get_running_loop().time
     until = answer.first_by
-    while part := await answer.read(until):
+    beat = clock() + request.heartbeat_s
+    while True:
+        try:
+            part = await answer.read(min(until, beat))
+        except UpstreamTimeout:
+            now = clock()
+            if now >= min(until, answer.deadline):
+                raise
+            beat = now + request.heartbeat_s
+            yield HEARTBEAT
+            continue
+        if not part:
+            break
         buffer += part
         if b"\r" in buffer:
             # In the buffer, not in the part: the network may cut between the two.
@@ -271,7 +286,8 @@ async def server_sent_events(answer: Answer, *, between_s: float) -> AsyncIterat
                 said = True
                 yield event
         if said:
-            until = asyncio.get_running_loop().time() + between_s
+            now = clock()
+            until, beat = now + request.between_chunks_timeout_s, now + request.heartbeat_s
         if len(buffer) > MAX_EVENT_BYTES:
             raise UpstreamBroken("答えが大きすぎます。", dispatched=True)
     if data_of(buffer):

@@ -273,7 +273,7 @@ def test_no_label_names_a_town_or_a_person(gateway: RunningGateway, town: Town, 
     for forbidden in (str(town.id), town.code, town.name, town.key.split("_")[2]):
         assert forbidden not in text
     labels = {name for _, pairs in samples(gateway) for name, _ in pairs}
-    assert labels <= {"operation", "zone", "outcome", "direction", "type", "le", "generation", "implementation", "major",
+    assert labels <= {"operation", "zone", "outcome", "direction", "type", "deployment", "le", "generation", "implementation", "major",
                       "minor", "patchlevel", "version", "app", "status", "kind"}  # fmt: skip
 
 
