@@ -17,6 +17,7 @@ from tenants.answers import forget_answers
 from tenants.audit.checkpoints import Signer
 from tenants.audit.segments import seal_calls
 from tenants.blobs import Blobs, FolderStore
+from tenants.breakglass import end_expired
 from tenants.context import TenantContext, TenantId
 from tenants.db import Database
 from tenants.documents import Documents
@@ -65,6 +66,10 @@ class Worker:
     async def checkpoints(self) -> int:
         """Signs how far the towns' chains reach."""
         return await self._signer.checkpoint_all()
+
+    async def break_glass(self) -> int:
+        """Ends what has run out, so that the town is told."""
+        return await end_expired(self._db, self._clock())
 
     async def soft_limits(self) -> int:
         """Tells those whom it concerns that a limit is 70, 90 or 100 per cent used."""
@@ -133,6 +138,7 @@ async def work(settings: Settings, stop: asyncio.Event) -> None:
         ("checkpoints", 600, worker.checkpoints),
         ("sweep_holds", 15, worker.sweep_holds),
         ("grants", 2, worker.grants),
+        ("break_glass", 30, worker.break_glass),
         ("soft_limits", 30, worker.soft_limits),
         ("purge", 3600, worker.purge),
         ("forget", 3600, worker.forget),

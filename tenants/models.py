@@ -653,6 +653,32 @@ class AuditKey(SQLModel, table=True):
     endorsement: bytes = Field(sa_type=LargeBinary)
 
 
+class BreakGlass(TenantOwned, table=True):
+    """An operator's request to read a town's attached texts, and what became of it; see `tenants.breakglass`."""
+
+    __tablename__: ClassVar[str] = "break_glass"
+    id: UUID = Field(default_factory=new_id, primary_key=True)
+    state: str = "requested"
+    reason: str
+    minutes: int
+    requested_by: UUID
+    requested_at: datetime = _time()
+    decided_by: UUID | None = None
+    decided_at: datetime | None = _time_or_none()
+    until: datetime | None = _time_or_none()
+    used_at: datetime | None = _time_or_none()
+    ended_at: datetime | None = _time_or_none()
+
+    __table_args__ = (
+        CheckConstraint("state in ('requested', 'approved', 'refused', 'ended')", name="break_glass_state"),
+        CheckConstraint("minutes between 5 and 60", name="break_glass_minutes"),
+        CheckConstraint("decided_by is null or decided_by <> requested_by", name="break_glass_two_people"),
+        CheckConstraint(
+            "state <> 'approved' or (decided_by is not null and until is not null)", name="break_glass_approved"
+        ),
+    )
+
+
 class Report(TenantOwned, table=True):
     """こまったとき: the queue of the town's administrator. What was ticked lies in `content`, by id."""
 

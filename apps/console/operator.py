@@ -12,7 +12,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.responses import Response
 
-from apps.console import operator_budgets
+from apps.console import operator_budgets, operator_glass
 from apps.console.figures import (
     SORTS,
     STATES,
@@ -457,3 +457,4 @@ async def _town_page(office: Office, town_id: UUID, problem: Problem | None = No
 
 
 routes.include_router(operator_budgets.routes)
+routes.include_router(operator_glass.routes)

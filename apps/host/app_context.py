@@ -14,14 +14,15 @@ from apps.host.requests import OwnServices, Signed, SignedRequest, page
 from apps.host.services import Services
 from apps.sdk.app import App
 from apps.sdk.context import AppContext, GatewayClient, ModelChoice
-from apps.sdk.office import Office, Progress
+from apps.sdk.office import Glass, Office, Progress
 from apps.sdk.ui.render import CLASS_WORDS, ZONE_WORDS
 from observability.problems import NotFound
+from tenants import breakglass
 from tenants.audit import By
 from tenants.context import DataClass, Role, Zone
 from tenants.documents import Viewer
 from tenants.identity.delegation import Delegation, mint
-from tenants.models import Person
+from tenants.models import BreakGlass, Person, Report, Tenant
 from tenants.policy import Policy
 from tenants.quota.tree import remaining_share
 from tenants.reports import file_report
@@ -80,6 +81,27 @@ def bind_office(*roles: Role, with_content: bool = False):  # type: ignore[no-un
         )
 
     return dependency
+
+
+async def bind_glass(request: Request, who: SignedRequest, own: OwnServices, glass_id: UUID) -> None:
+    """The dependency of what an operator reads with a town's approval: without one, there is no such place."""
+    person_id = who.actor.person_id
+    if not who.actor.has(Role.OPERATOR) or person_id is None:
+        raise NotFound
+    async with own.db.platform_session("break-glass", read_only=True) as session:
+        glass = await breakglass.usable(session, person_id, glass_id, datetime.now(UTC))
+        town = await session.get_one(Tenant, glass.tenant_id)
+
+    async def render(template: str, *, status: int = 200, **facts: object) -> Response:
+        return await page(request, template, status=status, **facts)
+
+    async def reports() -> tuple[BreakGlass, list[Report]]:
+        return await breakglass.readable_reports(own.db, person_id, glass_id, datetime.now(UTC))
+
+    async def read(report_id: UUID) -> tuple[Report, str]:
+        return await breakglass.read_report(own.db, own.documents, person_id, glass_id, report_id, datetime.now(UTC))
+
+    request.state.glass = Glass(glass_id, town.name, render, reports, read)
 
 
 def create_context(request: Request, own: Services, who: Signed, app: App) -> AppContext:

@@ -22,6 +22,7 @@ from apps.sdk.app import HomeItem, HomeParts
 from apps.sdk.dates import local
 from apps.sdk.office import back, place
 from observability.problems import InvalidInput, NotFound
+from tenants import breakglass
 from tenants.context import Role
 from tenants.models import Person, Report
 from tenants.people import Listed, list_people, list_sections
@@ -95,6 +96,15 @@ class Notice:
     seen_at: str = ""
 
 
+_GLASS_WORDS: Final[Mapping[breakglass.What, tuple[str, str]]] = {
+    "request": ("事務局が、職員の付けた文を読みたいと依頼しています", "warn"),
+    "approve": ("事務局の閲覧を承認しました", "info"),
+    "refuse": ("事務局の閲覧を断りました", "info"),
+    "use": ("事務局が、職員の付けた文を読んでいます", "warn"),
+    "end": ("事務局の閲覧が終わりました", "info"),
+}
+
+
 async def _notices(own: Services, who: Signed, now: datetime) -> list[Notice]:
     """Answers that have come; for administrators, who waits for one."""
     found: list[Notice] = []
@@ -103,12 +113,16 @@ async def _notices(own: Services, who: Signed, now: datetime) -> list[Notice]:
         waiting = (await count_reports(session, who.actor.tenant_id))["open"] if who.actor.has(Role.TOWN_ADMIN) else 0
         limits = await notices_of(session, who.actor, now)
         sections = await list_sections(session, who.actor.tenant_id) if limits else []
+        glasses = await breakglass.notices_of(session, who.actor)
     if answered:
         words = f"「{KINDS[answered[0].kind]}」に返事があります"
         found.append(Notice("町の管理者から", "info", "mail", words, "/report/mine"))
     if waiting:
         words = f"職員{waiting}人の「こまったとき」が返事を待っています"
         found.append(Notice("町の管理者の仕事", "warn", "flag", words, "/desk/reports"))
+    for notice_id, what in glasses:
+        words, tone = _GLASS_WORDS[what]
+        found.append(Notice("事務局の閲覧", tone, "eyeoff", words, "/desk/break-glass", f"/notices/{notice_id}/seen"))
     names = {str(s.id): s.name for s in sections}
     return found + [_told_of(limit, names) for limit in limits]
 
@@ -131,7 +145,9 @@ def _told_of(limit: SoftLimit, sections: Mapping[str, str]) -> Notice:
 async def notice_seen(own: OwnServices, who: SignedRequest, notice_id: UUID) -> Response:
     """確認した: this step is not shown to this person again. Raises `NotFound` for another town's."""
     async with own.db.tenant_session(who.actor.context) as session:
-        if not await mark_seen(session, who.actor, notice_id):
+        if not await mark_seen(session, who.actor, notice_id) and not await breakglass.mark_seen(
+            session, who.actor, notice_id
+        ):
             raise NotFound
     return back("/", "お知らせを片付けました")
 

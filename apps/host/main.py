@@ -16,10 +16,11 @@ from starlette.staticfiles import StaticFiles
 
 from apps.console import operator as console_operator
 from apps.console import town as console_town
+from apps.desk import break_glass as desk_glass
 from apps.desk import exports as desk_exports
 from apps.desk import reports as desk_reports
 from apps.host import home, signin
-from apps.host.app_context import bind, bind_office
+from apps.host.app_context import bind, bind_glass, bind_office
 from apps.host.discovery import discover
 from apps.host.requests import (
     MAX_BODY_BYTES,
@@ -145,8 +146,9 @@ def create_portal(settings: Settings) -> FastAPI:
     portal.include_router(console_operator.routes, prefix="/console/operator", dependencies=[Depends(operator)])
     portal.include_router(console_town.routes, prefix="/console/town", dependencies=[Depends(town)])
     desk = bind_office(Role.TOWN_ADMIN, with_content=True)
-    for pages in (desk_reports.routes, desk_exports.routes):
+    for pages in (desk_reports.routes, desk_exports.routes, desk_glass.routes):
         portal.include_router(pages, prefix="/desk", dependencies=[Depends(desk)])
+    portal.include_router(desk_glass.reading, prefix="/break-glass", dependencies=[Depends(bind_glass)])
     for app in apps.values():
         portal.include_router(app.router, prefix=f"/apps/{app.manifest.id}", dependencies=[Depends(bind(app))])
     return portal

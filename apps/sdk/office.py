@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Protocol
 from urllib.parse import quote
+from uuid import UUID
 
 from fastapi import Depends, Request
 from starlette.responses import RedirectResponse, Response
@@ -19,6 +20,7 @@ from tenants.db import Database
 from tenants.documents import AppDocuments
 from tenants.identity.api_keys import Peppers
 from tenants.identity.directory import IdentityDirectory
+from tenants.models import BreakGlass, Report
 from tenants.settings import Settings
 
 
@@ -92,6 +94,25 @@ class Office:
     @property
     def by(self) -> By:
         return By("person", str(self.actor.person_id))
+
+
+@dataclass(frozen=True, slots=True)
+class Glass:
+    """One approved reading of one operator. `reports` and `read` ask anew each time whether it still stands."""
+
+    id: UUID
+    town: str
+    page: Callable[..., Awaitable[Response]]
+    reports: Callable[[], Awaitable[tuple[BreakGlass, Sequence[Report]]]]
+    read: Callable[[UUID], Awaitable[tuple[Report, str]]]
+
+
+def _glass(request: Request) -> Glass:
+    glass: Glass = request.state.glass
+    return glass
+
+
+GlassContext = Annotated[Glass, Depends(_glass)]
 
 
 def _office(request: Request) -> Office:
