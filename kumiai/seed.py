@@ -3,6 +3,7 @@
 The codes are of numbers the ministry has not given to anybody, with a right check digit.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -29,7 +30,8 @@ from tenants.lgcode import check_digit
 from tenants.models import Budget, FxRate, Person, PersonIdentity, TenantIdentity
 from tenants.people import NewPerson, add_people, list_sections
 from tenants.policy import Policy
-from tenants.quota.pricing import set_fx_rate
+from tenants.quota.grants import PoolTooSmall, set_lending, set_pool
+from tenants.quota.pricing import UYEN_PER_YEN, set_fx_rate
 from tenants.quota.tree import set_budget
 from tenants.registry import NewTenant, create_tenant, find_tenant, new_password
 from tenants.settings import Settings
@@ -56,6 +58,9 @@ _TOWNS: Final = (
     _Town("青葉町", _code("04692"), ("総務課", "住民課", "保育課"), 200_000),
     _Town("北原町", _code("04693"), ("総務課", "産業課"), 100_000),
 )
+# What the four have together is to be seen at a glance: some of it is unclaimed, and each may lend and borrow.
+_POOL_YEN: Final = 800_000
+_LENDING_PERCENT: Final = 30
 # (login, shown as, section, role); people are told by their work, never by a name.
 _PEOPLE: Final = (
     ("1001", "情報担当", 0, Role.TOWN_ADMIN),
@@ -102,6 +107,10 @@ async def seed_demo(settings: Settings, environment: Mapping[str, str]) -> Seede
             )
         for town in (_OPERATOR, *_TOWNS):
             await _ensure_town(db, directory, settings, town, known, kept)
+        if "pool_yen" not in known:
+            await _make_pool(db)
+            known["pool_yen"] = _POOL_YEN
+            _write(kept, known)
     finally:
         await db.close()
     towns = (_OPERATOR, *_TOWNS)
@@ -117,6 +126,17 @@ async def seed_demo(settings: Settings, environment: Mapping[str, str]) -> Seede
         "model_note": model_note,
     }
     return Seeded(PRODUCT_NAME, extra, facts)
+
+
+async def _make_pool(db: Database) -> None:
+    """Once. In a demo that has grown too large for it, none: its towns go on as they are."""
+    now = datetime.now(UTC)
+    with contextlib.suppress(PoolTooSmall):
+        async with db.platform_session("demo") as session:
+            region = await set_pool(session, "month", _POOL_YEN, by=BY, now=now)
+            for share in list(region.shares.values()):
+                yen = share.share_uyen // UYEN_PER_YEN * _LENDING_PERCENT // 100
+                await set_lending(session, region, share.tenant_id, borrow_yen=yen, lend_yen=yen, by=BY)
 
 
 async def _ensure_town(

@@ -1,4 +1,4 @@
-"""`kumiai tenant | key | keys | budget | usage | price | agreement | invoice | people | audit | keycloak | db`: the operator's commands."""
+"""`kumiai tenant | key | keys | budget | pool | usage | price | agreement | invoice | people | audit | keycloak | db`."""
 
 import asyncio
 import csv
@@ -9,7 +9,7 @@ import secrets
 import shlex
 import sys
 import unicodedata
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 import psycopg
 import typer
 from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from observability.problems import Conflict, InvalidInput, NotFound, Unavailable
 from tenants import audit
@@ -56,11 +57,13 @@ from tenants.quota.agreements import (
     set_issuer,
     set_region_terms,
 )
+from tenants.quota.grants import POOL_WINDOWS, Region, end_pool, lock_region, read_region, set_lending, set_pool
+from tenants.quota.pace import dry_day
 from tenants.quota.pricing import UYEN_PER_YEN, PriceBook, in_force, register_price, set_fx_rate
 from tenants.quota.slots import set_slots, slots_of
 from tenants.quota.text_cells import text_cell
-from tenants.quota.tree import Node, budget_rows, set_budget
-from tenants.quota.windows import AT_ONCE, JST, WINDOWS, AccountWindow, Window, parse_month, window_start
+from tenants.quota.tree import Node, budget_rows, move_budget, set_budget
+from tenants.quota.windows import AT_ONCE, JST, WINDOW_WORDS, WINDOWS, AccountWindow, Window, parse_month, window_start
 from tenants.registry import (
     NewTenant,
     check_new,
@@ -79,6 +82,7 @@ from tenants.usage import usage_rows
 T = TypeVar("T")
 Town = Annotated[str, typer.Argument(help="団体コード (6 digits) or name.")]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
+FiscalYear = Annotated[bool, typer.Option("--fiscal-year", help="Of the fiscal year, instead of the month.")]
 
 
 class NoDatabase(Unavailable):
@@ -94,6 +98,7 @@ def register(app: typer.Typer) -> None:
         ("keys", "The installation's own keys: root, tenant, pepper, session, delegation, signing.", _KEYS),
         ("budget", "Limits of towns, sections, apps and models.", _BUDGET),
         ("rate", "How much a town may ask a minute.", _RATE),
+        ("pool", "The region's money, which towns share, borrow and lend.", _POOL),
         ("price", "Prices and exchange rates.", _PRICE),
         ("agreement", "What towns pay by: the basis of their invoices.", _AGREEMENT),
         ("people", "Staff and sections of a town.", _PEOPLE),
@@ -762,6 +767,175 @@ def _rate_line(node: str, rate: Rate | None) -> str:
     return f"{whose}の1分あたりの上限：{'、'.join(limits)}"
 
 
+def budget_move(
+    giver: Annotated[str, typer.Argument(help="団体コード or name of the town that gives.")],
+    taker: Annotated[str, typer.Argument(help="団体コード or name of the town that gets.")],
+    yen: Annotated[int, typer.Option(help="How many yen.")],
+    reason: Annotated[str, typer.Option(help="Why; it stands in both towns' audit chains.")],
+    fiscal_year: FiscalYear = False,
+) -> None:
+    """Move budget from one town to another, from the running month (or fiscal year) on."""
+    if not reason.strip():
+        raise InvalidInput("--reason に理由を書いてください。", field="reason")
+
+    async def work(_settings: Settings, db: Database) -> None:
+        (one, one_id), (other, other_id) = await _find(db, giver), await _find(db, taker)
+        async with db.platform_session("command") as session:
+            window = _pool_window(fiscal_year)
+            done = await move_budget(session, one_id, other_id, yen=yen, window=window, reason=reason, by=_by())
+        print(f"{WINDOW_WORDS[window]}から{yen:,}円を移しました。")
+        print(f"  {one.name}  {done.giver_before:,}円 → {done.giver_after:,}円")
+        print(f"  {other.name}  {done.taker_before:,}円 → {done.taker_after:,}円")
+
+    _run(work)
+
+
+def _pool_window(is_year: bool) -> Window:
+    return "fiscal_year" if is_year else "month"
+
+
+async def _locked_region(session: AsyncSession, window: Window, towns: Collection[TenantId]) -> Region:
+    region = await lock_region(session, window, towns, datetime.now(UTC))
+    if region is None:
+        raise NotFound(f"{WINDOW_WORDS[window]}の共同の予算は決めてありません。kumiai pool set で決めてください。")
+    return region
+
+
+def pool_set(
+    month_yen: Annotated[int | None, typer.Option(help="Yen per month, from this month on.")] = None,
+    fiscal_year_yen: Annotated[int | None, typer.Option(help="Yen per fiscal year (April to March).")] = None,
+) -> None:
+    """Make the region's pool, or change how much is in it. Each town's budget becomes its guaranteed share."""
+    given: dict[Window, int] = {}
+    for window, yen in zip(POOL_WINDOWS, (month_yen, fiscal_year_yen), strict=True):
+        if yen is not None:
+            given[window] = yen
+    if not given:
+        raise InvalidInput("--month-yen・--fiscal-year-yen のどちらかで金額を入れてください。")
+
+    async def work(_settings: Settings, db: Database) -> None:
+        async with db.platform_session("command") as session:
+            made = [await set_pool(session, w, yen, by=_by(), now=datetime.now(UTC)) for w, yen in given.items()]
+        for region in made:
+            print(
+                f"{WINDOW_WORDS[region.window]}からの共同の予算を{region.limit_uyen // UYEN_PER_YEN:,}円にしました。"
+                f"未割当は{region.free_uyen // UYEN_PER_YEN:,}円です。"
+            )
+
+    _run(work)
+
+
+def pool_share(
+    town: Annotated[str, typer.Argument(help="団体コード or name; with --all left out.")] = "",
+    share_yen: Annotated[int | None, typer.Option(help="Its guaranteed share: the same as its budget.")] = None,
+    borrow_yen: Annotated[int | None, typer.Option(help="How much it may borrow in a month (or fiscal year).")] = None,
+    lend_yen: Annotated[
+        int | None, typer.Option(help="How much of its share it lends while it does not use it.")
+    ] = None,
+    all_towns: Annotated[bool, typer.Option("--all", help="Every town: limits in per cent of its share.")] = False,
+    borrow_percent: Annotated[int | None, typer.Option(help="With --all.", min=0, max=1000)] = None,
+    lend_percent: Annotated[int | None, typer.Option(help="With --all.", min=0, max=100)] = None,
+    fiscal_year: FiscalYear = False,
+) -> None:
+    """Set a town's guaranteed share of the pool and how far it borrows and lends."""
+    window = _pool_window(fiscal_year)
+    by_yen, by_percent = (share_yen, borrow_yen, lend_yen), (borrow_percent, lend_percent)
+    wrong = by_yen if all_towns else by_percent
+    if bool(town) == all_towns or any(v is not None for v in wrong) or all(v is None for v in (*by_yen, *by_percent)):
+        raise InvalidInput(
+            "町と --share-yen・--borrow-yen・--lend-yen のどれか、または --all と --borrow-percent・--lend-percent の"
+            "どれかを指定してください。"
+        )
+
+    async def work(_settings: Settings, db: Database) -> None:
+        name, tenant_id = "すべての町", None
+        if town:
+            tenant, tenant_id = await _find(db, town)
+            name = tenant.name
+        async with db.platform_session("command") as session:
+            region = await _locked_region(session, window, () if tenant_id is None else {tenant_id})
+            if tenant_id is not None and share_yen is not None:
+                await set_budget(session, tenant_id, yen=share_yen, window=window)
+                await audit.record(
+                    session, tenant_id, _by(), "budget.set", about=("tenant", tenant_id),
+                    node="town", node_id="", window=window, yen=share_yen,
+                )  # fmt: skip
+                region = await _locked_region(session, window, {tenant_id})
+            for share in list(region.shares.values()):
+                if tenant_id not in (None, share.tenant_id):
+                    continue
+                percent = share.share_uyen // UYEN_PER_YEN
+                await set_lending(
+                    session,
+                    region,
+                    share.tenant_id,
+                    borrow_yen=borrow_yen if borrow_percent is None else percent * borrow_percent // 100,
+                    lend_yen=lend_yen if lend_percent is None else percent * lend_percent // 100,
+                    by=_by(),
+                )
+        print(f"{name}の{WINDOW_WORDS[window]}の割当と貸し借りの上限を決めました。")
+
+    _run(work)
+
+
+def pool_show(fiscal_year: FiscalYear = False, as_json: AsJson = False) -> None:
+    """Show the pool: what each town has of it, has used, borrows and lends, and when its month's money ends."""
+    window = _pool_window(fiscal_year)
+
+    async def work(_settings: Settings, db: Database) -> None:
+        async with db.platform_session("command", read_only=True) as session:
+            region = await read_region(session, window, datetime.now(UTC))
+            towns = {t.id: t for t in await list_tenants(session)}
+        if region is None:
+            raise NotFound(f"{WINDOW_WORDS[window]}の共同の予算は決めてありません。kumiai pool set で決めてください。")
+        if as_json:
+            _print_json(
+                {
+                    "window": window,
+                    "window_start": region.start.isoformat(),
+                    "limit_uyen": region.limit_uyen,
+                    "free_uyen": region.free_uyen,
+                    "granted_uyen": region.granted_uyen,
+                    "towns": [
+                        asdict(s) | {"code": towns[s.tenant_id].code, "grant_uyen": s.grant_uyen}
+                        for s in region.shares.values()
+                    ],
+                }
+            )
+            return
+        print(
+            f"{WINDOW_WORDS[window]}の共同の予算 {region.limit_uyen // UYEN_PER_YEN:,}円"
+            f"　割当 {region.shares_uyen // UYEN_PER_YEN:,}円　未割当 {region.free_uyen // UYEN_PER_YEN:,}円"
+        )
+        for share in sorted(region.shares.values(), key=lambda s: towns[s.tenant_id].code):
+            loan = ""
+            if share.borrowed_uyen:
+                loan = f"　借りている {-(-share.borrowed_uyen // UYEN_PER_YEN):,}円"
+            elif share.lent_uyen:
+                loan = f"　貸している {-(-share.lent_uyen // UYEN_PER_YEN):,}円"
+            dry = dry_day(share.used_uyen, share.grant_uyen, _today()) if window == "month" else None
+            ends = f"　このペースだと{dry.day}日に使い切ります" if dry else ""
+            used, grant = -(-share.used_uyen // UYEN_PER_YEN), share.grant_uyen // UYEN_PER_YEN
+            town = towns[share.tenant_id]
+            print(
+                f"{town.code}  {used:>10,}円 / {grant:,}円（割当 {share.share_uyen // UYEN_PER_YEN:,}円）  {town.name}{loan}{ends}"
+            )
+
+    _run(work)
+
+
+def pool_end(fiscal_year: FiscalYear = False) -> None:
+    """End a pool: each town keeps its share as its budget, and nothing is lent any more."""
+    window = _pool_window(fiscal_year)
+
+    async def work(_settings: Settings, db: Database) -> None:
+        async with db.platform_session("command") as session:
+            await end_pool(session, window, by=_by())
+        print(f"{WINDOW_WORDS[window]}の共同の予算をやめました。各町の割当は、そのまま町の予算です。")
+
+    _run(work)
+
+
 def usage(
     town: Annotated[str, typer.Argument(help="団体コード or name; all if left out.")] = "",
     month: Annotated[str, typer.Option(help="YYYY-MM; default this month.")] = "",
@@ -1406,7 +1580,8 @@ _TENANT = {
 }
 _KEY = {"create": key_create, "list": key_list, "rotate": key_rotate, "revoke": key_revoke}
 _KEYS = {"rotate": keys_rotate, "show": keys_show, "retire": keys_retire}
-_BUDGET = {"set": budget_set, "show": budget_show}
+_BUDGET = {"set": budget_set, "show": budget_show, "move": budget_move}
+_POOL = {"set": pool_set, "share": pool_share, "show": pool_show, "end": pool_end}
 _RATE = {"set": rate_set, "show": rate_show}
 _PRICE = {"set": price_set, "list": price_list, "fx": price_fx}
 _AGREEMENT = {

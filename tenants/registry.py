@@ -22,6 +22,7 @@ from tenants.lgcode import parse_code
 from tenants.models import Audit, Call, Person, Tenant, TenantCode, TenantIdentity
 from tenants.people import NewPerson, clean_login, ensure_sections, record_person, section_name
 from tenants.policy import Policy, bump_configuration, save_policy
+from tenants.quota.grants import read_region
 from tenants.quota.tree import MAX_YEN, set_budget
 from tenants.quota.windows import JST
 
@@ -87,7 +88,7 @@ async def create_tenant(
 
     Everything is checked before anything is written. Interrupted at any point, the same call completes it; so does
     calling it again for a town nobody has used yet, whose administrator then gets a new password.
-    Raises `BadCode`, `InvalidInput`, `Conflict`.
+    Raises `BadCode`, `InvalidInput`, `Conflict` (`PoolTooSmall` too).
     """
     new = check_new(new)
     code, alias = new.code, f"t{new.code}"
@@ -96,6 +97,9 @@ async def create_tenant(
     password = admin_password or new_password()
     async with db.platform_session("tenant create", read_only=True) as session:
         begun = await _begun(session, new)
+        pool = await read_region(session, "month", datetime.now(UTC)) if begun is None else None
+    if pool is not None:
+        pool.check_room(new.month_yen)
     # Two towns may share a name (府中市); at the issuer names are unique.
     organization_id = await anyio.to_thread.run_sync(
         lambda: directory.ensure_organization(alias=alias, name=f"{new.name} ({code})", code=code)
@@ -118,6 +122,9 @@ async def create_tenant(
                 await save_policy(session, tenant_id, new.policy, version=0, by=None)
             sections = await ensure_sections(session, tenant_id, new.sections)
             await set_budget(session, tenant_id, yen=new.month_yen)
+            if await read_region(session, "fiscal_year", datetime.now(UTC)) is not None:
+                # Nothing of the year's pool is its own until the operator says so.
+                await set_budget(session, tenant_id, yen=0, window="fiscal_year")
             await audit.record(session, tenant_id, by, "tenant.create", about=("tenant", tenant_id), code=code)
             admin_id = await _administrator(session, tenant_id, admin.login)
             if admin_id is None:

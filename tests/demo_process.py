@@ -17,5 +17,7 @@ def running() -> Iterator[DemoProcess]:
     """One demo for all tests of this process; a test that changes a town changes it back."""
     folder = Path(tempfile.mkdtemp(prefix="kumiai-running-"))
     with DemoProcess(folder / "home") as demo:
+        # Tests make towns of their own, which the demo's pool would soon not suffice for.
+        demo.run("pool", "set", "--month-yen", "100000000")
         yield demo
     shutil.rmtree(folder, ignore_errors=True)

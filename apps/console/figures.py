@@ -13,6 +13,7 @@ from apps.sdk.ui.render import ZONE_WORDS
 from observability.problems import InvalidInput
 from tenants.context import TenantId
 from tenants.db import Database
+from tenants.quota.grants import read_region
 from tenants.quota.pace import dry_day, month_end
 from tenants.quota.tree import MAX_YEN, BudgetRow, budget_rows
 from tenants.quota.windows import window_start
@@ -40,7 +41,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class TownFigures:
-    """A town's month. `dry_on`: the day its budget ends at this month's pace, if it does before the month."""
+    """A town's month. `dry_on`: the day its budget ends at this month's pace, if it does before the month.
+
+    `limit_uyen`: what it may spend; `loan_uyen` of it is borrowed from the region's pool, or negative: lent.
+    """
 
     town: ListedTenant
     usage: TownUsage
@@ -51,6 +55,12 @@ class TownFigures:
     dry_on: date | None
     days_left: int | None
     forecast_uyen: int
+    loan_uyen: int
+
+    @property
+    def share_uyen(self) -> int:
+        """Its own budget, without what it borrows or lends."""
+        return self.limit_uyen - self.loan_uyen
 
     @property
     def has_budget(self) -> bool:
@@ -126,11 +136,11 @@ def alert(t: TownFigures) -> Alert | None:
     return None
 
 
-def parse_yen(text: str) -> int:
+def parse_yen(text: str, *, field: str = "month_yen", most: int = MAX_YEN) -> int:
     """Whole yen as people type them: commas, full width, 円. Raises `InvalidInput`."""
     folded = unicodedata.normalize("NFKC", text).replace(",", "").replace("円", "").strip()
-    if not (folded.isascii() and folded.isdigit()) or len(folded) > len(str(MAX_YEN)):
-        raise InvalidInput(f"金額は0円から{MAX_YEN:,}円までの整数で入れてください。", field="month_yen")
+    if not (folded.isascii() and folded.isdigit()) or len(folded) > len(str(most)):
+        raise InvalidInput(f"金額は0円から{most:,}円までの整数で入れてください。", field=field)
     return int(folded)
 
 
@@ -142,15 +152,20 @@ async def load_towns(db: Database, now: datetime, *, only: TenantId | None = Non
         usage = await usage_by_town(session, month, tenant_id=only)
         budgets = {r.tenant_id: r for r in await budget_rows(session, tenant_id=only, node="town", now=now)}
         health = await health_since(session, now - timedelta(hours=HEALTH_HOURS), tenant_id=only)
+        region = await read_region(session, "month", now)
     today = local(now).date()
+    loans = {s.tenant_id: s.borrowed_uyen - s.lent_uyen for s in region.shares.values()} if region else {}
     return [
-        _figures(t, usage.get(t.id, TownUsage(0, 0, 0, 0)), health.get(t.id, Health(0, 0, 0)), budgets.get(t.id), today)
+        _figures(
+            t, usage.get(t.id, TownUsage(0, 0, 0, 0)), health.get(t.id, Health(0, 0, 0)), budgets.get(t.id),
+            loans.get(t.id, 0), today,
+        )
         for t in tenants
-    ]
+    ]  # fmt: skip
 
 
 def _figures(
-    town: ListedTenant, usage: TownUsage, health: Health, budget: BudgetRow | None, today: date
+    town: ListedTenant, usage: TownUsage, health: Health, budget: BudgetRow | None, loan_uyen: int, today: date
 ) -> TownFigures:
     used = (budget.posted_uyen + budget.held_uyen) if budget else 0
     limit = (budget.limit_uyen or 0) if budget else 0
@@ -165,6 +180,7 @@ def _figures(
         dry_on=dry_on,
         days_left=None if dry_on is None else (dry_on - today).days,
         forecast_uyen=month_end(used, today),
+        loan_uyen=loan_uyen,
     )
 
 
@@ -190,9 +206,13 @@ SORTS: Final[Mapping[str, tuple[str, Callable[[TownFigures], tuple[object, ...]]
 def choose(towns: Sequence[TownFigures], *, q: str = "", state: str = "all", sort: str = "need") -> list[TownFigures]:
     """The towns asked for, in order. An unknown state or sort is the first one. Widths and case do not matter in `q`."""
     wanted = STATES.get(state, STATES["all"])[1]
-    words = _folded(q).split()
-    found = [t for t in towns if wanted(t) and all(w in _folded(f"{t.town.name} {t.town.code}") for w in words)]
+    found = [t for t in towns if wanted(t) and matches(q, t.town)]
     return sorted(found, key=SORTS.get(sort, SORTS["need"])[1])
+
+
+def matches(q: str, town: ListedTenant) -> bool:
+    """Whether every word stands in the town's name or code."""
+    return all(word in _folded(f"{town.name} {town.code}") for word in _folded(q).split())
 
 
 def _folded(text: str) -> str:

@@ -10,15 +10,18 @@ from uuid import UUID
 from fastapi import APIRouter, Form, Request
 from starlette.responses import Response
 
+from apps.console import operator_pool
 from apps.console.figures import UYEN, TownFigures, choose, load_towns, paged, parse_yen
 from apps.sdk.dates import local
 from apps.sdk.office import Office, OfficeContext, back
 from observability.problems import Conflict, InvalidInput, Problem
 from tenants import audit
+from tenants.quota.grants import PoolTooSmall, lock_region, read_region
 from tenants.quota.pace import dry_day
 from tenants.quota.tree import set_budget
 
 routes = APIRouter()
+routes.include_router(operator_pool.routes, prefix="/budgets/pool")
 
 HERE: Final = "/console/operator/budgets"
 MAX_REASON: Final = 200
@@ -37,7 +40,7 @@ class Change:
 
     @property
     def old_yen(self) -> int:
-        return self.t.limit_uyen // UYEN
+        return self.t.share_uyen // UYEN
 
 
 @routes.get("/budgets")
@@ -60,7 +63,7 @@ async def _page(
 ) -> Response:
     towns = await load_towns(office.db, office.now)
     shown = paged(choose(towns, q=q), page)
-    values = {str(t.town.id): f"{t.limit_uyen // UYEN:,}" for t in shown.items}
+    values = {str(t.town.id): f"{t.share_uyen // UYEN:,}" for t in shown.items}
     if suggest:
         values |= {str(t.town.id): f"{_needed(t):,}" for t in shown.items if t.dry_on is not None}
     before, used = sum(t.limit_uyen for t in towns), sum(t.used_uyen for t in towns)
@@ -112,15 +115,16 @@ async def change(
         except InvalidInput as wrong:
             errors[town_id] = wrong.detail
             continue
-        if yen == t.limit_uyen // UYEN:
+        if yen == t.share_uyen // UYEN:
             continue
-        if yen * UYEN < t.used_uyen:
+        limit = _limit_after(t, yen * UYEN)
+        if limit < t.used_uyen:
             errors[town_id] = f"すでに{-(-t.used_uyen // UYEN):,}円を使っています。"
             continue
-        dry = dry_day(t.used_uyen, yen * UYEN, today) if t.town.status == "active" else None
-        changes.append(Change(t, yen, dry, yen * UYEN - t.forecast_uyen))
-    problem: Problem | None = None
-    if act == "apply" and not errors:
+        dry = dry_day(t.used_uyen, limit, today) if t.town.status == "active" else None
+        changes.append(Change(t, yen, dry, limit - t.forecast_uyen))
+    problem: Problem | None = await _pool_lacks(office, changes)
+    if act == "apply" and not errors and problem is None:
         reason = " ".join(reason.split())
         if not changes:
             return back(HERE, "変わったところはありません")
@@ -139,11 +143,36 @@ async def change(
     )  # fmt: skip
 
 
+def _limit_after(t: TownFigures, share_uyen: int) -> int:
+    """What it may spend then: a larger share first pays back a loan; what is lent comes back where it is needed."""
+    if t.loan_uyen > 0:
+        return share_uyen + t.loan_uyen - min(t.loan_uyen, max(share_uyen - t.share_uyen, 0))
+    return max(share_uyen + t.loan_uyen, min(share_uyen, t.used_uyen))
+
+
+async def _pool_lacks(office: Office, changes: Sequence[Change]) -> PoolTooSmall | None:
+    """What is told before anything is tried: the changes together need more than is unclaimed."""
+    async with office.db.platform_session("operator console", read_only=True) as session:
+        region = await read_region(session, "month", office.now)
+    more = sum((c.yen - c.old_yen) * UYEN for c in changes)
+    if region is None or more <= max(region.free_uyen, 0):
+        return None
+    return PoolTooSmall(
+        f"増やす額の合計は{more // UYEN:,}円、共同の予算の未割当は{region.free_uyen // UYEN:,}円です。"
+        "ほかの町の予算を減らすか、共同の予算を増やしてください。"
+    )
+
+
 async def _apply(office: Office, changes: Sequence[Change], reason: str) -> None:
-    """In one transaction. Raises `Conflict` when a town has used more meanwhile than it was to get."""
+    """In one transaction. Raises `Conflict` when a town has used more meanwhile than it was to get, or the pool lacks it.
+
+    What becomes smaller comes first, so that a pool suffices for what becomes larger.
+    """
     async with office.db.platform_session("operator console") as session:
-        for c in sorted(changes, key=lambda c: str(c.t.town.id)):
+        await lock_region(session, "month", {c.t.town.id for c in changes}, office.now)
+        for c in sorted(changes, key=lambda c: c.yen - c.old_yen):
             await set_budget(session, c.t.town.id, yen=c.yen, by=office.actor.person_id, now=office.now)
+        for c in sorted(changes, key=lambda c: str(c.t.town.id)):
             await audit.record(
                 session, c.t.town.id, office.by, "budget.set", about=("tenant", c.t.town.id), yen=c.yen, reason=reason
             )

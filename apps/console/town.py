@@ -22,6 +22,7 @@ from tenants.identity.api_keys import list_keys
 from tenants.models import ApiKey, Section
 from tenants.people import Listed, list_people, list_sections
 from tenants.policy import load_policy, preset_of
+from tenants.quota.grants import read_share
 from tenants.quota.pace import dry_day, month_end
 from tenants.quota.tree import BudgetRow, budget_rows
 from tenants.quota.windows import parse_month, window_bounds, window_start
@@ -52,6 +53,7 @@ async def overview(office: OfficeContext) -> Response:
         asked = await people_who_asked(session, month, tenant_id=tenant)
         keys = await list_keys(session, tenant)
         policy, version = await load_policy(session, tenant)
+        share = await read_share(session, tenant, "month", office.now)
     town = next((n for n in nodes if n.node == "town"), None)
     used = town.posted_uyen + town.held_uyen if town else 0
     limit = (town.limit_uyen or 0) if town else 0
@@ -65,6 +67,7 @@ async def overview(office: OfficeContext) -> Response:
         ends=_ends(keys, office.now),
         limit_uyen=limit,
         used_uyen=used,
+        share=share,
         left=town.left if town and town.left is not None else Fraction(0),
         dry_on=dry_day(used, limit, today) if limit else None,
         rest_uyen=limit - month_end(used, today),

@@ -27,6 +27,7 @@ from tenants.context import Role
 from tenants.models import Person, Report
 from tenants.people import Listed, list_people, list_sections
 from tenants.policy import Policy
+from tenants.quota.grant_notices import GrantNotice, grant_notices_of, mark_grant_seen
 from tenants.quota.pace import dry_day
 from tenants.quota.soft_limits import SoftLimit, mark_seen, notices_of
 from tenants.quota.tree import BudgetRow, budget_rows
@@ -112,6 +113,7 @@ async def _notices(own: Services, who: Signed, now: datetime) -> list[Notice]:
         answered = await list_reports(session, who.actor.tenant_id, states=("answered",), person_id=who.actor.person_id)
         waiting = (await count_reports(session, who.actor.tenant_id))["open"] if who.actor.has(Role.TOWN_ADMIN) else 0
         limits = await notices_of(session, who.actor, now)
+        grants = await grant_notices_of(session, who.actor, now)
         sections = await list_sections(session, who.actor.tenant_id) if limits else []
         glasses = await breakglass.notices_of(session, who.actor)
     if answered:
@@ -124,7 +126,17 @@ async def _notices(own: Services, who: Signed, now: datetime) -> list[Notice]:
         words, tone = _GLASS_WORDS[what]
         found.append(Notice("事務局の閲覧", tone, "eyeoff", words, "/desk/break-glass", f"/notices/{notice_id}/seen"))
     names = {str(s.id): s.name for s in sections}
-    return found + [_told_of(limit, names) for limit in limits]
+    return found + [_told_of(limit, names) for limit in limits] + [_grant_told(notice) for notice in grants]
+
+
+def _grant_told(notice: GrantNotice) -> Notice:
+    now = WINDOW_WORDS[notice.window]
+    words = {
+        "grant.borrow": f"町の予算が残り少なくなり、{now}は共同の予算から借りています",
+        "grant.lend": f"{now}の町の予算のうち、使っていない分をほかの町に貸しています",
+        "budget.move": f"事務局が、{now}の町の予算を{abs(notice.yen):,}円{'増やしました' if notice.yen > 0 else '減らしました'}",
+    }[notice.what]
+    return Notice("町の予算", "info", "coins", words, "/console/town", f"/notices/{notice.id}/seen")
 
 
 def _told_of(limit: SoftLimit, sections: Mapping[str, str]) -> Notice:
@@ -145,9 +157,10 @@ def _told_of(limit: SoftLimit, sections: Mapping[str, str]) -> Notice:
 async def notice_seen(own: OwnServices, who: SignedRequest, notice_id: UUID) -> Response:
     """確認した: this step is not shown to this person again. Raises `NotFound` for another town's."""
     async with own.db.tenant_session(who.actor.context) as session:
-        if not await mark_seen(session, who.actor, notice_id) and not await breakglass.mark_seen(
-            session, who.actor, notice_id
-        ):
+        for seen in (mark_seen, mark_grant_seen, breakglass.mark_seen):
+            if await seen(session, who.actor, notice_id):
+                break
+        else:
             raise NotFound
     return back("/", "お知らせを片付けました")
 

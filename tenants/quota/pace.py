@@ -1,4 +1,4 @@
-"""How long a month's money lasts at the pace it was used until today."""
+"""How long a month's or a year's money lasts at the pace it was used until today."""
 
 from calendar import monthrange
 from datetime import date, timedelta
@@ -11,8 +11,21 @@ def dry_day(used_uyen: int, limit_uyen: int, today: date) -> date | None:
     if used_uyen <= 0:
         return None
     days = (limit_uyen - used_uyen) * today.day // used_uyen
+    return _within(today, days, monthrange(today.year, today.month)[1] - today.day)
+
+
+def dry_day_of_year(used_uyen: int, limit_uyen: int, today: date, start: date) -> date | None:
+    """The same at the average pace of the fiscal year that began on `start`."""
+    if limit_uyen <= used_uyen:
+        return today
+    if used_uyen <= 0:
+        return None
+    days = (limit_uyen - used_uyen) * ((today - start).days + 1) // used_uyen
+    return _within(today, days, (date(start.year + 1, 4, 1) - today).days - 1)
+
+
+def _within(today: date, days: int, days_left: int) -> date | None:
     # Compared as a number first: a slow pace reaches beyond what a date can hold.
-    days_left = monthrange(today.year, today.month)[1] - today.day
     return today + timedelta(days=days) if days <= days_left else None
 
 

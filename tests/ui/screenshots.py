@@ -60,6 +60,8 @@ def main() -> int:
         return 1
     IMAGES.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="kumiai-pictures-") as folder, DemoProcess(Path(folder) / "home") as demo:
+        # Towns that run dry are what the first pictures show; then they are let borrow.
+        demo.run("pool", "share", "--all", "--borrow-percent", "0")
         asyncio.run(fill(demo.home))
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=chromium, args=list(CHROMIUM_FLAGS))
@@ -69,6 +71,11 @@ def main() -> int:
             operator.goto("/console/operator/budgets?suggest=1")
             operator.get_by_role("button", name="効果を確かめる").click()
             keep(operator, "operator-budgets")
+            demo.run("pool", "share", "--all", "--borrow-percent", "30")
+            # The worker looks every two seconds.
+            operator.wait_for_timeout(6_000)
+            operator.goto("/console/operator/budgets/pool")
+            keep(operator, "operator-pool")
             admin = open_as(browser, demo, "town_admin")
             admin.goto("/console/town")
             keep(admin, "town-overview")

@@ -27,7 +27,8 @@ PAGES: Mapping[str, tuple[str, ...]] = {
     "operator": (
         "/console/operator", "/console/operator/towns", "/console/operator/towns?q=無い町",
         "/console/operator/towns?state=need", "/console/operator/towns/new", "/console/operator/budgets",
-        "/console/operator/budgets?q=無い町", "/missing",
+        "/console/operator/budgets?q=無い町", "/console/operator/budgets/pool",
+        "/console/operator/budgets/pool?window=fiscal_year", "/console/operator/budgets/pool?q=無い町", "/missing",
     ),
 }  # fmt: skip
 SIZES = {"desktop": DESKTOP, "phone": PHONE, "zoomed": ZOOMED}

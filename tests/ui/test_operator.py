@@ -113,6 +113,73 @@ def test_budgets_change_together_after_their_effect_was_told(visitor: Visitor) -
     expect(page.get_by_label(f"{town.name}の新しい予算（円）")).to_have_value("150,000")
 
 
+def test_budget_moves_from_town_to_town_after_both_sides_were_shown(visitor: Visitor) -> None:
+    one, other = make_town(visitor), make_town(visitor)
+    admin = administrator(visitor, other)
+    page = visitor.open(visitor.demo.person("operator"))
+    page.goto("/console/operator/budgets/pool")
+    page.get_by_label("元の町").select_option(label=one.name)
+    page.get_by_label("先の町").select_option(label=one.name)
+    page.get_by_label("動かす額（円）").fill("20,000")
+    page.get_by_role("button", name="動かした後を確かめる").click()
+    expect(page.locator("#f-to-e")).to_contain_text("別の町")
+    expect(page.get_by_label("元の町")).to_have_value(re.compile(".+"))
+    assert_accessible(page)
+    page.get_by_label("先の町").select_option(label=other.name)
+    page.get_by_label("動かす額（円）").fill("120,001")
+    page.get_by_role("button", name="動かした後を確かめる").click()
+    expect(page.locator("#f-yen-e")).to_contain_text("1円から120,000円")
+    page.get_by_label("動かす額（円）").fill("２０，０００")
+    page.get_by_role("button", name="動かした後を確かめる").click()
+    for town, after in ((one, "100,000円"), (other, "140,000円")):
+        expect(page.get_by_role("row", name=town.name)).to_contain_text("120,000円")
+        expect(page.get_by_role("row", name=town.name)).to_contain_text(after)
+    assert_accessible(page)
+    page.get_by_role("button", name="動かす", exact=True).click()
+    expect(page.locator("#f-reason-e")).to_contain_text("理由を")
+    page.get_by_label("理由").fill("議会の準備で利用が増えるため")
+    page.get_by_role("button", name="動かす", exact=True).click()
+    expect(page.get_by_text(f"{one.name}から{other.name}へ20,000円を移しました")).to_be_visible()
+    page.goto(f"/console/operator/budgets/pool?q={other.code}")
+    expect(page.get_by_label(f"{other.name}の割当（円）")).to_have_value("140,000")
+    # Its administrator is told, until it was seen.
+    admin.goto("/")
+    told = "事務局が、今月の町の予算を20,000円増やしました"
+    expect(admin.get_by_role("region", name="お知らせ")).to_contain_text(told)
+    admin.get_by_role("button", name="確認しました").click()
+    expect(admin.get_by_text(told)).to_have_count(0)
+
+
+def test_shares_and_limits_are_set_all_or_none_and_errors_stand_at_their_fields(visitor: Visitor) -> None:
+    town = make_town(visitor)
+    page = visitor.open(visitor.demo.person("operator"))
+    here = f"/console/operator/budgets/pool?q={town.code}"
+    page.goto(here)
+    page.get_by_label(f"{town.name}の貸す上限（円）").fill("多め")
+    page.get_by_role("button", name="割当と上限を変える").click()
+    expect(page.get_by_label(f"{town.name}の貸す上限（円）")).to_have_value("多め")
+    expect(page.get_by_text("金額は0円から")).to_be_visible()
+    assert_accessible(page)
+    page.get_by_label(f"{town.name}の貸す上限（円）").fill("5,000")
+    page.get_by_label(f"{town.name}の割当（円）").fill("1,000,000,000")
+    page.get_by_role("button", name="割当と上限を変える").click()
+    expect(page.get_by_role("alert")).to_contain_text("未割当は")
+    expect(page.get_by_label(f"{town.name}の割当（円）")).to_have_attribute("aria-invalid", "true")
+    page.goto(here)
+    expect(page.get_by_label(f"{town.name}の貸す上限（円）")).to_have_value("0")
+    page.get_by_label(f"{town.name}の割当（円）").fill("130,000")
+    page.get_by_label(f"{town.name}の借りる上限（円）").fill("30,000")
+    page.get_by_role("button", name="割当と上限を変える").click()
+    expect(page.get_by_text("1団体の割当と貸し借りの上限を変えました")).to_be_visible()
+    expect(page.get_by_label(f"{town.name}の借りる上限（円）")).to_have_value("30,000")
+    # The share is the budget, and the pool cannot become smaller than the shares.
+    page.get_by_label("今月からの共同の予算（円）").fill("1")
+    page.get_by_role("button", name="共同の予算を変える").click()
+    expect(page.locator("#f-pool_yen-e")).to_contain_text("割当の合計")
+    page.goto(f"/console/operator/budgets?q={town.code}")
+    expect(page.get_by_label(f"{town.name}の新しい予算（円）")).to_have_value("130,000")
+
+
 def test_a_town_leaves_with_everything_it_owns_and_is_erased(visitor: Visitor) -> None:
     town = make_town(visitor)
     admin = administrator(visitor, town)
@@ -151,7 +218,7 @@ def test_a_town_leaves_with_everything_it_owns_and_is_erased(visitor: Visitor) -
 
 def test_the_console_of_the_operator_always_says_that_no_content_is_shown(visitor: Visitor) -> None:
     page = visitor.open(visitor.demo.person("operator"))
-    for path in ("", "/towns", "/towns/new", "/budgets", "/towns/none"):
+    for path in ("", "/towns", "/towns/new", "/budgets", "/budgets/pool", "/towns/none"):
         page.goto(f"/console/operator{path}")
         expect(page.get_by_text("内容は表示されません。")).to_be_visible()
     page.get_by_role("link", name="しくみを見る").click()
