@@ -191,6 +191,9 @@ def _start(
                 "KUMIAI_HOME": str(home.path),
                 "KUMIAI_PUBLIC_URL": base_url,
                 "KUMIAI_GATEWAY_URL": targets["gateway"],
+                # Nobody takes over here, so nobody has to be told first.
+                "KUMIAI_GATEWAY_UNREADY_S": "0",
+                "KUMIAI_GATEWAY_DRAIN_S": "5",
                 "KUMIAI_PRODUCT_NAME": seeded.product_name,
             }
         )

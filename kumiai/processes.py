@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import math
 import os
 import resource
 import signal
@@ -10,7 +11,9 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from importlib import import_module
+from types import FrameType
 
 import uvicorn
 import uvloop
@@ -19,6 +22,8 @@ from observability.logging import configure_logging
 from tenants.settings import Settings
 
 GRACE_S = 10
+# For calls that were cut off to say so and to settle.
+LAST_WORDS_S = 3
 PARENT_POLL_S = 0.5
 
 
@@ -65,8 +70,45 @@ def listen(host: str, port: int) -> socket.socket:
     return sock
 
 
-def serve(app: object, *, sock: socket.socket, process: str, settings: Settings) -> None:
-    """Serves an ASGI app on a socket until SIGINT or SIGTERM; running answers get `GRACE_S` to finish."""
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """How a server that is told to stop goes about it. `begin` is called at once, in its loop; for `open_s` it is still
+    open to those who have not heard of it; running answers get `grace_s` in all."""
+
+    begin: Callable[[], None]
+    open_s: float
+    grace_s: float
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which stops listening the moment it is told to stop, unless it is to drain first."""
+
+    def __init__(self, config: uvicorn.Config, drain: Drain | None) -> None:
+        super().__init__(config)
+        self._drain = drain
+        self._told_at: float | None = None
+        self._has_begun = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._drain is None or not self.started or self._told_at is not None:
+            super().handle_exit(sig, frame)
+        else:
+            self._told_at = time.monotonic()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second. uvicorn's own clock: a handler of signals can wake nothing."""
+        if self._drain is not None and self._told_at is not None:
+            if not self._has_begun:
+                self._has_begun = True
+                self._drain.begin()
+            if time.monotonic() >= self._told_at + self._drain.open_s:
+                self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def serve(app: object, *, sock: socket.socket, process: str, settings: Settings, drain: Drain | None = None) -> None:
+    """Serves an ASGI app on a socket until SIGINT or SIGTERM; running answers get `GRACE_S` to finish, or what `drain`
+    says."""
     leave_no_dump()
     configure_logging(level=settings.log_level, process=process)
     config = uvicorn.Config(
@@ -78,7 +120,7 @@ def serve(app: object, *, sock: socket.socket, process: str, settings: Settings)
         access_log=False,
         server_header=False,
         lifespan="on",
-        timeout_graceful_shutdown=GRACE_S,
+        timeout_graceful_shutdown=GRACE_S if drain is None else math.ceil(drain.grace_s),
         timeout_keep_alive=75,
         h11_max_incomplete_event_size=65_536,
     )
@@ -86,7 +128,7 @@ def serve(app: object, *, sock: socket.socket, process: str, settings: Settings)
     # what is left to write (traces) is written, and as if it had failed.
     for sig in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sig, lambda *_: None)
-    uvicorn.Server(config).run(sockets=[sock])
+    _Server(config, drain).run(sockets=[sock])
 
 
 def run_until_stopped(main: Callable[[asyncio.Event], Awaitable[None]], *, process: str, settings: Settings) -> None:
@@ -113,7 +155,9 @@ def run_gateway(settings: Settings, sock: socket.socket) -> None:
         app = create_gateway(settings)
     except CatalogueError as error:
         raise SystemExit(f"kumiai gateway: {error}") from error
-    serve(app, sock=sock, process="gateway", settings=settings)
+    gateway = app.gateway
+    drain = Drain(gateway.begin_drain, gateway.unready_s, gateway.drain_s + LAST_WORDS_S)
+    serve(app, sock=sock, process="gateway", settings=settings, drain=drain)
 
 
 def run_portal(settings: Settings, sock: socket.socket) -> None:

@@ -29,6 +29,27 @@ class Disconnected(Exception):
     """The client left; there is nobody to answer."""
 
 
+class CutOff(Problem):
+    """The gateway itself ends a call: neither the caller nor the model did."""
+
+    @property
+    def may_be_retried(self) -> bool:
+        # What was written until then is paid for.
+        return False
+
+
+class Restarting(CutOff):
+    type = "urn:problem:gateway:restarting"
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    title = "AIの受付が入れ替わるため、答えを途中で終わりにしました"
+
+
+class TooSlow(CutOff):
+    type = "urn:problem:gateway:reader-too-slow"
+    status = HTTPStatus.REQUEST_TIMEOUT
+    title = "答えが受け取られないため、途中で終わりにしました"
+
+
 class Client:
     """Whoever waits for an answer. `async with client:` ends with `Disconnected` as soon as they leave.
 
@@ -36,40 +57,77 @@ class Client:
     may_leave: a call whose answer is kept for its caller goes on without them.
     """
 
-    def __init__(self, receive: AsgiReceive, *, may_leave: bool = False) -> None:
+    def __init__(self, receive: AsgiReceive, send: AsgiSend, *, may_leave: bool = False) -> None:
+        """send: the server's own, by which the connection can be found."""
         self._receive = receive
+        self._send = send
         self._may_leave = may_leave
         self._gone: asyncio.Task[None] | None = None
         self._work = asyncio.timeout(None)
+        self._is_working = False
+        self._why: CutOff | None = None
+        self._pace: asyncio.TimerHandle | None = None
+        # Pieces that were handed over, and whether one is being handed over now.
+        self.taken = 0
+        self.is_taking = False
 
     async def __aenter__(self) -> None:
+        if self._why is not None:
+            raise self._why
+        self._work = asyncio.timeout(None)
+        await self._work.__aenter__()
+        self._is_working = True
         if self._may_leave:
             return
         if self._gone is None:
             self._gone = asyncio.ensure_future(_wait_for_disconnect(self._receive))
-        self._work = asyncio.timeout(None)
-        await self._work.__aenter__()
         self._gone.add_done_callback(self._cut_off)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._may_leave:
-            return
-        assert self._gone is not None
-        self._gone.remove_done_callback(self._cut_off)
+        self._is_working = False
+        if self._gone is not None:
+            self._gone.remove_done_callback(self._cut_off)
         try:
             await self._work.__aexit__(kind, error, trace)
         except TimeoutError:
-            raise Disconnected from None
+            raise self._why or Disconnected from None
 
     def forget(self) -> None:
         """Stops watching."""
         if self._gone is not None:
             self._gone.cancel()
+        if self._pace is not None:
+            self._pace.cancel()
+
+    def cut(self, why: CutOff) -> None:
+        """Ends the work under way, and any that would follow, with `why`."""
+        self._why = self._why or why
+        self._cut_off(None)
+
+    def keep_pace(self, within_s: float) -> None:
+        """From now on, who does not take a piece within `within_s` (up to twice that) is cut off with `TooSlow`."""
+        self._look(within_s, -1)
+
+    def _look(self, within_s: float, taken_before: int) -> None:
+        if self.is_taking and self.taken == taken_before:
+            self.cut(TooSlow("もう一度送ってください。"))
+            self.hang_up()
+            return
+        loop = asyncio.get_running_loop()
+        self._pace = loop.call_later(within_s, self._look, within_s, self.taken if self.is_taking else -1)
+
+    def hang_up(self) -> None:
+        """Drops the connection with whatever was not taken, which a close would wait for. ASGI has no message for it."""
+        transport = getattr(getattr(self._send, "__self__", None), "transport", None)
+        if transport is not None:
+            transport.abort()
 
     def _cut_off(self, _gone: object) -> None:
-        self._work.reschedule(asyncio.get_running_loop().time())
+        if self._is_working:
+            self._is_working = False
+            self._work.reschedule(asyncio.get_running_loop().time())
 
 
 async def _wait_for_disconnect(receive: AsgiReceive) -> None:

@@ -113,6 +113,9 @@ class Gateway:
             ),
         )
         self.calls_in_flight = 0
+        self.is_draining = False
+        self.drain_s = gateway_settings.drain_s
+        self.unready_s = gateway_settings.unready_s
         self._deployments = deployments
         self._polls: list[asyncio.Task[None]] = []
 
@@ -127,6 +130,12 @@ class Gateway:
         self.ledger.start()
         self._polls = [asyncio.create_task(self.configuration.poll()), asyncio.create_task(self.access.poll())]
         log.info("gateway_started", deployments=[d.id for d in self._deployments])
+
+    def begin_drain(self) -> None:
+        """No new traffic from now on; whatever still runs after `drain_s` is cut off, with a word on how to go on."""
+        self.is_draining = True
+        log.info("gateway_draining", calls=self.calls_in_flight, seconds=self.drain_s)
+        asyncio.get_running_loop().call_later(self.drain_s, self.pipeline.cut_all)
 
     async def stop(self) -> None:
         """Waits for the calls that are being cut off, so that their settlements still reach the ledger."""
@@ -195,7 +204,7 @@ def create_gateway(settings: Settings, *, gateway_settings: GatewaySettings | No
             await gateway.stop()
 
     rest = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
-    rest.include_router(health.router(gateway.db, gateway.configuration))
+    rest.include_router(health.router(gateway.db, gateway.configuration, lambda: gateway.is_draining))
     rest.include_router(models.router(gateway.authenticator, gateway.configuration))
     rest.include_router(guard.router(gateway.authenticator, gateway.configuration))
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import anyio.to_thread
@@ -22,7 +22,9 @@ from gateway.server.http import (
     AsgiScope,
     AsgiSend,
     Client,
+    CutOff,
     Disconnected,
+    Restarting,
     problem_body,
     read_body,
     send_problem,
@@ -57,6 +59,9 @@ CLASS_OF_UNREADABLE: Final = DataClass.C3C
 # Beyond this, parsing takes milliseconds that every other stream would wait.
 PARSED_ASIDE_BYTES: Final = 256 * 1024
 
+# How long the last event of a broken stream waits for somebody to take it.
+LAST_WORD_S: Final = 1.0
+
 _LATER: Final = "このモデルはいま応答していません。少し待つか、別のモデルを選んでください。"
 _USAGE_MARKS: Final = (b'"choices":[]', b'"choices": []')
 
@@ -84,12 +89,14 @@ class Pipeline:
     keys: IdempotencyKeys
     deadlines: Deadlines
     fleet: Fleet
+    clients: set[Client] = field(default_factory=set)
 
     async def handle(self, operation: Operation, scope: AsgiScope, receive: AsgiReceive, send: AsgiSend) -> None:
         """Serves one request on a hot route. Every failure we expect becomes OpenAI's error shape."""
         record = CallRecord.begin(operation, call_id=new_id(), started=time.monotonic())
         claim: Claim | None = None
         tape: Tape | None = None
+        server_send = send
         if self.recorder.traces:
             record.parent = parent_of(scope)
         try:
@@ -113,7 +120,7 @@ class Pipeline:
             declared = effective_class(caller, policy, request.images, scope)
             record.request(request, declared, is_known=request.model in self.configuration.current.deployments)
             verdict, request = await guarding.look(policy, request, declared, mask_first=guarding.is_mask_asked(scope))
-            client = Client(receive, may_leave=claim is not None)
+            client = Client(receive, server_send, may_leave=claim is not None)
             await self._serve(caller, policy, request, verdict, record, client, send)
         except Disconnected:
             record.problem = "client-disconnected"
@@ -155,6 +162,7 @@ class Pipeline:
         failure: Problem | None = None
         failed: Ending | None = None
         self.fleet.called()
+        self.clients.add(client)
         try:
             for deployment in candidates:
                 zone_guard(policy, deployment, data_class)
@@ -192,11 +200,19 @@ class Pipeline:
                     await self._relay(ticket, standing, response, record, client, send)
                     return
         finally:
+            self.clients.discard(client)
             client.forget()
             if failed is not None:
                 self.admission.end(failed, record)
         assert failure is not None
         raise failure
+
+    def cut_all(self) -> None:
+        """Ends every call that is still under way, each with a word on how to go on."""
+        for client in tuple(self.clients):
+            client.cut(
+                Restarting("同じ内容をもう一度送ると、新しい受付が答えます。届いたところまでは、そのまま使えます。")
+            )
 
     async def _candidates(
         self, caller: Caller, policy: Policy, request: ModelRequest, verdict: Verdict, record: CallRecord
@@ -267,9 +283,9 @@ class Pipeline:
                 standing.too_late()
             standing.failed(problem)
             raise
-        except (Disconnected, asyncio.CancelledError):
+        except (Disconnected, asyncio.CancelledError, CutOff) as left:
             standing.left()
-            self.admission.end(ticket.ended("client_disconnected"), record)
+            self.admission.end(ticket.ended(_reason(left)), record)
             raise
         except Exception:
             # A bug of ours must not keep the town's money: what left may have been billed.
@@ -301,8 +317,8 @@ class Pipeline:
             standing.failed(error)
             problem = error.code
             raise
-        except (Disconnected, asyncio.CancelledError):
-            problem = "client_disconnected"
+        except (Disconnected, asyncio.CancelledError, CutOff) as left:
+            problem = _reason(left)
             raise
         finally:
             usage = response.usage or metering.counted_usage(ticket.request, response.output_text_bytes)
@@ -340,6 +356,7 @@ class Pipeline:
         await send_start(send, 200, b"text/event-stream; charset=utf-8", [*headers, (b"x-accel-buffering", b"no")])
         record.headers_sent = True
         restorer = StreamRestorer(ticket.request.restorer) if ticket.request.restorer is not None else None
+        client.keep_pace(self.deadlines.between_chunks_s)
         try:
             async with client:
                 async for event in response.chunks():
@@ -350,11 +367,18 @@ class Pipeline:
                     ):
                         continue
                     said = event if restorer is None else restorer.event(event)
+                    client.is_taking = True
                     await send({"type": "http.response.body", "body": said, "more_body": True})
-        except UpstreamProblem as problem:
+                    client.is_taking = False
+                    client.taken += 1
+        except (UpstreamProblem, Restarting) as problem:
             # The client has 200 already: the failure becomes a typed event, never a silent end.
-            await send({"type": "http.response.body", "body": error_event(problem), "more_body": False})
-            raise
+            try:
+                async with asyncio.timeout(LAST_WORD_S):
+                    await send({"type": "http.response.body", "body": error_event(problem), "more_body": False})
+            except TimeoutError:
+                client.hang_up()
+            raise problem from None
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -362,6 +386,10 @@ def _identity_of(operation: Operation, scope: AsgiScope, body: bytes) -> bytes:
     """What tells a request from another: what is asked, and how it is to be treated."""
     asked = sorted(v for n, v in scope["headers"] if n in (b"kumiai-data-class", b"kumiai-mask"))
     return b"\n".join((operation.value.encode(), *asked, body))
+
+
+def _reason(left: BaseException) -> str:
+    return left.code if isinstance(left, CutOff) else "client_disconnected"
 
 
 def ending_of(ticket: Ticket, problem: UpstreamProblem) -> Ending:

@@ -63,6 +63,9 @@ class GatewaySettings(BaseSettings):
     breaker_open_s: float = Field(default=5.0, gt=0)
     # Attempts beyond the first, as a share of all calls.
     retry_share: float = Field(default=0.1, ge=0, le=1)
+    # After SIGTERM: not ready, but still open for those who have not heard of it; then calls under way have the rest.
+    unready_s: float = Field(default=2.0, ge=0)
+    drain_s: float = Field(default=25.0, ge=0)
     # For how long a hold stands without a sign of life of its gateway; then the worker moves it to suspense.
     hold_lease_s: float = Field(default=120.0, ge=1)
     demo_delay_s: float = Field(default=0.03, ge=0)

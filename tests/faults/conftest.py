@@ -29,7 +29,7 @@ from kumiai.local.postgres import Postgres
 from kumiai.processes import listen
 from tenants.db import DatabaseUrls
 from tests.faults.upstream import FaultUpstream, fault_upstream
-from tests.gateways import START_S, Region, Town, eventually
+from tests.gateways import START_S, Region, RunningGateway, Town, eventually
 from tests.servers import cloned
 
 # How many different answers, cuts and orders of bytes each fault is tried with.
@@ -126,11 +126,11 @@ class Installation:
     """
 
     region: Region
-    gateway: GatewayInThread
+    gateway: GatewayInThread | RunningGateway
     town: Town
     upstream: FaultUpstream
     secure: FaultUpstream
-    tasks_at_rest: int
+    tasks_at_rest: int = 0
 
 
 @pytest.fixture(scope="session")
@@ -175,6 +175,19 @@ def on_breakers(sqlite_template: DatabaseUrls, tmp_path_factory: pytest.TempPath
 
 @contextlib.contextmanager
 def installed(home: Path, urls: DatabaseUrls, **environment: str) -> Iterator[Installation]:
+    """With its gateway in this process."""
+    with (
+        prepared(home, urls, **environment) as (region, town, upstream, secure),
+        gateway_in_thread(region) as gateway,
+    ):
+        yield Installation(region, gateway, town, upstream, secure, len(gateway.tasks()))
+
+
+@contextlib.contextmanager
+def prepared(
+    home: Path, urls: DatabaseUrls, **environment: str
+) -> Iterator[tuple[Region, Town, FaultUpstream, FaultUpstream]]:
+    """Everything but a gateway: a region, its town, a server that speaks plainly and one that does by TLS."""
     authority, good, expired = certificates(home)
     with (
         fault_upstream() as upstream,
@@ -197,13 +210,14 @@ def installed(home: Path, urls: DatabaseUrls, **environment: str) -> Iterator[In
         ]
         catalogue.write_text(yaml.safe_dump({"deployments": servers}, allow_unicode=True))
         region = Region(
-            home, urls, KUMIAI_CATALOGUE_FILE=str(catalogue), KUMIAI_GATEWAY_EGRESS_CA_FILE=str(authority),
-            **DEADLINES, **environment,
-        )  # fmt: skip
+            home,
+            urls,
+            KUMIAI_CATALOGUE_FILE=str(catalogue),
+            KUMIAI_GATEWAY_EGRESS_CA_FILE=str(authority),
+            **DEADLINES | environment,
+        )
 
-        town = region.make_town(month_yen=100_000_000)
-        with gateway_in_thread(region) as gateway:
-            yield Installation(region, gateway, town, upstream, secure, len(gateway.tasks()))
+        yield region, region.make_town(month_yen=100_000_000), upstream, secure
 
 
 @contextlib.contextmanager
@@ -268,8 +282,12 @@ def certificates(folder: Path) -> tuple[Path, ssl.SSLContext, ssl.SSLContext]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left(installation: Installation) -> Iterator[None]:
+def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """After every test: no money held, no call under way, no task and no connection to a server left."""
+    if "installation" not in request.fixturenames:
+        yield
+        return
+    installation: Installation = request.getfixturevalue("installation")
     yield
     gateway = installation.gateway
     eventually(lambda: gateway.app.gateway.calls_in_flight == 0)

@@ -87,7 +87,9 @@ class Exchange:
         fault: str,
         seed: int,
         number: int,
+        upstream: "FaultUpstream",
     ) -> None:
+        self.upstream = upstream
         self._reader = reader
         self._writer = writer
         self.is_stream = bool(body.get("stream"))
@@ -453,6 +455,22 @@ async def pauses(x: Exchange) -> None:
 
 
 @fault
+async def slow(x: Exchange) -> None:
+    """A good answer that takes its time: a piece every 0.15 s."""
+    await x.answer_well(pause_s=0.15)
+
+
+@fault
+async def flood(x: Exchange) -> None:
+    """More words than anybody reads, as fast as they are taken."""
+    piece = sse(chunk({"content": "あ" * 20_000}))
+    await x.begin()
+    while True:
+        await x.say(piece)
+        x.upstream.flooded += len(piece)
+
+
+@fault
 async def out_of_order_tools(x: Exchange) -> None:
     """Two tool calls whose pieces come mixed, the second one first."""
     arguments = [
@@ -508,6 +526,7 @@ class FaultUpstream:
     url: str = ""
     seen: Counter[str] = field(default_factory=Counter)
     busy: int = 0
+    flooded: int = 0
     _numbers: Counter[tuple[str, int]] = field(default_factory=Counter)
     _connections: "set[asyncio.Task[None]]" = field(default_factory=set)
 
@@ -535,7 +554,7 @@ class FaultUpstream:
         if head.split(b" ")[1].decode().split("/")[1] == asked.get("spared"):
             name = "nothing"
         self._numbers[name, seed] += 1
-        exchange = Exchange(reader, writer, body, name, seed, self._numbers[name, seed])
+        exchange = Exchange(reader, writer, body, name, seed, self._numbers[name, seed], self)
         self.busy += 1
         try:
             await FAULTS[name](exchange)

@@ -1,6 +1,7 @@
 """Whether this process lives, whether it may get traffic, and what it counts."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from fastapi import APIRouter
@@ -15,7 +16,7 @@ from tenants.db import Database
 DATABASE_S: Final = 2.0
 
 
-def router(db: Database, configuration: ConfigurationSource) -> APIRouter:
+def router(db: Database, configuration: ConfigurationSource, is_draining: Callable[[], bool]) -> APIRouter:
     """`/health/live`, `/health/ready` and `/metrics`; none shows anything of a tenant."""
     routes = APIRouter()
 
@@ -25,6 +26,8 @@ def router(db: Database, configuration: ConfigurationSource) -> APIRouter:
 
     @routes.get("/health/ready")
     async def ready() -> JSONResponse:
+        if is_draining():
+            return JSONResponse({"status": "stopping"}, status_code=503)
         try:
             async with asyncio.timeout(DATABASE_S):
                 await db.ping()
