@@ -49,6 +49,8 @@ def demo_abroad() -> Iterator[tuple[DemoProcess, RunningUpstream]]:
             "KUMIAI_OPENAI_COMPATIBLE_ZONE": "overseas",
         }
         with DemoProcess(folder / "home", environment=environment) as demo:
+            # A budget that a test uses up shall not be filled up by what other towns lend.
+            demo.run("pool", "end")
             yield demo, upstream
     shutil.rmtree(folder, ignore_errors=True)
 

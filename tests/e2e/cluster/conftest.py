@@ -53,5 +53,7 @@ def cluster() -> Iterator[ClusterProcess]:
         not_available(str(missing))
     folder = Path(tempfile.mkdtemp(prefix="kumiai-cluster-"))
     with ClusterProcess(folder) as demo:
+        # Tests make towns of their own, which the demo's pool would soon not suffice for.
+        demo.run("pool", "set", "--month-yen", "100000000")
         yield demo
     shutil.rmtree(folder, ignore_errors=True)

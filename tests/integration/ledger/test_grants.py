@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import random
+import sqlite3
 from collections.abc import Callable, Coroutine
 from datetime import UTC, date, datetime
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, func, select, text, update
@@ -18,6 +20,7 @@ from tenants.audit.verification import verify_chain
 from tenants.context import Actor, PersonId, Role, TenantId, new_id
 from tenants.db import Database, DatabaseUrls
 from tenants.models import Account, Audit, Budget, Call, Grant, Pool, PoolShare, Tenant
+from tenants.quota.book import AccountKey, open_book
 from tenants.quota.grant_notices import grant_notices_of, mark_grant_seen
 from tenants.quota.grants import (
     PoolTooSmall,
@@ -342,17 +345,19 @@ async def test_the_database_refuses_a_writer_that_forgets_the_pool(region: Regio
         await region.do(lambda s: s.exec(text(statement)))  # type: ignore[call-overload]  # SQLModel types exec() for select() only
 
 
-async def test_a_request_opens_no_account_above_the_grant(region: Region, ledger: LedgerWriter) -> None:
+async def test_a_request_opens_no_account_above_the_grant(region: Region) -> None:
     town = await region.town(100)
     # A budget that was raised past the pool, as no way through the product does it.
     await region.do(lambda s: set_pool(s, "month", 100, by=BY, now=datetime.now(UTC)))
     await region.do(_go_back)
     await region.do(lambda s: s.exec(update(Budget).values(limit_uyen=101 * YEN)))
-    with pytest.raises(LedgerUnavailable):
-        await ledger.reserve(town.hold(YEN))
+    book = open_book(region.urls)
+    start = window_start("month", book.begin())
+    with pytest.raises((sqlite3.IntegrityError, psycopg.errors.CheckViolation)):
+        book.open_account(AccountKey(town.id, "town", "", "month", start))
+    book.close()
     # The worker opens it with what it may have.
     await region.move()
-    await spend(ledger, town, 100)
     assert (await region.account(town)).limit_uyen == 100 * YEN
 
 
@@ -390,8 +395,9 @@ async def test_nothing_is_overspent_or_lost_while_grants_move(
             yen = mine.randrange(1, 8)
             try:
                 reservation = await writer.reserve(town.hold(yen * YEN))
-            except QuotaExceeded:
-                refused += 1
+            except (QuotaExceeded, LedgerUnavailable) as problem:
+                # Grants move here all the time, so on a busy machine a writer may have to wait for too long.
+                refused += isinstance(problem, QuotaExceeded)
                 await asyncio.sleep(0)
                 continue
             cost = mine.randrange(0, yen + 1)
@@ -435,6 +441,8 @@ async def test_nothing_is_overspent_or_lost_while_grants_move(
         stop.set()
         await asyncio.gather(*others)
     assert min(refused, moved, looked) > 0
+    for writer in writers:
+        await writer.close()
     async with region.db.platform_session("test", read_only=True) as session:
         for town in towns:
             account = await region.account(town)
