@@ -367,6 +367,20 @@ async def _go_back(session: AsyncSession) -> None:
         await session.exec(update(table).values(window_start=date(2020, 4, 1)))
 
 
+@pytest.mark.parametrize("urls", ["postgresql", "pgbouncer"], indirect=True)
+async def test_a_request_does_not_wait_for_the_pool(region: Region, ledger: LedgerWriter) -> None:
+    """Not even the first of a month, which opens the account."""
+    town, other = await region.town(100), await region.town(100)
+    await region.pool(200)
+    await region.do(_go_back)
+    async with region.db.platform_session("test") as session:
+        await session.exec(select(Pool).with_for_update())
+        await session.exec(select(PoolShare).with_for_update())
+        await asyncio.gather(*(spend(ledger, t, 100) for t in (town, other)))
+    assert await region.move() == 0
+    assert (await region.account(town)).posted_uyen == 100 * YEN
+
+
 # ── all at once ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
