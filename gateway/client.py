@@ -101,21 +101,37 @@ class Answer:
     body: dict[str, Any] = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """The call waits for its turn; `ahead`: how many go first."""
+
+    ahead: int
+
+
 class EventStream:
-    """The JSON payloads of a stream's events, in order; use within `Gateway.stream`."""
+    """The JSON payloads of a stream's events, in order; use within `Gateway.stream`.
+
+    `facts` are complete when the first payload comes; a call that had to wait (`Queued`) hears them late.
+    """
 
     def __init__(self, response: httpx.Response) -> None:
         self.facts = CallFacts.of(response.headers)
         self._response = response
 
-    async def __aiter__(self) -> AsyncGenerator[dict[str, Any], None]:
+    async def __aiter__(self) -> AsyncGenerator[dict[str, Any] | Queued, None]:
         """Ends at `[DONE]`. Raises `AnswerCutOff` without one, `GatewayProblem` for an error event."""
         try:
-            async with aclosing(server_sent_data(self._response.aiter_bytes())) as events:
-                async for data in events:
+            async with aclosing(server_sent_events(self._response.aiter_bytes())) as events:
+                async for name, data in events:
                     if data == "[DONE]":
                         return
                     payload = _object(data)
+                    if name == "queue":
+                        yield Queued(int(payload.get("ahead", 0)))
+                        continue
+                    if name == "answer":
+                        self.facts = CallFacts.of(httpx.Headers(payload))
+                        continue
                     if "error" in payload:
                         _raise(payload["error"], status=HTTPStatus.BAD_GATEWAY, facts=self.facts)
                     yield payload
@@ -209,15 +225,15 @@ class Gateway:
         return Answer(CallFacts.of(response.headers), _object(response.text))
 
 
-async def server_sent_data(chunks: AsyncIterator[bytes]) -> AsyncGenerator[str, None]:
-    """The `data` of each event of a stream, by the rules of the HTML standard.
+async def server_sent_events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[tuple[str, str], None]:
+    """Name (mostly empty) and `data` of each event of a stream, by the rules of the HTML standard.
 
     Bytes may be cut anywhere; lines end in LF, CR or CRLF; comments, `id`, `retry` and events without data are
     skipped; an event that the stream's end cuts off is dropped. Raises `AnswerUnreadable` for bad UTF-8 or an event
     beyond `MAX_EVENT_BYTES`.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
-    text = ""
+    text, event = "", ""
     data: list[str] = []
     size = 0
     first = True
@@ -241,12 +257,15 @@ async def server_sent_data(chunks: AsyncIterator[bytes]) -> AsyncGenerator[str, 
                 if name == "data":
                     data.append(value.removeprefix(" "))
                     size += len(value)
-            elif data:
-                yield "\n".join(data)
+                elif name == "event":
+                    event = value.removeprefix(" ")
+            else:
+                if data:
+                    yield event, "\n".join(data)
                 data.clear()
-                size = 0
+                event, size = "", 0
     if text == "\r" and data:
-        yield "\n".join(data)
+        yield event, "\n".join(data)
 
 
 async def _read(response: httpx.Response) -> None:

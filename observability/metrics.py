@@ -40,6 +40,7 @@ CALL_SECONDS = Histogram(
     registry=REGISTRY,
 )
 CALLS_IN_FLIGHT = Gauge("kumiai_calls_in_flight", "Model calls being served now.", registry=REGISTRY)
+QUEUE_WAITING = Gauge("kumiai_queue_waiting", "Model calls waiting for their turn now.", registry=REGISTRY)
 PROBLEMS = Counter("kumiai_problems", "Expected failures by type.", ("type",), registry=REGISTRY)
 BREAKER_STATE = Gauge(
     "kumiai_breaker_state",

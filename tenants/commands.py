@@ -694,6 +694,7 @@ def rate_set(
     each_key: Annotated[bool, typer.Option("--each-key", help="The rate of each API key.")] = False,
     app: Annotated[str, typer.Option(help="An app's rate.")] = "",
     model: Annotated[str, typer.Option(help="A model's rate, by the name it is asked for by.")] = "",
+    weight: Annotated[int | None, typer.Option(help="The town's share of what is short; 1 if never set.")] = None,
     lift: Annotated[bool, typer.Option("--lift", help="Lift the rate.")] = False,
 ) -> None:
     """Set how much a town, each of its people or keys, one of its apps or models may ask a minute."""
@@ -709,9 +710,15 @@ def rate_set(
     ]
     if len(nodes) > 1:
         raise InvalidInput("--each-person・--each-key・--app・--model は、どれか1つにしてください。")
-    if lift == (requests is not None or tokens is not None):
-        raise InvalidInput("--requests か --tokens で1分あたりの数を入れるか、--lift でなくしてください。")
-    for field, value, most in (("requests", requests, 1_000_000), ("tokens", tokens, 1_000_000_000)):
+    is_limit = requests is not None or tokens is not None
+    if is_limit + lift + (weight is not None) != 1:
+        raise InvalidInput(
+            "--requests か --tokens で1分あたりの数、--weight で重み、--lift でなくす、のどれか1つにしてください。"
+        )
+    if weight is not None and nodes:
+        raise InvalidInput("--weight は町全体にだけ決められます。", field="weight")
+    bounds = (("requests", requests, 1_000_000), ("tokens", tokens, 1_000_000_000), ("weight", weight, 100))
+    for field, value, most in bounds:
         if value is not None and not 1 <= value <= most:
             raise InvalidInput(f"--{field} は1から{most:,}までの整数で入れてください。", field=field)
     node = nodes[0] if nodes else "town"
@@ -721,17 +728,24 @@ def rate_set(
         async with db.platform_session("command") as session:
             policy, version = await load_policy(session, tenant_id)
             rates = dict(policy.rates)
-            if not lift:
+            if is_limit:
                 rates[node] = Rate(requests=requests, tokens=tokens)
-            elif rates.pop(node, None) is None:
+            elif lift and rates.pop(node, None) is None:
                 raise NotFound("その上限はありません。kumiai rate show で確かめてください。")
-            await save_policy(session, tenant_id, policy.model_copy(update={"rates": rates}), version=version, by=None)
+            await save_policy(
+                session,
+                tenant_id,
+                policy.model_copy(update={"rates": rates, "weight": weight or policy.weight}),
+                version=version,
+                by=None,
+            )
             await bump_configuration(session)
             await audit.record(
                 session, tenant_id, _by(), "rate.set", about=("tenant", tenant_id),
-                node=node, requests=requests, tokens=tokens,
+                node=node, requests=requests, tokens=tokens, weight=weight,
             )  # fmt: skip
-        print(f"{tenant.name}：{_rate_line(node, rates.get(node))}")
+        said = f"混んだときの重みを{weight}にしました。" if weight else _rate_line(node, rates.get(node))
+        print(f"{tenant.name}：{said}")
 
     _run(work)
 
@@ -744,8 +758,10 @@ def rate_show(town: Town, as_json: AsJson = False) -> None:
         async with db.platform_session("command", read_only=True) as session:
             policy, _ = await load_policy(session, tenant_id)
         if as_json:
-            _print_json({node: rate.model_dump() for node, rate in sorted(policy.rates.items())})
+            rates = {node: rate.model_dump() for node, rate in sorted(policy.rates.items())}
+            _print_json({"weight": policy.weight, "rates": rates})
             return
+        print(f"混んだときの重み：{policy.weight}")
         for node, rate in sorted(policy.rates.items()):
             print(_rate_line(node, rate))
         if not policy.rates:

@@ -98,7 +98,8 @@ class Policy(BaseModel):
 
     `zones` may only narrow or widen classes 1, 2 and 3C; `models` and `apps` empty means all. Personal data (3C) leaves
     the house only into the country and only with `personal_data_contract`: under which contract, of what day.
-    rates: by `town`, `person` (each), `key` (each), `app:<id>` or `model:<alias>`.
+    rates: by `town`, `person` (each), `key` (each), `app:<id>` or `model:<alias>`. weight: the town's share of what is
+    short, beside towns of weight 1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -111,6 +112,7 @@ class Policy(BaseModel):
     min_count: int = Field(default=5, ge=1)
     guard: GuardPolicy = Field(default_factory=GuardPolicy)
     rates: dict[str, Rate] = Field(default_factory=dict)
+    weight: int = Field(default=1, ge=1, le=100)
 
     def allows(self, data_class: DataClass, zone: Zone, *, isolated: bool) -> bool:
         """Whether data of this class may be processed there. What is not listed is denied."""

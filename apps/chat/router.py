@@ -18,7 +18,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response, S
 from apps.chat import service
 from apps.chat.cards import all_cards, card, cards_for
 from apps.chat.checklist import checklist
-from apps.chat.service import Chat, Conversation, Finished, Message, Piece, Turn
+from apps.chat.service import Chat, Conversation, Finished, Message, Piece, Turn, Waiting
 from apps.sdk import App, AppContext, InvalidInput, NotFound, Problem, load_manifest
 from apps.sdk.app import HomeItem, HomeParts
 from apps.sdk.context import Context, ModelChoice
@@ -320,6 +320,8 @@ async def _answered(ctx: AppContext, request: Request, chat: Chat, turn: Turn) -
                         shown_at = time.monotonic()
                         first, blocks = answer.changed()
                         yield _event("blocks", {"from": first, "blocks": blocks})
+                elif isinstance(piece, Waiting):
+                    yield _event("queue", {"ahead": piece.ahead})
                 elif isinstance(piece, Finished):
                     page = await _message_fragment(ctx, turn.conversation, piece.message)
                     yield _event("done", {"html": bytes(page.body).decode(), "state": piece.message.state})

@@ -22,7 +22,7 @@ import anyio.to_thread
 
 from apps.chat.cards import Card
 from apps.chat.hints import Hint, hint_for
-from apps.sdk import AppContext, InvalidInput, NotFound, Problem
+from apps.sdk import AppContext, CallFacts, InvalidInput, NotFound, Problem, Queued
 from apps.sdk.context import GuardFinding, Outlook
 from apps.sdk.intake import PartState, Reading, Table, TableRow
 from apps.sdk.tables import answer_computation, asks_for_computation
@@ -185,6 +185,13 @@ class Piece:
     """Text that has just come."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Others are being served; so many go first."""
+
+    ahead: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -413,7 +420,7 @@ class Chat:
         again = await self.open(conversation_id)
         return await self._turn(replace(again, messages=kept), again.find(question_id))
 
-    async def answer(self, turn: Turn) -> AsyncGenerator[Piece | Finished, None]:
+    async def answer(self, turn: Turn) -> AsyncGenerator[Piece | Waiting | Finished, None]:
         """Streams the answer; whatever happens (stopped, client gone, refused) what came so far is stored."""
         text: list[str] = []
         body: dict[str, Any] = {"role": "assistant", "state": "stopped", "model": turn.model}
@@ -422,14 +429,14 @@ class Chat:
             async with self._ctx.gateway.stream_chat(
                 turn.messages, model=turn.model, data_class=turn.data_class, mask=turn.masked
             ) as stream:
-                body |= {
-                    "zone": stream.zone,
-                    "zone_owner": stream.zone_owner,
-                    "country": stream.vendor_country,
-                    "call_id": stream.call_id,
-                    "masked": stream.masked,
-                }
+                body |= _processed(stream.facts)
                 async for delta in stream:
+                    if isinstance(delta, Queued):
+                        yield Waiting(delta.ahead)
+                        continue
+                    if not text:
+                        # A call that had to wait hears only now where it is processed.
+                        body |= _processed(stream.facts)
                     if delta.text:
                         text.append(delta.text)
                         yield Piece(delta.text)
@@ -693,6 +700,17 @@ def marked(excerpt: str, words: Sequence[str]) -> Iterator[tuple[str, bool]]:
         at = match.end()
     if at < len(excerpt):
         yield excerpt[at:], False
+
+
+def _processed(facts: CallFacts) -> dict[str, Any]:
+    """Where an answer comes from, as it is stored with it."""
+    return {
+        "zone": facts.zone,
+        "zone_owner": facts.zone_owner,
+        "country": facts.vendor_country,
+        "call_id": facts.call_id,
+        "masked": facts.masked,
+    }
 
 
 def _checked_text(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from apps.sdk.app import App, Manifest, load_manifest
 from apps.sdk.context import AppContext, ModelChoice
+from gateway.client import CallFacts, Queued
 from observability.problems import Conflict, InvalidInput, NotAllowed, NotFound, NotSignedIn, Problem, Unavailable
 from tenants.context import Actor, DataClass, Role
 
@@ -9,6 +10,7 @@ __all__ = [
     "Actor",
     "App",
     "AppContext",
+    "CallFacts",
     "Conflict",
     "DataClass",
     "InvalidInput",
@@ -18,6 +20,7 @@ __all__ = [
     "NotFound",
     "NotSignedIn",
     "Problem",
+    "Queued",
     "Role",
     "Unavailable",
     "load_manifest",

@@ -11,7 +11,7 @@ from uuid import UUID
 from fastapi import Depends, Request
 from starlette.responses import Response
 
-from gateway.client import EventStream, Gateway
+from gateway.client import CallFacts, EventStream, Gateway, Queued
 from tenants.blobs import AppBlobs
 from tenants.context import Actor, DataClass
 from tenants.documents import AppDocuments
@@ -71,18 +71,23 @@ class Delta:
 
 
 class ChatStream:
-    """A streamed answer: where it is processed, then its pieces."""
+    """A streamed answer: its pieces, and before them `Queued` while it waits its turn.
+
+    `facts` (where it is processed) are known when the first piece comes.
+    """
 
     def __init__(self, events: EventStream) -> None:
         self._events = events
-        self.call_id = events.facts.call_id
-        self.zone = events.facts.zone
-        self.zone_owner = events.facts.zone_owner
-        self.vendor_country = events.facts.vendor_country
-        self.masked = events.facts.masked
 
-    async def __aiter__(self) -> AsyncIterator[Delta]:
+    @property
+    def facts(self) -> CallFacts:
+        return self._events.facts
+
+    async def __aiter__(self) -> AsyncIterator[Delta | Queued]:
         async for event in self._events:
+            if isinstance(event, Queued):
+                yield event
+                continue
             for choice in event.get("choices", ()):
                 text = (choice.get("delta") or {}).get("content") or ""
                 if text or choice.get("finish_reason"):
@@ -113,7 +118,9 @@ class GatewayClient:
         body: dict[str, Any] = {"model": model, "messages": list(messages), "stream": True}
         if max_tokens is not None:
             body["max_tokens"] = max_tokens
-        headers = {"kumiai-data-class": DataClass(data_class).value} | ({"kumiai-mask": "1"} if mask else {})
+        headers = {"kumiai-data-class": DataClass(data_class).value, "kumiai-queue-events": "1"}
+        if mask:
+            headers["kumiai-mask"] = "1"
         async with self._gateway.stream("/v1/chat/completions", body, token=self._token(), headers=headers) as events:
             yield ChatStream(events)
 

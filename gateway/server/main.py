@@ -22,6 +22,7 @@ from gateway.server.pipeline import Deadlines, Pipeline
 from gateway.server.providers.base import Deployment, Operation
 from gateway.server.providers.factory import compile_all, create_providers
 from gateway.server.providers.outbound import Egress
+from gateway.server.queueing import Capacity, FairQueue
 from gateway.server.rates import Rates
 from gateway.server.record import Recorder
 from gateway.server.routes import guard, health, models
@@ -91,6 +92,14 @@ class Gateway:
             configuration=self.configuration,
             keys=self.keys,
             rates=self.rates,
+            queue=FairQueue(
+                Capacity(
+                    gateway_settings.max_calls,
+                    gateway_settings.max_calls_per_town,
+                    gateway_settings.max_waiting,
+                    gateway_settings.queue_wait_s,
+                )
+            ),
             admission=Admission(self.ledger, self.configuration),
             providers=self.providers,
             recorder=Recorder(

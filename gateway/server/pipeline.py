@@ -4,9 +4,11 @@ import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import anyio.to_thread
+import orjson
 import structlog
 
 from gateway.contracts import ModelRequest, parse_request
@@ -43,13 +45,14 @@ from gateway.server.providers.base import (
     UpstreamUnavailable,
     Usage,
 )
+from gateway.server.queueing import FairQueue, Teller, Turn
 from gateway.server.rates import RateExceeded, Rates, Taken
 from gateway.server.record import CallRecord, Recorder, parent_of
 from gateway.server.routing import ZoneRefused, route, zone_guard
 from observability.problems import InvalidInput, NotAllowed, Problem
 from tenants.context import DataClass, new_id
 from tenants.policy import Policy
-from tenants.quota.terms import Ending, QuotaExceeded, Settlement, UnknownPrice
+from tenants.quota.terms import Ending, QuotaExceeded, Settlement, SlotsTaken, UnknownPrice
 
 log = structlog.get_logger("gateway")
 
@@ -63,6 +66,8 @@ PARSED_ASIDE_BYTES: Final = 256 * 1024
 LAST_WORD_S: Final = 1.0
 
 _LATER: Final = "このモデルはいま応答していません。少し待つか、別のモデルを選んでください。"
+EVENT_STREAM: Final = b"text/event-stream; charset=utf-8"
+_STREAM_HEADERS: Final = [(b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
 _USAGE_MARKS: Final = (b'"choices":[]', b'"choices": []')
 
 
@@ -83,6 +88,7 @@ class Pipeline:
     authenticator: Authenticator
     configuration: ConfigurationSource
     rates: Rates
+    queue: FairQueue
     admission: Admission
     providers: Mapping[str, Provider]
     recorder: Recorder
@@ -121,14 +127,17 @@ class Pipeline:
             record.request(request, declared, is_known=request.model in self.configuration.current.deployments)
             verdict, request = await guarding.look(policy, request, declared, mask_first=guarding.is_mask_asked(scope))
             client = Client(receive, server_send, may_leave=claim is not None)
-            await self._serve(caller, policy, request, verdict, record, client, send)
+            tell = self._teller(scope, request, record, send)
+            await self._serve(caller, policy, request, verdict, record, client, tell, send)
         except Disconnected:
             record.problem = "client-disconnected"
         except Problem as problem:
             record.failed(problem)
             if isinstance(problem, RateExceeded):
                 record.rates = Taken(headers=problem.headers)
-            if not record.headers_sent:
+            if record.is_queued:
+                await send({"type": "http.response.body", "body": error_event(problem), "more_body": False})
+            elif not record.headers_sent:
                 await send_problem(send, problem, call_id=record.call_id, more=record.rates.headers)
         except Exception:
             # A bug of ours. Whoever called still gets an answer that its client can read, and a number to ask about.
@@ -140,7 +149,7 @@ class Pipeline:
             await send_problem(send, bug, call_id=record.call_id)
         finally:
             if claim is not None and tape is not None:
-                self.keys.end(claim, tape.answer(), is_spent=record.headers_sent or record.cost_uyen > 0)
+                self.keys.end(claim, tape.answer(), is_spent=record.first_byte_ms is not None or record.cost_uyen > 0)
             self.rates.give_back(record.rates, record.prompt_tokens + record.completion_tokens)
             self.recorder.finish(record)
 
@@ -152,20 +161,30 @@ class Pipeline:
         verdict: Verdict,
         record: CallRecord,
         client: Client,
+        tell: Teller | None,
         send: AsgiSend,
     ) -> None:
         verdict, candidates, request = await self._candidates(caller, policy, request, verdict, record)
-        record.rates = await self.rates.take(
-            policy, caller, request.model, metering.tokens_bound(request, candidates[0])
-        )
+        tokens = metering.tokens_bound(request, candidates[0])
+        record.rates = await self.rates.take(policy, caller, request.model, tokens)
         data_class = verdict.data_class
         failure: Problem | None = None
         failed: Ending | None = None
         self.fleet.called()
+        candidates = self.queue.roomiest_first(candidates)
+        turn: Turn | None = None
         self.clients.add(client)
         try:
+            turn = self.queue.enter_at_once(caller.tenant_id, candidates[0], weight=policy.weight, cost=tokens)
+            if turn is None:
+                async with client:
+                    turn = await self.queue.wait(
+                        caller.tenant_id, candidates[0], weight=policy.weight, cost=tokens, tell=tell
+                    )
             for deployment in candidates:
                 zone_guard(policy, deployment, data_class)
+                if not self.queue.move(turn, deployment):
+                    continue
                 standing = self.fleet.standing(deployment.id)
                 if not standing.may_be_asked():
                     failure = failure or UpstreamUnavailable(
@@ -183,10 +202,16 @@ class Pipeline:
                     continue
                 after, failed = failed, None
                 try:
-                    ticket = await self.admission.admit(caller, request, deployment, price, data_class, record, after)
+                    ticket = await self.queue.with_slot(
+                        partial(self.admission.admit, caller, request, deployment, price, data_class, record, after),
+                        caller.tenant_id,
+                        may_wait=after is None,
+                        client=client,
+                        tell=tell,
+                    )
                 except BaseException as problem:
                     standing.left()
-                    if isinstance(problem, QuotaExceeded):
+                    if isinstance(problem, (QuotaExceeded, SlotsTaken)):
                         # That the next best is too dear is not why the call failed.
                         raise failure or problem from None
                     raise
@@ -201,6 +226,8 @@ class Pipeline:
                     return
         finally:
             self.clients.discard(client)
+            if turn is not None:
+                self.queue.leave(turn, record.prompt_tokens + record.completion_tokens)
             client.forget()
             if failed is not None:
                 self.admission.end(failed, record)
@@ -213,6 +240,21 @@ class Pipeline:
             client.cut(
                 Restarting("同じ内容をもう一度送ると、新しい受付が答えます。届いたところまでは、そのまま使えます。")
             )
+
+    def _teller(self, scope: AsgiScope, request: ModelRequest, record: CallRecord, send: AsgiSend) -> Teller | None:
+        """Tells a caller that asked for it (`Kumiai-Queue-Events: 1`, streams only) how many are ahead."""
+        if not request.stream or (b"kumiai-queue-events", b"1") not in scope["headers"]:
+            return None
+
+        async def tell(ahead: int) -> None:
+            if not record.headers_sent:
+                call_id = (b"kumiai-call-id", str(record.call_id).encode())
+                await send_start(send, 200, EVENT_STREAM, [call_id, *_STREAM_HEADERS])
+                record.headers_sent = record.is_queued = True
+            event = b'event: queue\ndata: {"ahead":%d}\n\n' % ahead
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+
+        return tell
 
     async def _candidates(
         self, caller: Caller, policy: Policy, request: ModelRequest, verdict: Verdict, record: CallRecord
@@ -353,8 +395,15 @@ class Pipeline:
         client: Client,
         send: AsgiSend,
     ) -> None:
-        await send_start(send, 200, b"text/event-stream; charset=utf-8", [*headers, (b"x-accel-buffering", b"no")])
-        record.headers_sent = True
+        if record.is_queued:
+            # The headers are long gone; what they would have said comes as an event.
+            said_late = {name.decode(): value.decode("latin-1") for name, value in headers}
+            event = b"event: answer\ndata: " + orjson.dumps(said_late) + b"\n\n"
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+            record.is_queued = False
+        else:
+            await send_start(send, 200, EVENT_STREAM, [*headers, *_STREAM_HEADERS[1:]])
+            record.headers_sent = True
         restorer = StreamRestorer(ticket.request.restorer) if ticket.request.restorer is not None else None
         client.keep_pace(self.deadlines.between_chunks_s)
         try:

@@ -56,6 +56,8 @@ class CallRecord:
     first_byte_ms: int | None = None
     problem: str = ""
     headers_sent: bool = False
+    # The caller follows its place in the queue: the answer has begun, but nobody has answered yet.
+    is_queued: bool = False
     rates: Taken = NOTHING
     guard: str = ""
     is_masked: bool = False

@@ -33,6 +33,7 @@ class ProviderSettings(BaseSettings):
     kumiai_openai_compatible_model: str = ""
     kumiai_openai_compatible_embedding_model: str = ""
     kumiai_openai_compatible_max_output_tokens: int = 4_096
+    kumiai_openai_compatible_concurrency: int | None = Field(default=None, ge=1)
 
     def keys(self) -> dict[str, str]:
         """The ones that are set, under their environment names in upper case."""
@@ -66,6 +67,11 @@ class GatewaySettings(BaseSettings):
     # After SIGTERM: not ready, but still open for those who have not heard of it; then calls under way have the rest.
     unready_s: float = Field(default=2.0, ge=0)
     drain_s: float = Field(default=25.0, ge=0)
+    # What this process carries at once, of one town at most, how many may wait beyond it and for how long.
+    max_calls: int = Field(default=1_000, ge=1)
+    max_calls_per_town: int = Field(default=500, ge=1)
+    max_waiting: int = Field(default=2_000, ge=0)
+    queue_wait_s: float = Field(default=30.0, gt=0)
     # For how long a hold stands without a sign of life of its gateway; then the worker moves it to suspense.
     hold_lease_s: float = Field(default=120.0, ge=1)
     demo_delay_s: float = Field(default=0.03, ge=0)

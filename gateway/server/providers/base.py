@@ -59,6 +59,8 @@ class Deployment:
     max_input_tokens: int
     max_output_tokens: int
     extra: Mapping[str, str] = field(default_factory=dict)
+    # How many calls one gateway process has under way there at once; None: as many as come.
+    concurrency: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

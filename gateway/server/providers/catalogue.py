@@ -59,7 +59,8 @@ class CatalogueEntry(_Entry):
     """One deployment. It stays off until every variable in `needs` is set, and from the day its contract or model ends.
 
     base_url_from, model_from, key_from: environment variables; key_file: for an operator's own entries. A `base_url`
-    that begins with / is a path below what `base_url_from` says.
+    that begins with / is a path below what `base_url_from` says. concurrency: how many calls each gateway process may
+    have under way there; further ones wait their turn.
     """
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9._/-]*$")
@@ -83,6 +84,7 @@ class CatalogueEntry(_Entry):
     capabilities: list[Literal["tools", "json_schema", "images", "logprobs"]] = []
     max_input_tokens: int = Field(gt=0)
     max_output_tokens: int = Field(ge=0)
+    concurrency: int | None = Field(default=None, ge=1)
     price: CataloguePrice | None
     retention_days: Checked
     abuse_monitoring_days: Checked

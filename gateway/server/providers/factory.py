@@ -89,6 +89,7 @@ def _compiled(entry: CatalogueEntry, keys: Mapping[str, str]) -> list[Deployment
             max_input_tokens=entry.max_input_tokens,
             max_output_tokens=entry.max_output_tokens,
             extra=entry.extra,
+            concurrency=entry.concurrency,
         )
         for alias in entry.aliases
     ]
@@ -130,6 +131,7 @@ def _compatible(settings: ProviderSettings) -> Iterable[Deployment]:
             price=Price(f"{upstream_model}@0", "JPY", 0, 0, None, "explicit 0 for a server of one's own", ""),
             max_input_tokens=131_072,
             max_output_tokens=settings.kumiai_openai_compatible_max_output_tokens,
+            concurrency=settings.kumiai_openai_compatible_concurrency,
         )
 
 

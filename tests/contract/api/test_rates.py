@@ -99,16 +99,19 @@ def test_rates_are_set_shown_lifted_and_checked(region: Region, url: str) -> Non
     region.command("rate", "set", town.code, "--requests", "1")
     region.command("rate", "set", town.code, "--each-person", "--requests", "20", "--tokens", "9000")
     assert json.loads(region.command("rate", "show", town.code, "--json").stdout) == {
-        "town": {"requests": 1, "tokens": None},
-        "person": {"requests": 20, "tokens": 9000},
+        "weight": 1,
+        "rates": {"town": {"requests": 1, "tokens": None}, "person": {"requests": 20, "tokens": 9000}},
     }
+    assert "重みを3" in region.command("rate", "set", town.code, "--weight", "3").stdout
+    assert "混んだときの重み：3" in region.command("rate", "show", town.code).stdout
     assert "職員1人の1分あたりの上限：要求20、トークン9,000" in region.command("rate", "show", town.code).stdout
     eventually(lambda: post(url, town).status_code == 429)
     region.command("rate", "set", town.code, "--lift")
     eventually(lambda: post(url, town).status_code == 200)
     wrongs = (
         (), ("--requests", "0"), ("--lift", "--requests", "1"), ("--app", "a", "--model", "b", "--tokens", "1"),
-        ("--model", "standard", "--lift"),
+        ("--model", "standard", "--lift"), ("--weight", "101"), ("--weight", "2", "--each-key"),
+        ("--weight", "2", "--requests", "9"),
     )  # fmt: skip
     for wrong in wrongs:
         assert region.command("rate", "set", town.code, *wrong, check=False).returncode == 1

@@ -120,12 +120,22 @@
       '<div class="p-live"><span class="k-spin" aria-hidden="true"></span><p><b>回答を作成しています</b><span class="k-soft k-small" aria-hidden="true"></span></p></div>';
     const note = $(".p-live .k-small", article);
     const began = Date.now();
-    const tick = () => { note.textContent = `${Math.round((Date.now() - began) / 1000)}秒　${words}`; };
+    let isQueued = false;
+    const tick = () => { note.textContent = `${Math.round((Date.now() - began) / 1000)}秒　${isQueued ? "" : words}`; };
     tick();
     const timer = setInterval(tick, 1000);
     const blocks = [];
     const body = $(".p-answer", article);
+    const heading = $(".p-live b", article);
+    const COMING = heading.textContent;
+    const queue = ({ ahead }) => {
+      if (!isQueued) say("利用が集中しています。順番を待っています。");
+      isQueued = true;
+      heading.textContent = ahead ? `順番を待っています（前に${ahead}件）` : "順番を待っています（次です）";
+    };
     const show = ({ from, blocks: changed }) => {
+      isQueued = false;
+      heading.textContent = COMING;
       for (const old of blocks.splice(from)) old.remove();
       for (const html of changed) {
         const element = fragment(html).firstElementChild;
@@ -134,7 +144,7 @@
         body.append(element);
       }
     };
-    return { article, show, end: () => clearInterval(timer) };
+    return { article, show, queue, end: () => clearInterval(timer) };
   };
   const setBusy = (busy) => {
     const hadFocus = [$("#send"), $("#stop")].includes(document.activeElement);
@@ -239,7 +249,8 @@
         if (name === "start") {
           conversation = told.conversation;
           begin(told, live, isCompose);
-        } else if (name === "blocks") atEnd(() => live.show(told));
+        } else if (name === "queue") live.queue(told);
+        else if (name === "blocks") atEnd(() => live.show(told));
         else if (name === "done") {
           state = told.state;
           finish(live.article, told.html, ENDS[state]);
