@@ -65,9 +65,10 @@ class Share:
 
     @property
     def lendable_uyen(self) -> int:
+        """What could be lent while a fifth of its share stays unused: a lender is never low by lending."""
         if self.borrowed_uyen:
             return 0
-        return min(self.lend_limit_uyen - self.lent_uyen, self.spare_uyen)
+        return min(self.lend_limit_uyen - self.lent_uyen, self.left_uyen - -(-self.share_uyen // KEEP))
 
     @property
     def unspent_uyen(self) -> int:
