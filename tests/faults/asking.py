@@ -33,6 +33,18 @@ class Outcome:
 
 
 async def ask(
+    installation: Installation, alias: str, fault: str, seed: int, *, stream: bool, data_class: str = "2", **prompt: Any
+) -> Outcome:
+    """One call, made anew as long as it is our own ledger that is too busy: a slow disk is none of these faults."""
+    for _ in range(10):
+        outcome = await ask_once(installation, alias, fault, seed, stream=stream, data_class=data_class, **prompt)
+        if outcome.code != "ledger_unavailable":
+            break
+        await asyncio.sleep(1)
+    return outcome
+
+
+async def ask_once(
     installation: Installation,
     alias: str,
     fault: str,

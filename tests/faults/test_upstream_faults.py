@@ -135,7 +135,9 @@ async def test_fault_ends_as_promised(
     installation: Installation, fault: str, *, stream: bool, record_property: Any
 ) -> None:
     end = ENDS[fault][stream]
-    outcomes = await ask_all(installation, "faulty", fault, SEEDS, stream=stream)
+    # It is the same with every seed, and each one's 64 MB are read.
+    seeds = SEEDS[:2] if fault == "endless_line" else SEEDS
+    outcomes = await ask_all(installation, "faulty", fault, seeds, stream=stream)
     for outcome, call, attempts in settled(installation, outcomes):
         assert (outcome.status, outcome.code) == (end.status, end.code)
         assert call.problem == end.code
@@ -201,9 +203,12 @@ async def test_certificate_of_our_own_authority_is_believed(installation: Instal
 async def test_another_server_takes_over_what_one_refuses(
     installation: Installation, fault: str, *, stream: bool, record_property: Any
 ) -> None:
-    outcomes = await ask_all(installation, "paired", fault, SEEDS, stream=stream, spared="second")
+    outcomes: list[Outcome] = []
+    # A few at a time, or the share of retries would be used up.
+    for at in range(0, len(SEEDS), 5):
+        outcomes += await ask_all(installation, "paired", fault, SEEDS[at : at + 5], stream=stream, spared="second")
     for outcome, call, attempts in settled(installation, outcomes):
-        assert outcome.text == Answer.of(outcome.seed).text
+        assert (outcome.code, outcome.text) == ("", Answer.of(outcome.seed).text)
         assert [(a.deployment, a.cost_uyen) for a in attempts] == [
             ("trial/first", 0),
             ("trial/second", call.cost_uyen),
