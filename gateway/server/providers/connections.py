@@ -100,7 +100,7 @@ class Connections:
             idle.pop(0).abort()
         while idle:
             connection = idle.pop()
-            if not connection.is_lost:
+            if not connection.is_closing:
                 return connection
         return None
 
@@ -139,8 +139,12 @@ class _Connection(asyncio.Protocol):
         self._may_be_kept = False
         self._error: Exception | None = None
         self._is_paused = False
-        self.is_lost = False
         self.idle_since = 0.0
+
+    @property
+    def is_closing(self) -> bool:
+        """Also when the end has been seen but is not told yet: what is sent then goes nowhere."""
+        return self._transport is None or self._transport.is_closing()
 
     def send(self, request: bytes) -> "asyncio.Future[Response]":
         self._parser = httptools.HttpResponseParser(self)
@@ -174,7 +178,7 @@ class _Connection(asyncio.Protocol):
         return data
 
     def release(self) -> None:
-        if self._is_complete and self._may_be_kept and not self.is_lost:
+        if self._is_complete and self._may_be_kept and not self.is_closing:
             self._parser = None
             self._chunks.clear()
             self.idle_since = asyncio.get_running_loop().time()
@@ -224,7 +228,6 @@ class _Connection(asyncio.Protocol):
             self._fail(error)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.is_lost = True
         if self in self._idle:
             self._idle.remove(self)
         head_came = self._head is not None and self._head.done() and not self._head.cancelled()
