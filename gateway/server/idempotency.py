@@ -7,6 +7,7 @@ claim lies with the platform, the answer with the town's content, sealed by its 
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -35,6 +36,8 @@ log = structlog.get_logger("gateway")
 
 MAX_KEY_CHARS: Final = 200
 MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024
+# How often a key is looked at while the call that has it may be about to end.
+ENDING_POLL_S: Final = 0.05
 
 
 class KeyInUse(Conflict):
@@ -121,12 +124,15 @@ class IdempotencyKeys:
         vault: Vault,
         *,
         longest_call: timedelta,
+        ending_wait_s: float = 1.0,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """longest_call: a claim that is older belongs to a gateway that died."""
+        """longest_call: a claim that is older belongs to a gateway that died. ending_wait_s: nobody waits for an answer
+        to be put away, so whoever asks for it at once may have to."""
         self._db = db
         self._vault = vault
         self._longest_call = longest_call
+        self._ending_wait_s = ending_wait_s
         self._clock = clock
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -145,8 +151,10 @@ class IdempotencyKeys:
                 return claim
             if before.fingerprint != fingerprint:
                 raise KeyOfAnother("呼び出しごとに新しい値にしてください。")
-            if before.state == "held" and before.created_at > self._clock() - self._longest_call:
-                raise KeyInUse("終わるのを待って、もう一度同じ値で送ってください。", retry_after_s=1)
+            if self._is_held(before):
+                before = await self._ended(claim, fingerprint)
+                if before is None:
+                    return claim
             answer = await self._kept(before)
             if answer is not None:
                 return answer
@@ -194,6 +202,22 @@ class IdempotencyKeys:
                     await session.rollback()
                     continue
                 return None
+        raise KeyInUse("終わるのを待って、もう一度同じ値で送ってください。", retry_after_s=1)
+
+    def _is_held(self, before: Idempotency) -> bool:
+        return before.state == "held" and before.created_at > self._clock() - self._longest_call
+
+    async def _ended(self, claim: Claim, fingerprint: str) -> Idempotency | None:
+        """The key once the call that has it is over, None when it was given back and is ours; raises `KeyInUse`."""
+        give_up = time.monotonic() + self._ending_wait_s
+        while time.monotonic() < give_up:
+            await asyncio.sleep(ENDING_POLL_S)
+            async with self._db.platform_session("idempotency", read_only=True) as session:
+                before = await _find(session, claim)
+            if before is None:
+                before = await self._insert(claim, fingerprint)
+            if before is None or not self._is_held(before):
+                return before
         raise KeyInUse("終わるのを待って、もう一度同じ値で送ってください。", retry_after_s=1)
 
     async def _kept(self, before: Idempotency) -> Answer | None:
