@@ -1,0 +1,167 @@
+"""`kumiai budget`: limits of towns, sections, apps and models."""
+
+from collections.abc import Mapping
+from typing import Annotated, Final, cast
+
+import typer
+
+from observability.problems import InvalidInput, NotFound
+from tenants import audit
+from tenants.commands.common import (
+    AsJson,
+    FiscalYear,
+    Town,
+    by_command,
+    find_town,
+    month_or_year,
+    print_json,
+    run_command,
+)
+from tenants.db import Database
+from tenants.people import list_sections
+from tenants.quota.pricing import UYEN_PER_YEN
+from tenants.quota.slots import set_slots, slots_of
+from tenants.quota.tree import Node, budget_rows, move_budget, set_budget
+from tenants.quota.windows import AT_ONCE, WINDOW_WORDS, WINDOWS, AccountWindow, Window
+from tenants.registry import list_tenants
+from tenants.settings import Settings
+
+
+def budget_set(
+    town: Town,
+    month_yen: Annotated[int | None, typer.Option(help="Yen per month, from this month on.")] = None,
+    day_yen: Annotated[int | None, typer.Option(help="Yen per day, from today on.")] = None,
+    fiscal_year_yen: Annotated[int | None, typer.Option(help="Yen per fiscal year (April to March).")] = None,
+    section: Annotated[str, typer.Option(help="A section's limit instead of the town's.")] = "",
+    app: Annotated[str, typer.Option(help="An app's limit.")] = "",
+    model: Annotated[str, typer.Option(help="A model's limit, by the name it is asked for by.")] = "",
+    slots: Annotated[int | None, typer.Option(help="How many calls may be under way at the same time.")] = None,
+    lift: Annotated[AccountWindow | None, typer.Option(help="Lift the limit of this window.")] = None,
+) -> None:
+    """Set a town's limits, or those of one of its sections, apps or models."""
+    given: dict[Window, int | None] = {}
+    if lift and lift != AT_ONCE:
+        given[lift] = None
+    sets_slots = slots is not None or lift == AT_ONCE
+    for window, yen in (("day", day_yen), ("month", month_yen), ("fiscal_year", fiscal_year_yen)):
+        if yen is not None:
+            given[cast("Window", window)] = yen
+    if not given and not sets_slots:
+        raise InvalidInput(
+            "--month-yen・--day-yen・--fiscal-year-yen のどれかで金額を、または --slots で同時に使える数を入れてください。"
+        )
+    if sum(map(bool, (section, app, model))) > 1:
+        raise InvalidInput("--section・--app・--model は、どれか1つにしてください。")
+
+    async def work(command_settings: Settings, db: Database) -> None:
+        tenant, tenant_id = await find_town(db, town)
+        async with db.platform_session("command") as session:
+            node, node_id = "town", ""
+            if section:
+                found = {s.name: s.id for s in await list_sections(session, tenant_id)}
+                if section not in found:
+                    raise NotFound(
+                        f"{tenant.name}に「{section}」という課はありません。課：{'、'.join(found) or 'なし'}"
+                    )
+                node, node_id = "section", str(found[section])
+            elif app or model:
+                node, node_id = ("app", app) if app else ("model", model)
+            for window, yen in given.items():
+                await set_budget(session, tenant_id, yen=yen, node=cast("Node", node), node_id=node_id, window=window)
+                await audit.record(
+                    session, tenant_id, by_command(), "budget.set", about=("tenant", tenant_id),
+                    node=node, node_id=node_id, window=window, yen=yen,
+                )  # fmt: skip
+            if sets_slots:
+                await set_slots(session, tenant_id, slots, node=cast("Node", node), node_id=node_id)
+                await audit.record(
+                    session, tenant_id, by_command(), "slots.set", about=("tenant", tenant_id),
+                    node=node, node_id=node_id, slots=slots,
+                )  # fmt: skip
+        whose = tenant.name + (f" {section or app or model}" if node_id else "")
+        if sets_slots:
+            print(f"{whose}が同時に使える数を{'限らないように' if slots is None else f'{slots:,}に'}しました。")
+        for window, yen in given.items():
+            words = _PER[window]
+            print(
+                f"{whose}の{words}の上限をなくしました。"
+                if yen is None
+                else f"{whose}の予算を{words}{yen:,}円にしました。"
+            )
+
+    run_command(work)
+
+
+_PER: Final[Mapping[Window, str]] = {"day": "1日", "month": "月", "fiscal_year": "年度"}
+
+
+def budget_show(
+    town: Annotated[str, typer.Argument(help="団体コード or name; all if left out.")] = "", as_json: AsJson = False
+) -> None:
+    """Show limits, holds and postings of the day, the month and the fiscal year that run."""
+
+    async def work(command_settings: Settings, db: Database) -> None:
+        tenant_id = (await find_town(db, town))[1] if town else None
+        async with db.platform_session("command", read_only=True) as session:
+            codes = {t.id: t.code for t in await list_tenants(session)}
+            rows = await budget_rows(session, tenant_id=tenant_id, windows=WINDOWS)
+            slots = await slots_of(session, tenant_id)
+        told = [
+            {
+                "code": codes.get(r.tenant_id, ""),
+                "node": r.node if not r.node_id else f"{r.node}:{r.node_id}",
+                "window": r.window,
+                "window_start": r.window_start.isoformat(),
+                "limit_uyen": r.limit_uyen,
+                "held_uyen": r.held_uyen,
+                "posted_uyen": r.posted_uyen,
+            }
+            for r in rows
+        ]
+        at_once = [
+            {
+                "code": codes.get(s.tenant_id, ""),
+                "node": s.node if not s.node_id else f"{s.node}:{s.node_id}",
+                "window": AT_ONCE,
+                "limit": s.limit,
+                "taken": s.taken,
+            }
+            for s in slots
+        ]
+        if as_json:
+            print_json([*told, *at_once])
+            return
+        for slot in at_once:
+            print(f"{slot['code']}  {slot['node']:<46} 同時 {slot['taken']:>10,}件 / {slot['limit']:,}件")
+        for row, raw in zip(told, rows, strict=True):
+            limit = "上限なし" if raw.limit_uyen is None else f"{raw.limit_uyen // UYEN_PER_YEN:,}円"
+            used = -(-(raw.posted_uyen + raw.held_uyen) // UYEN_PER_YEN)
+            print(f"{row['code']}  {row['node']:<46} {_PER[raw.window]:<3} {used:>10,}円 / {limit}")
+
+    run_command(work)
+
+
+def budget_move(
+    giver: Annotated[str, typer.Argument(help="団体コード or name of the town that gives.")],
+    taker: Annotated[str, typer.Argument(help="団体コード or name of the town that gets.")],
+    yen: Annotated[int, typer.Option(help="How many yen.")],
+    reason: Annotated[str, typer.Option(help="Why; it stands in both towns' audit chains.")],
+    fiscal_year: FiscalYear = False,
+) -> None:
+    """Move budget from one town to another, from the running month (or fiscal year) on."""
+    if not reason.strip():
+        raise InvalidInput("--reason に理由を書いてください。", field="reason")
+
+    async def work(command_settings: Settings, db: Database) -> None:
+        (one, one_id), (other, other_id) = await find_town(db, giver), await find_town(db, taker)
+        async with db.platform_session("command") as session:
+            window = month_or_year(fiscal_year)
+            done = await move_budget(session, one_id, other_id, yen=yen, window=window, reason=reason, by=by_command())
+        print(f"{WINDOW_WORDS[window]}から{yen:,}円を移しました。")
+        print(f"  {one.name}  {done.giver_before:,}円 → {done.giver_after:,}円")
+        print(f"  {other.name}  {done.taker_before:,}円 → {done.taker_after:,}円")
+
+    run_command(work)
+
+
+COMMANDS = {"set": budget_set, "show": budget_show, "move": budget_move}

@@ -1,0 +1,100 @@
+"""What every command needs: settings, a database, a town by its name, and where to write."""
+
+import asyncio
+import getpass
+import json
+import os
+from collections.abc import Awaitable, Callable
+from datetime import date, datetime
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from sqlalchemy.exc import OperationalError, ProgrammingError
+
+from observability.problems import InvalidInput, Unavailable
+from tenants.audit import By
+from tenants.context import TenantId
+from tenants.db import Database
+from tenants.models import Tenant
+from tenants.quota.windows import JST, Window
+from tenants.registry import find_tenant
+from tenants.settings import Settings, load_settings
+
+T = TypeVar("T")
+Town = Annotated[str, typer.Argument(help="団体コード (6 digits) or name.")]
+AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
+FiscalYear = Annotated[bool, typer.Option("--fiscal-year", help="Of the fiscal year, instead of the month.")]
+
+
+class NoDatabase(Unavailable):
+    type = "urn:problem:tenants:no-database"
+    title = "データベースを使えません"
+
+
+def command_settings() -> Settings:
+    """As set; beside a running demo, with the address it answers on."""
+    settings = load_settings()
+    facts = settings.home / "demo.json"
+    if settings.env == "demo" and facts.exists():
+        settings = settings.model_copy(update={"public_url": json.loads(facts.read_text())["base_url"]})
+    return settings
+
+
+def by_command() -> By:
+    return By("command", getpass.getuser())
+
+
+def run_command(work: Callable[[Settings, Database], Awaitable[T]]) -> T:
+    """One command: settings, database, work, closed again."""
+    settings = command_settings()
+    if settings.urls.is_sqlite and not settings.urls.sqlite_path.exists():
+        raise NoDatabase(
+            f"{settings.urls.sqlite_path} がありません。make demo で作るか、KUMIAI_HOME か KUMIAI_DATABASE_URL を確かめてください。"
+        )
+
+    async def main() -> T:
+        db = Database(settings.urls, push_url=settings.valkey_url.get_secret_value())
+        try:
+            return await work(settings, db)
+        finally:
+            await db.close()
+
+    try:
+        return asyncio.run(main())
+    except (OperationalError, ProgrammingError) as error:
+        raise NoDatabase(
+            "つながらないか、表がまだありません。kumiai doctor と kumiai db migrate を試してください。"
+        ) from error
+
+
+async def find_town(db: Database, text: str) -> tuple[Tenant, TenantId]:
+    async with db.platform_session("command", read_only=True) as session:
+        tenant = await find_tenant(session, text)
+    return tenant, TenantId(tenant.id)
+
+
+def print_json(value: object) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+
+
+def today_in_japan() -> date:
+    return datetime.now(JST).date()
+
+
+def check_folder(path: Path) -> None:
+    """Before anything is made: what holds a password must find its place afterwards."""
+    if not path.absolute().parent.is_dir() or path.is_dir():
+        raise InvalidInput(f"{path} には書けません。あるフォルダーの中のファイル名を指定してください。", field="path")
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Readable by its owner only, also where a file of that name was there before."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(data)
+
+
+def month_or_year(is_year: bool) -> Window:
+    return "fiscal_year" if is_year else "month"
