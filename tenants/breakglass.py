@@ -167,9 +167,9 @@ async def notices_of(session: AsyncSession, actor: Actor) -> list[tuple[UUID, Wh
 
 
 async def mark_seen(session: AsyncSession, actor: Actor, notice_id: UUID) -> bool:
-    """Not shown to this person again. False when there is no such notice."""
+    """Not shown to this administrator again. False when there is no such notice, or none for this person."""
     notice = await session.get(Outbox, notice_id)
-    if notice is None or notice.tenant_id != actor.tenant_id or notice.kind != KIND:
+    if notice is None or notice.tenant_id != actor.tenant_id or notice.kind != KIND or not actor.has(Role.TOWN_ADMIN):
         return False
     notice.payload = {**notice.payload, "seen_by": [*notice.payload["seen_by"], str(actor.person_id)]}
     session.add(notice)

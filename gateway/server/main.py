@@ -5,11 +5,12 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
 import structlog
 from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
 from starlette.responses import Response
 
 from gateway.server.admission import Admission
@@ -185,6 +186,11 @@ class GatewayApp:
     def __init__(self, gateway: Gateway, rest: FastAPI) -> None:
         self.gateway = gateway
         self._rest = rest
+
+    def description(self) -> dict[str, Any]:
+        """Every path that is served → its methods, as OpenAPI writes them; hot ones by their names only."""
+        paths: dict[str, Any] = get_openapi(title="Kumiai", version="1", routes=self._rest.routes)["paths"]
+        return paths | {path: {"post": {}} for path in _HOT}
 
     async def __call__(self, scope: AsgiScope, receive: AsgiReceive, send: AsgiSend) -> None:
         if scope["type"] == "http" and scope["method"] == "POST":

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 import pypdfium2
 import pytest
 
+from kumiai.isolation.surface import Address
 from tests.demo_process import Browser, DemoProcess
-from tests.security.test_routes import Address, addresses
-
-__all__ = ["addresses"]
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from kumiai.isolation.surface import UNSAFE, Address
 from tests.demo_process import Browser, DemoProcess
-from tests.security.test_routes import UNSAFE, Address, addresses
-
-__all__ = ["addresses"]
 
 REASON = "表の読み込みが止まる不具合を調べるため"
 

@@ -2,54 +2,19 @@
 
 import re
 import socket
-import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
 
 from apps.host.discovery import discover
-from apps.host.main import create_portal
 from gateway.server.main import create_gateway
 from gateway.server.providers.base import Operation
+from kumiai.isolation.surface import BY_TOKEN, OFFICES, PUBLIC, UNSAFE, Address
 from tenants.settings import Settings
 from tests.demo_process import Browser, DemoProcess
 
 FORGED = "urn:problem:portal:forged-request"
-UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
-# Readable by everybody, and nothing else is: the way in, what the law wants shown, and what machines ask.
-PUBLIC = {
-    ("GET", "/"), ("GET", "/t/{town}"), ("GET", "/auth/signin"), ("GET", "/auth/callback"), ("GET", "/about/{name}"),
-    ("GET", "/portal/ready"),
-    # The issuer asks there whether to sign out; until then nothing has happened.
-    ("GET", "/auth/signout-other"),
-}  # fmt: skip
-# The issuer calls it without a browser; a signed token stands in for cookie and origin.
-BY_TOKEN = {("POST", "/auth/backchannel-logout")}
-
-
-@dataclass(frozen=True)
-class Address:
-    method: str
-    path: str
-
-    def url(self, **given: str) -> str:
-        """The path with its parameters filled: as given, else with ids that nobody has."""
-        return re.sub(r"\{(\w+)(?::\w+)?\}", lambda found: given.get(found[1], str(uuid.uuid4())), self.path)
-
-    def __str__(self) -> str:
-        return f"{self.method} {self.path}"
-
-
-@pytest.fixture(scope="module")
-def addresses(tmp_path_factory: pytest.TempPathFactory) -> list[Address]:
-    """What the portal serves, as it describes itself."""
-    portal = create_portal(Settings(env="test", home=tmp_path_factory.mktemp("routes")))
-    portal.openapi_url = "/described"
-    found = [Address(method.upper(), path) for path, methods in portal.openapi()["paths"].items() for method in methods]
-    return sorted(found, key=str)
 
 
 def guarded(addresses: list[Address]) -> list[Address]:
@@ -59,7 +24,7 @@ def guarded(addresses: list[Address]) -> list[Address]:
 def test_the_addresses_were_found(addresses: list[Address]) -> None:
     told = {(a.method, a.path) for a in addresses}
     assert len(told) > 60
-    assert told >= PUBLIC | BY_TOKEN
+    assert told >= BY_TOKEN
     for known in (
         ("POST", "/apps/chat/send"), ("GET", "/apps/chat/c/{conversation_id}"), ("GET", "/console/operator"),
         ("POST", "/console/town/people/{person_id}/suspend"), ("GET", "/desk/reports/{report_id}"), ("POST", "/report"),
@@ -177,23 +142,15 @@ def test_a_forged_sign_out_leaves_the_person_signed_in(running: DemoProcess) -> 
         assert browser.get("/settings").status_code == 303
 
 
-AREAS = {
-    "/console/town": "town_admin", "/desk": "town_admin", "/console/operator": "operator",
-    # Without a town's approval it is there for nobody.
-    "/break-glass": "",
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("role", ["staff", "section_admin", "town_admin", "operator"])
 def test_an_office_is_not_there_for_other_roles(running: DemoProcess, addresses: list[Address], role: str) -> None:
     refused = opened = 0
     with running.signed_in(role) as browser:
         for address in addresses:
-            area = next((a for a in AREAS if address.path.startswith(a)), None)
-            if area is None:
+            if not address.office:
                 continue
             answer = browser.get(address.url()) if address.method == "GET" else browser.submit(address.url())
-            if AREAS[area] != role:
+            if OFFICES[address.office] != role:
                 assert answer.status_code == 404, address
                 refused += 1
             elif "{" not in address.path and address.method == "GET":
@@ -216,122 +173,6 @@ def test_what_is_refused_looks_like_what_does_not_exist(running: DemoProcess) ->
     assert words(refused) == words(missing)
 
 
-# ── another town's objects ───────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(frozen=True)
-class Objects:
-    """What one town has, by the names that paths use."""
-
-    conversation_id: str
-    message_id: str
-    file_id: str
-    prompt_id: str
-    report_id: str
-    person_id: str
-    section_id: str
-    key_id: str
-    town_id: str
-
-    def of(self, address: Address) -> dict[str, str]:
-        return {name: value for name, value in vars(self).items() if f"{{{name}}}" in address.path}
-
-
-def _first(pattern: str, text: str) -> str:
-    found = re.search(pattern, text)
-    assert found is not None, f"{pattern} in {text[:2000]}"
-    return found[1]
-
-
-_UUID = r"[0-9a-f]{8}-[0-9a-f-]{27}"
-
-
-@pytest.fixture(scope="module")
-def objects(running: DemoProcess) -> Iterator[Objects]:
-    """A conversation with a file, a prompt, a report, a person, a section and a key of the first town."""
-    with running.signed_in("staff") as clerk, running.signed_in("town_admin") as admin:
-        uploaded = clerk.post(
-            "/apps/chat/files",
-            files={"file": ("一覧.csv", "名前,数\n水,3\n".encode("cp932"))},
-            headers={"origin": clerk.origin, "kumiai-csrf": clerk.csrf},
-        )
-        file_id = _first(rf"/apps/chat/files/({_UUID})", uploaded.text)
-        sent = clerk.submit("/apps/chat/send", {"text": "水はいくつですか", "file_ids": file_id})
-        conversation_id = _first(rf"/apps/chat/c/({_UUID})", sent.headers["location"])
-        page = clerk.get(f"/apps/chat/c/{conversation_id}").text
-        message_id = _first(rf'id="m-({_UUID})"', page)
-        assert clerk.submit("/apps/chat/prompts", {"title": "題", "text": "本文"}).status_code == 303
-        prompt_id = _first(rf"/prompts/({_UUID})/delete", clerk.get("/apps/chat/prompts").text)
-        report = {"kind": "wrong_answer", "with_content": "1", "content": "中身", "page_path": "/apps/chat"}
-        assert clerk.submit("/report", report).status_code == 303
-        report_id = _first(rf"/desk/reports/({_UUID})", admin.get("/desk/reports").text)
-        person_id = _first(rf"/people/({_UUID})", admin.get("/console/town/people").text)
-        section_id = _first(rf"/sections/({_UUID})", admin.get("/console/town/sections").text)
-        assert (
-            admin.submit(
-                "/console/town/keys", {"label": "試験", "days": "30", "scope": "chat", "model": "standard"}
-            ).status_code
-            == 200
-        )
-        key_id = _first(r"/keys/([a-z2-7]{16})/", admin.get("/console/town/keys").text)
-        with running.signed_in("operator") as operator:
-            town_id = _first(rf"/towns/({_UUID})", operator.get("/console/operator").text)
-        yield Objects(
-            conversation_id, message_id, file_id, prompt_id, report_id, person_id, section_id, key_id, town_id
-        )
-
-
-def test_another_towns_object_is_not_there(running: DemoProcess, addresses: list[Address], objects: Objects) -> None:
-    asked: set[str] = set()
-    with running.signed_in("staff", 1) as clerk, running.signed_in("town_admin", 1) as admin:
-        for address in addresses:
-            mine = objects.of(address)
-            if not mine or "{town_id}" in address.path:
-                continue
-            browser = clerk if address.path.startswith("/apps/") else admin
-            if address.method == "GET":
-                answer = browser.get(address.url(**mine))
-            else:
-                form = {"text": "x", "title": "x", "month_yen": "1", "question": objects.message_id, "confirmed": "1"}
-                answer = browser.submit(address.url(**mine), form)
-            assert answer.status_code == 404, f"{address}: {answer.status_code}"
-            asked |= set(mine)
-    assert asked == {"conversation_id", "message_id", "file_id", "prompt_id", "report_id", "person_id", "section_id",
-                     "key_id"}  # fmt: skip
-
-
-def test_the_same_objects_are_there_for_their_own(running: DemoProcess, objects: Objects) -> None:
-    with running.signed_in("staff") as clerk, running.signed_in("town_admin") as admin:
-        for path in (
-            f"/apps/chat/c/{objects.conversation_id}", f"/apps/chat/files/{objects.file_id}",
-            f"/apps/chat/c/{objects.conversation_id}/text/{objects.message_id}",
-        ):  # fmt: skip
-            assert clerk.get(path).status_code == 200
-        assert admin.get(f"/desk/reports/{objects.report_id}").status_code == 200
-        moved = admin.submit(f"/console/town/people/{objects.person_id}/move", {"section": objects.section_id})
-        assert moved.status_code == 303
-
-
-def test_a_colleagues_conversation_is_not_there_either(running: DemoProcess, objects: Objects) -> None:
-    with running.signed_in("staff", nth=1) as colleague, running.signed_in("town_admin") as admin:
-        for browser in (colleague, admin):
-            assert browser.get(f"/apps/chat/c/{objects.conversation_id}").status_code == 404
-            assert browser.get(f"/apps/chat/files/{objects.file_id}").status_code == 404
-
-
-def test_the_operator_opens_no_content(running: DemoProcess, objects: Objects, addresses: list[Address]) -> None:
-    asked = 0
-    with running.signed_in("operator") as operator:
-        for address in addresses:
-            mine = objects.of(address)
-            if address.method != "GET" or not mine or "{town_id}" in address.path:
-                continue
-            assert operator.get(address.url(**mine)).status_code == 404, address
-            asked += 1
-        assert operator.get("/desk/reports").status_code == 404
-    assert asked >= 8
-
-
 def test_who_is_operator_and_administrator_of_the_own_body_reads_no_report(running: DemoProcess) -> None:
     """The console of the own body opens; the desk, where content is read, does not."""
     with running.signed_in("operator") as operator:
@@ -351,14 +192,16 @@ def test_who_is_operator_and_administrator_of_the_own_body_reads_no_report(runni
 
 
 @pytest.mark.parametrize("role", ["operator", "auditor", "adviser", "nobody"])
-def test_a_town_grants_no_role_beyond_its_own(running: DemoProcess, objects: Objects, role: str) -> None:
+def test_a_town_grants_no_role_beyond_its_own(running: DemoProcess, role: str) -> None:
     with running.signed_in("town_admin") as admin:
+        found = re.search(r"/people/([0-9a-f-]{36})", admin.get("/console/town/people").text)
+        assert found is not None
         person = admin.submit(
             "/console/town/people/new",
             {"login": f"x-{role}", "display_name": "職員", "section": "総務課", "role": role},
         )
-        granted = admin.submit(f"/console/town/people/{objects.person_id}/role", {"role": role, "granted": "1"})
-        malformed = admin.submit(f"/console/town/people/{objects.person_id}/move", {"section": "x"})
+        granted = admin.submit(f"/console/town/people/{found[1]}/role", {"role": role, "granted": "1"})
+        malformed = admin.submit(f"/console/town/people/{found[1]}/move", {"section": "x"})
     assert person.status_code == 422
     assert granted.status_code == 404
     assert malformed.status_code == 404

@@ -1,0 +1,105 @@
+"""Everybody who should not get there asks every address for another town's things; see `kumiai.isolation`."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from kumiai.isolation import surface
+from kumiai.isolation.installation import started, unbound
+from kumiai.isolation.replay import Trial, replay
+from kumiai.isolation.stage import Persona, Stage, personas
+from kumiai.isolation.surface import Address, Parameter, uncovered
+from kumiai.local.postgres import Postgres
+from tenants.context import Role
+from tenants.db import DatabaseUrls
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="module")
+def stage(
+    modules_postgres: DatabaseUrls, postgres_server: Postgres, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stage]:
+    with started(
+        tmp_path_factory.mktemp("isolation"), modules_postgres, unbound(postgres_server, modules_postgres)
+    ) as made:
+        yield made
+
+
+@dataclass(frozen=True)
+class Played:
+    people: list[str]
+    trials: list[Trial]
+
+
+@pytest.fixture(scope="module")
+def played(stage: Stage, all_addresses: list[Address]) -> Played:
+    with personas(stage) as people:
+        trials = list(replay(stage, all_addresses, people, lambda *_: None, is_short=True))
+        return Played([p.name for p in people], trials)
+
+
+def test_every_address_and_parameter_is_covered(all_addresses: list[Address]) -> None:
+    assert uncovered(all_addresses) == []
+
+
+def test_what_is_not_covered_is_named_with_the_place_to_say_it() -> None:
+    new = Address("portal", "GET", "/apps/x/{thing_id}", (Parameter("thing_id", "path"),))
+    also = Address("gateway", "POST", "/v1/new")
+    told = uncovered([new, also])
+    assert "'thing_id'" in told[0]
+    assert "/v1/new" in told[1]
+    assert all("kumiai/isolation/surface.py" in line for line in told)
+
+
+def test_the_addresses_were_found(all_addresses: list[Address]) -> None:
+    told = {(a.method, a.path) for a in all_addresses}
+    assert len(told) > 120
+    assert told >= surface.PUBLIC | surface.BY_TOKEN
+    assert {("POST", "/v1/chat/completions"), ("GET", "/v1/models/{alias}"), ("POST", "/apps/chat/send")} <= told
+
+
+def test_every_role_of_the_product_tries(stage: Stage, played: Played) -> None:
+    assert {role.value for role in Role} <= set(played.people)
+    assert {"anonymous", "revoked", "colleague", "no_key", "revoked_key", "system", "portal"} <= set(played.people)
+
+
+def test_nobody_reaches_what_is_another_towns(played: Played) -> None:
+    assert [t for t in played.trials if not t.held] == []
+
+
+def test_each_of_them_asked_every_address(all_addresses: list[Address], played: Played) -> None:
+    asked: dict[str, set[str]] = {}
+    for trial in played.trials:
+        asked.setdefault(trial.persona, set()).add(trial.address)
+    pages = {str(a) for a in all_addresses if a.server == "portal"} - {"POST /auth/signout"}
+    calls = {str(a) for a in all_addresses if a.server == "gateway"}
+    for name, told in asked.items():
+        # Their likes asked the rest, and all of it in the full run (`make evidence-isolation`).
+        if name not in ("anonymous", "section_head", "auditor", "adviser", "section_admin"):
+            assert told - {""} in (pages, calls), name
+        assert len(told) > 30 or told <= calls | {""}, name
+    ways = Counter(t.how for t in played.trials)
+    assert ways["path"] > 200
+    assert min(ways[how] for how in ("conversation", "file_ids", "section", "person", "body", "idempotency-key")) >= 2
+
+
+def test_the_owner_is_taken_for_a_thief(stage: Stage, all_addresses: list[Address]) -> None:
+    """The victim's own clerk, called a stranger: each kind of failure is then seen, so that none is missed elsewhere."""
+    browser = stage.demo.browser()
+    browser.sign_in(stage.demo.person("staff"))
+    thief = Persona("owner", "", "other", Role.STAFF, browser=browser, own=dict(stage.objects))
+    wanted = (
+        "/apps/chat/c/{conversation_id}",
+        "/apps/chat/files/{file_id}/original",
+        "/apps/chat/c/{conversation_id}/pin",
+    )
+    some = [a for a in all_addresses if a.path in wanted]
+    assert len(some) == len(wanted)
+    found = [t.why for t in replay(stage, some, [thief], lambda *_: None) if not t.held]
+    browser.close()
+    assert any("instead of 404" in why for why in found)
+    assert any("changed content.document" in why for why in found)
+    assert any("leaked" in why for why in found)
