@@ -2,11 +2,13 @@
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
+from kumiai import provider_keys
 from tenants.settings import Settings, load_settings
 
 Port = Annotated[int, typer.Option(min=0, max=65_535, help="Port on 127.0.0.1; 0: any that is free.")]
@@ -18,7 +20,7 @@ Parent = Annotated[int, typer.Option(help="End when the process of this id is no
 
 
 def register(app: typer.Typer) -> None:
-    """Adds demo, demo-stop, demo-reset, demo-cluster, gateway, portal, worker and doctor."""
+    """Adds demo, demo-stop, demo-reset, demo-cluster, gateway, portal, worker, doctor and the group provider-key."""
     app.command("demo")(demo)
     app.command("demo-stop")(demo_stop)
     app.command("demo-reset")(demo_reset)
@@ -27,6 +29,10 @@ def register(app: typer.Typer) -> None:
     app.command("portal")(portal)
     app.command("worker")(worker)
     app.command("doctor")(doctor)
+    group = typer.Typer(no_args_is_help=True, help="Towns' own keys for model providers.")
+    for command, function in provider_keys.COMMANDS.items():
+        group.command(command)(cast(Callable[..., None], function))
+    app.add_typer(group, name="provider-key")
 
 
 def demo(port: Port = 8000) -> None:

@@ -679,6 +679,21 @@ class BreakGlass(TenantOwned, table=True):
     )
 
 
+class ProviderKey(TenantOwned, table=True):
+    """A town's own key for a model provider, or for one deployment of it; see `tenants.provider_keys`.
+
+    `ending`: its last four characters, which is all that is ever shown.
+    """
+
+    __tablename__: ClassVar[str] = "provider_key"
+    target: str
+    cipher: bytes = Field(sa_type=LargeBinary)
+    ending: str
+    set_at: datetime = _time()
+
+    __table_args__ = (PrimaryKeyConstraint("tenant_id", "target"),)
+
+
 class Report(TenantOwned, table=True):
     """こまったとき: the queue of the town's administrator. What was ticked lies in `content`, by id."""
 

@@ -20,6 +20,7 @@ from tenants.context import TenantId
 from tenants.db import Database
 from tenants.identity import delegation
 from tenants.models import ApiKey, AuditKey, PlatformSetting, Tenant
+from tenants.provider_keys import reseal_provider_keys
 from tenants.settings import KeyName, Settings
 from tenants.vault import FileRootKey, FileRootKeys, Vault
 
@@ -83,6 +84,7 @@ class Keys:
                     if keys and keys[0].created_at < mark.updated_at:
                         await self.vault.rotate(tenant_id)
                         changed += 1
+                    changed += await reseal_provider_keys(self.db, self.vault, tenant_id)
             case "pepper" | "session" | "delegation":
                 self.settings.key_file(kind).add(version)
             case "signing":

@@ -49,7 +49,9 @@ class Admission:
     configuration: ConfigurationSource
 
     def price(self, deployment: Deployment, record: CallRecord) -> FrozenPrice:
-        """What sending to `deployment` costs now. Raises `UnknownPrice`."""
+        """What sending to `deployment` costs now; nothing where the town pays the provider. Raises `UnknownPrice`."""
+        if deployment.is_own_key:
+            return pricing.OWN_KEY
         return self.configuration.current.prices.freeze(deployment.id, record.began_at)
 
     async def admit(

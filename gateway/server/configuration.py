@@ -3,41 +3,67 @@
 The last good snapshot stays in force while the database is away: running towns go on under the rules they had.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import select
 
 from gateway.server.providers.base import Deployment
-from observability.problems import Unavailable
+from observability.problems import Problem, Unavailable
 from tenants.context import TenantId
 from tenants.db import Database
-from tenants.models import ConfigGeneration, TenantPolicy
+from tenants.models import ConfigGeneration, ProviderKey, TenantPolicy
 from tenants.policy import Policy
+from tenants.provider_keys import list_provider_keys, nearest, open_provider_key
 from tenants.quota.pricing import PriceBook
+from tenants.vault import Vault
 
 log = structlog.get_logger("gateway")
 
 POLL_S = 0.5
 
+ByAlias = Mapping[str, tuple[Deployment, ...]]
+
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """One generation of the rules. `deployments` is by alias, in the order in which they are tried."""
+    """One generation of the rules. `shared` is for towns without keys of their own, `own` for each of the others."""
 
     generation: int
-    deployments: Mapping[str, tuple[Deployment, ...]]
+    shared: ByAlias
+    own: Mapping[TenantId, ByAlias] = field(repr=False)
     policies: Mapping[TenantId, Policy]
     prices: PriceBook
+
+    def deployments(self, tenant_id: TenantId) -> ByAlias:
+        """What a town may call, by alias, in the order in which they are tried; with its own keys where it has any."""
+        return self.own.get(tenant_id, self.shared)
 
     def policy(self, tenant_id: TenantId) -> Policy:
         """The tenant's own policy; a tenant without one gets the default, which is strict."""
         return self.policies.get(tenant_id) or Policy()
 
 
-def by_alias(deployments: tuple[Deployment, ...]) -> dict[str, tuple[Deployment, ...]]:
+def with_own_keys(deployments: Sequence[Deployment], keys: Mapping[str, str | None]) -> tuple[Deployment, ...]:
+    """The deployments as a town with own keys has them. keys: target → key, None for one that does not open.
+
+    What such a key is for is left out: it is called with the town's key or not at all.
+    """
+    found: list[Deployment] = []
+    for deployment in deployments:
+        target = nearest(keys, deployment.id)
+        if target is None:
+            if not deployment.needs_own_key:
+                found.append(deployment)
+        elif (key := keys[target]) is not None:
+            found.append(replace(deployment, api_key=key, is_own_key=True))
+    real = {d.alias for d in found if d.provider != "demo"}
+    return tuple(d for d in found if d.provider != "demo" or d.alias not in real)
+
+
+def by_alias(deployments: Sequence[Deployment]) -> dict[str, tuple[Deployment, ...]]:
     grouped: dict[str, list[Deployment]] = {}
     for deployment in deployments:
         grouped.setdefault(deployment.alias, []).append(deployment)
@@ -47,9 +73,12 @@ def by_alias(deployments: tuple[Deployment, ...]) -> dict[str, tuple[Deployment,
 class ConfigurationSource:
     """Holds the current snapshot and replaces it when `config_generation` moves."""
 
-    def __init__(self, db: Database, deployments: tuple[Deployment, ...]) -> None:
+    def __init__(self, db: Database, vault: Vault, deployments: tuple[Deployment, ...]) -> None:
         self._db = db
-        self._deployments = by_alias(deployments)
+        self._vault = vault
+        self._deployments = deployments
+        self._shared = by_alias(with_own_keys(deployments, {}))
+        self._opened: dict[bytes, str] = {}
         self._current: Configuration | None = None
 
     @property
@@ -78,7 +107,24 @@ class ConfigurationSource:
                 for row in (await session.exec(select(TenantPolicy))).all()
             }
             prices = await PriceBook.load(session)
-        self._current = Configuration(generation, self._deployments, policies, prices)
+            sealed = await list_provider_keys(session)
+        self._current = Configuration(generation, self._shared, await self._own(sealed), policies, prices)
+
+    async def _own(self, sealed: Sequence[ProviderKey]) -> dict[TenantId, ByAlias]:
+        """Per town with keys of its own. One that was opened before is not opened again."""
+        keys: dict[TenantId, dict[str, str | None]] = {}
+        opened: dict[bytes, str] = {}
+        for row in sealed:
+            of_town = keys.setdefault(TenantId(row.tenant_id), {})
+            try:
+                key = self._opened.get(row.cipher) or await open_provider_key(self._vault, row)
+            except Problem as problem:
+                log.error("provider_key_not_opened", tenant=str(row.tenant_id), target=row.target, why=problem.code)
+                of_town[row.target] = None
+            else:
+                of_town[row.target] = opened[row.cipher] = key
+        self._opened = opened
+        return {town: by_alias(with_own_keys(self._deployments, of_town)) for town, of_town in keys.items()}
 
     async def poll(self) -> None:
         """Runs until cancelled; a failing poll keeps the last good snapshot."""

@@ -55,7 +55,8 @@ class Gateway:
     ) -> None:
         self.db = Database(settings.urls, push_url=settings.valkey_url.get_secret_value())
         self.access = AccessList(self.db)
-        self.configuration = ConfigurationSource(self.db, deployments)
+        vault = Vault(self.db, FileRootKeys(settings.key_file("root")))
+        self.configuration = ConfigurationSource(self.db, vault, deployments)
         self.ledger = LedgerWriter(
             settings.urls.filled(),
             owner_epoch=f"gateway-{uuid4()}",
@@ -84,7 +85,7 @@ class Gateway:
         )
         self.keys = IdempotencyKeys(
             self.db,
-            Vault(self.db, FileRootKeys(settings.key_file("root"))),
+            vault,
             longest_call=timedelta(seconds=gateway_settings.total_timeout_s + gateway_settings.hold_lease_s),
         )
         self.rates = Rates(settings.valkey_url.get_secret_value())

@@ -36,6 +36,7 @@ from gateway.server.idempotency import Answer, Claim, IdempotencyKeys, Tape, ide
 from gateway.server.providers.base import (
     Deployment,
     Operation,
+    OwnKeyRefused,
     Provider,
     UpstreamProblem,
     UpstreamRefused,
@@ -124,7 +125,8 @@ class Pipeline:
             if caller.app and not policy.allows_app(caller.app):
                 raise NotAllowed("このアプリは、町の管理者が止めています。")
             declared = effective_class(caller, policy, request.images, scope)
-            record.request(request, declared, is_known=request.model in self.configuration.current.deployments)
+            known = self.configuration.current.deployments(caller.tenant_id)
+            record.request(request, declared, is_known=request.model in known)
             verdict, request = await guarding.look(policy, request, declared, mask_first=guarding.is_mask_asked(scope))
             client = Client(receive, server_send, may_leave=claim is not None)
             tell = self._teller(scope, request, record, send)
@@ -260,7 +262,7 @@ class Pipeline:
         self, caller: Caller, policy: Policy, request: ModelRequest, verdict: Verdict, record: CallRecord
     ) -> tuple[Verdict, tuple[Deployment, ...], ModelRequest]:
         """Where the call may go. For what was found, a town may mask it or take its own model, or there is no call."""
-        deployments = self.configuration.current.deployments
+        deployments = self.configuration.current.deployments(caller.tenant_id)
 
         def routed(asked: ModelRequest, weighed: Verdict) -> tuple[Deployment, ...]:
             record.weighed(weighed)
@@ -324,6 +326,12 @@ class Pipeline:
             if is_stream and isinstance(problem, UpstreamTimeout):
                 standing.too_late()
             standing.failed(problem)
+            if deployment.is_own_key and problem.extensions.get("upstream_status") in (401, 402, 403):
+                raise OwnKeyRefused(
+                    "町の管理者に、鍵と契約の確認を依頼してください。共同の鍵には切り替えていません。",
+                    dispatched=problem.dispatched,
+                    upstream_status=problem.extensions["upstream_status"],
+                ) from problem
             raise
         except (Disconnected, asyncio.CancelledError, CutOff) as left:
             standing.left()
@@ -453,6 +461,8 @@ def may_try_next(problem: UpstreamProblem) -> bool:
 
     Not when it understood the request and said no; but a key or a model name that it does not know is our own fault.
     """
+    if isinstance(problem, OwnKeyRefused):
+        return False
     if isinstance(problem, UpstreamRefused) and problem.dispatched:
         return problem.extensions.get("upstream_status") in (401, 404)
     return not problem.dispatched or "upstream_status" in problem.extensions

@@ -18,6 +18,8 @@ UYEN_PER_YEN = 1_000_000
 # How the source of a price begins that came with the software and not from the operator's contract.
 SHIPPED = "同梱の一覧："
 _TOKENS_PER_PRICE = 1_000_000
+# A call by a town's own key: the provider bills the town, so an invoice of ours must not.
+OWN_KEY = FrozenPrice("own-key", "", UYEN_PER_YEN, 0, 0, 0)
 
 
 def _ceil_div(value: int, by: int) -> int:

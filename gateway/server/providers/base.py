@@ -61,6 +61,10 @@ class Deployment:
     extra: Mapping[str, str] = field(default_factory=dict)
     # How many calls one gateway process has under way there at once; None: as many as come.
     concurrency: int | None = None
+    # Off but for towns that have a key of their own.
+    needs_own_key: bool = False
+    # `api_key` is the calling town's; it pays the provider itself.
+    is_own_key: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +172,13 @@ class UpstreamRefused(UpstreamProblem):
     @property
     def may_be_retried(self) -> bool:
         return False
+
+
+class OwnKeyRefused(UpstreamRefused):
+    """The provider does not take the town's own key; nothing else is tried in its stead."""
+
+    type = "urn:problem:gateway:own-key-refused"
+    title = "町が置いた鍵を、AIのサービスが受け付けませんでした"
 
 
 class InputRefused(UpstreamRefused):

@@ -59,7 +59,8 @@ class CatalogueEntry(_Entry):
     """One deployment. It stays off until every variable in `needs` is set, and from the day its contract or model ends.
 
     base_url_from, model_from, key_from: environment variables; key_file: for an operator's own entries. A `base_url`
-    that begins with / is a path below what `base_url_from` says. concurrency: how many calls each gateway process may
+    that begins with / is a path below what `base_url_from` says. own_keys_only: for towns that bring their own key and
+    for nobody else. concurrency: how many calls each gateway process may
     have under way there; further ones wait their turn.
     """
 
@@ -73,6 +74,7 @@ class CatalogueEntry(_Entry):
     base_url_from: str = ""
     key_from: str = ""
     key_file: Path | None = None
+    own_keys_only: bool = False
     needs: list[str] = []
     extra: dict[str, str] = {}
     zone: Zone
@@ -103,6 +105,8 @@ class CatalogueEntry(_Entry):
             raise ValueError("`model` or `model_from` is needed")
         if self.wire != "demo" and not self.base_url and not self.base_url_from:
             raise ValueError("`base_url` or `base_url_from` is needed")
+        if self.own_keys_only and (self.key_from or self.key_file is not None):
+            raise ValueError("an entry for own keys only has no `key_from` and no `key_file`")
         if self.isolated and self.zone is not Zone.ONPREM:
             raise ValueError("only what is on-prem can be isolated")
         return self

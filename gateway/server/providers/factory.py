@@ -40,7 +40,7 @@ def compile_all(settings: ProviderSettings, *, production: bool, today: date | N
             continue
         found += _compiled(entry, keys)
     if not production:
-        taken = {d.alias for d in found}
+        taken = {d.alias for d in found if not d.needs_own_key}
         for entry in catalogue:
             if entry.wire == "demo":
                 # The sample never answers under a name that a real model already has.
@@ -90,6 +90,7 @@ def _compiled(entry: CatalogueEntry, keys: Mapping[str, str]) -> list[Deployment
             max_output_tokens=entry.max_output_tokens,
             extra=entry.extra,
             concurrency=entry.concurrency,
+            needs_own_key=entry.own_keys_only,
         )
         for alias in entry.aliases
     ]

@@ -117,7 +117,7 @@ def _goes(current: Configuration, policy: Policy, caller: Caller, model: str, da
     try:
         return bool(
             route(
-                current.deployments,
+                current.deployments(caller.tenant_id),
                 policy,
                 alias=model,
                 allowed_aliases=caller.models,

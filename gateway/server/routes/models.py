@@ -30,7 +30,7 @@ def router(authenticator: Authenticator, configuration: ConfigurationSource) -> 
         current = configuration.current
         return {
             alias: deployments
-            for alias, deployments in sorted(current.deployments.items())
+            for alias, deployments in sorted(current.deployments(caller.tenant_id).items())
             if policy.allows_model(alias) and (not caller.models or alias in caller.models)
         }
 
@@ -64,6 +64,6 @@ def _model(alias: str, deployments: tuple[Deployment, ...]) -> dict[str, Any]:
             "operations": sorted({o.value for d in deployments for o in d.operations}),
             "capabilities": sorted(first.capabilities),
             "sample": first.provider == "demo",
-            "priced": all(d.price is not None for d in deployments),
+            "priced": all(d.price is not None or d.is_own_key for d in deployments),
         },
     }

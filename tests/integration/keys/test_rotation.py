@@ -25,6 +25,7 @@ from tenants.documents import Documents, Viewer
 from tenants.identity.api_keys import Peppers, create_key, load_peppers, parse_key
 from tenants.identity.delegation import Delegation, mint, verify
 from tenants.models import ApiKey, Audit, AuditKey, Tenant, TenantKey
+from tenants.provider_keys import list_provider_keys, open_provider_key, set_provider_key
 from tenants.rotation import IN_FILES, KINDS, InUse, Keys, Kind
 from tenants.settings import Settings
 from tenants.vault import ContentUnreadable, FileRootKeys, Vault
@@ -32,6 +33,7 @@ from tests.servers import DATABASES
 
 BY = By("command", "test")
 WORDS = "昨年の議事録"
+PROVIDER_KEY = "a-key-of-the-town-s-own"
 
 
 @dataclass
@@ -61,6 +63,9 @@ class Site:
         for town, id in self.documents.items():
             reader = documents.of(TenantContext(town), app="chat", viewer=Viewer(self.person))
             assert (await reader.get(id)).body == {"text": WORDS}
+        async with self.db.platform_session("test", read_only=True) as session:
+            [provider_key] = await list_provider_keys(session)
+        assert await open_provider_key(self.vault(), provider_key) == PROVIDER_KEY
         assert Seal(self.settings.key_file("session")).open(self.sealed, "row") == {"id_token": "t"}
         assert verify(self.settings.key_file("delegation").newest_first(), self.token)[0].app == "chat"
         peppers: Peppers = load_peppers(self.settings)
@@ -101,7 +106,9 @@ async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
         for n, town in enumerate(towns):
             session.add(Tenant(id=town, name=f"{n}町", alias=f"t{n}"))
         api_key = await create_key(session, towns[0], load_peppers(settings), env="test", label="連携")
-    documents = Documents(db, Vault(db, FileRootKeys(settings.key_file("root"))))
+    vault = Vault(db, FileRootKeys(settings.key_file("root")))
+    await set_provider_key(db, vault, towns[0], "azure", PROVIDER_KEY, by=BY)
+    documents = Documents(db, vault)
     made = {}
     for town in towns:
         writer = documents.of(TenantContext(town), app="chat", viewer=Viewer(person))

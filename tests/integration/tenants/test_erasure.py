@@ -48,6 +48,7 @@ from tenants.models import (
     Person,
     PersonIdentity,
     PortalSession,
+    ProviderKey,
     Report,
     Tenant,
     TenantKey,
@@ -146,6 +147,7 @@ async def settle_town(db: Database, content: Content, directory: DevDirectory, n
             )  # fmt: skip
         session.add(ApiKey(tenant_id=tenant_id, key_id=f"k{alias}", label="連携", secret_hash="h", pepper_version=1))
         session.add(Report(tenant_id=tenant_id, person_id=person_id, app="chat", page="/chat"))
+        session.add(ProviderKey(tenant_id=tenant_id, target="azure", cipher=b"c", ending="ab12"))
         session.add(
             PortalSession(
                 tenant_id=tenant_id, id_hash=f"h{alias}", person_id=person_id, issuer=directory.issuer,
@@ -299,12 +301,12 @@ async def test_erasure_takes_content_and_persons(region: Region) -> None:
     report = await region.erase((await region.export()).path)
     assert {k: v for k, v in report.counts.items() if v} == {
         "職員": 2, "文書": 1, "ファイル": 2, "鍵": 1, "アカウントとの結び付き": 2, "サインインの状態": 1, "APIキー": 1,
-        "困ったときの報告": 1, "設定": 1,
+        "AI事業者の鍵": 1, "困ったときの報告": 1, "設定": 1,
     }  # fmt: skip
     async with region.db.platform_session("test", read_only=True) as session:
         people = (await session.exec(select(Person).where(Person.tenant_id == region.town.id))).all()
         assert {(p.display_name, p.status) for p in people} == {(ERASED_NAME, "erased")}
-        for gone in (PersonIdentity, PortalSession, ApiKey, Report):
+        for gone in (PersonIdentity, PortalSession, ApiKey, ProviderKey, Report):
             assert (await session.exec(select(gone).where(col(gone.tenant_id) == region.town.id))).all() == []
         tenant = await session.get(Tenant, region.town.id)
         assert tenant is not None

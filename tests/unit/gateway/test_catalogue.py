@@ -8,6 +8,7 @@ import pytest
 import yaml
 from pydantic import SecretStr
 
+from gateway.server.configuration import with_own_keys
 from gateway.server.providers.catalogue import CatalogueEntry, CatalogueError, Checked, load_catalogue
 from gateway.server.providers.factory import compile_all
 from gateway.server.settings import ProviderSettings
@@ -158,6 +159,22 @@ def test_own_entries_come_first_and_replace_the_shipped(tmp_path: Path) -> None:
     assert [(d.id, d.isolated, d.owner) for d in compiled if d.alias == "onprem"] == [("town/llm", True, "town")]
 
 
+def test_what_is_for_own_keys_only_is_there_for_who_has_one(tmp_path: Path) -> None:
+    path = own(tmp_path, entry(id="azure/of-a-town", aliases=["sample"], own_keys_only=True), entry(aliases=["onprem"]))
+    found = compile_all(settings(kumiai_catalogue_file=path), production=False, today=TODAY)
+
+    def names(keys: dict[str, str | None]) -> list[tuple[str, str | None, bool]]:
+        left = with_own_keys(found, keys)
+        return [(d.id, d.api_key, d.is_own_key) for d in left if d.alias in ("sample", "onprem")]
+
+    shared = ("town/llm", None, False)
+    assert names({}) == [shared, ("demo/sample", None, False)]
+    assert names({"azure": "k"}) == [("azure/of-a-town", "k", True), shared]
+    assert names({"azure": "k", "azure/of-a-town": "nearer"})[0] == ("azure/of-a-town", "nearer", True)
+    # A key that does not open is no reason to do without it.
+    assert names({"azure": "k", "azure/of-a-town": None, "town": None}) == [("demo/sample", None, False)]
+
+
 def test_key_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("secret\n")
     path = own(tmp_path, entry(key_file=str(tmp_path / "key")))
@@ -172,6 +189,8 @@ def test_key_from_a_file(tmp_path: Path) -> None:
     [
         ({"zone": "moon"}, "zone"),
         ({"isolated": True, "zone": "domestic"}, "isolated"),
+        ({"own_keys_only": True, "key_from": "TOWN_KEY"}, "own keys"),
+        ({"own_keys_only": True, "key_file": "/run/secrets/key"}, "own keys"),
         ({"country": "Japan"}, "country"),
         ({"aliases": []}, "aliases"),
         ({"model": ""}, "model"),
