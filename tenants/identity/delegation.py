@@ -66,15 +66,19 @@ def verify(keys: Sequence[bytes], token: str, *, now: float | None = None) -> tu
     present = time.time() if now is None else now
     if decoded.header.get("typ") != _TYPE or claims.get("iss") != ISSUER or claims.get("aud") != AUDIENCE:
         raise BadToken("typ")
-    if not claims["iat"] - 10 <= present < claims["exp"] or claims["exp"] - claims["iat"] > LIFETIME_S:
-        raise BadToken("exp")
-    delegation = Delegation(
-        tenant_id=TenantId(UUID(claims["tenant"])),
-        person_id=PersonId(UUID(claims["person"])) if claims["person"] else None,
-        section_id=SectionId(UUID(claims["section"])) if claims["section"] else None,
-        app=claims["app"],
-        class_floor=DataClass(claims["floor"]),
-        sid=claims["sid"],
-        job_id=UUID(claims["job"]) if claims["job"] else None,
-    )
-    return delegation, float(claims["iat"]), float(claims["exp"])
+    try:
+        if not claims["iat"] - 10 <= present < claims["exp"] or claims["exp"] - claims["iat"] > LIFETIME_S:
+            raise BadToken("exp")
+        delegation = Delegation(
+            tenant_id=TenantId(UUID(claims["tenant"])),
+            person_id=PersonId(UUID(claims["person"])) if claims["person"] else None,
+            section_id=SectionId(UUID(claims["section"])) if claims["section"] else None,
+            app=claims["app"],
+            class_floor=DataClass(claims["floor"]),
+            sid=claims["sid"],
+            job_id=UUID(claims["job"]) if claims["job"] else None,
+        )
+        return delegation, float(claims["iat"]), float(claims["exp"])
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        # Rightly signed, and nothing that `mint` writes.
+        raise BadToken("claims") from error

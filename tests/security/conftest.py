@@ -1,8 +1,18 @@
 """What the tests of this folder share: every address of the product, as it describes itself."""
 
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
+from kumiai.isolation.installation import started, unbound
+from kumiai.isolation.stage import Stage
 from kumiai.isolation.surface import Address, find_addresses
+from kumiai.local.postgres import Postgres
+from tenants.db import DatabaseUrls
+from tests.servers import cloned
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +25,15 @@ def all_addresses(tmp_path_factory: pytest.TempPathFactory) -> list[Address]:
 def addresses(all_addresses: list[Address]) -> list[Address]:
     """Of the portal."""
     return sorted((a for a in all_addresses if a.server == "portal"), key=str)
+
+
+@pytest.fixture(scope="session")
+def stage(postgres_server: Postgres, postgres_template: DatabaseUrls) -> Iterator[Stage]:
+    """An installation of its own with two towns and all their things, which those who try it out may wear down."""
+    folder = Path(tempfile.mkdtemp(prefix="kumiai-isolation-"))
+    with (
+        cloned(postgres_server, postgres_template) as urls,
+        started(folder, urls, unbound(postgres_server, urls)) as made,
+    ):
+        yield made
+    shutil.rmtree(folder, ignore_errors=True)
