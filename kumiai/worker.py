@@ -12,6 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import col, delete, select
 
+from apps.sdk.app import installed_manifests
 from observability import metrics
 from tenants.answers import forget_answers
 from tenants.audit.checkpoints import Signer
@@ -27,6 +28,7 @@ from tenants.quota.grants import move_slices
 from tenants.quota.ledger import sweep
 from tenants.quota.soft_limits import raise_notices
 from tenants.quota.windows import window_start
+from tenants.retention import Retention
 from tenants.settings import Settings
 from tenants.vault import FileRootKeys, Vault
 
@@ -50,6 +52,7 @@ class Worker:
         vault = Vault(self._db, FileRootKeys(settings.key_file("root")))
         self._documents = Documents(self._db, vault)
         self._blobs = Blobs(self._db, vault, FolderStore(settings.blobs))
+        self._retention = Retention(self._db, self._documents, {m.id: m.retention_days for m in installed_manifests()})
         self._signer = Signer(self._db, vault, clock=clock)
 
     async def close(self) -> None:
@@ -81,12 +84,13 @@ class Worker:
         return await move_slices(self._db, self._clock())
 
     async def purge(self) -> int:
-        """What lay in the trash for its time goes for good, files without a document too."""
+        """What was kept or lay in the trash for its time goes for good, files without a document too."""
         async with self._db.platform_session("retention", read_only=True) as session:
             tenants = (await session.exec(select(Tenant.id).where(col(Tenant.status) != "erased"))).all()
         gone = 0
         for tenant_id in tenants:
             ctx = TenantContext(TenantId(tenant_id))
+            gone += await self._retention.expire(ctx.tenant_id, self._clock())
             gone += await self._documents.purge_due(ctx)
             gone += await self._documents.sweep(ctx)
             gone += await self._blobs.sweep(ctx)

@@ -27,6 +27,7 @@ from observability.problems import NotFound, Problem
 from tenants.context import PersonId, TenantContext, TenantId, new_id
 from tenants.db import Database
 from tenants.documents import Viewer
+from tenants.holds import is_held
 from tenants.models import BlobRow
 from tenants.vault import ContentUnreadable, Keyring, Vault, derive_file_key, place
 
@@ -230,18 +231,23 @@ class Blobs:
         return AppBlobs(self, ctx, app, viewer)
 
     async def sweep(self, ctx: TenantContext, *, age_s: float = ORPHAN_AGE_S) -> int:
-        """Removes files marked deleted, files without a row and rows without a file; returns how many. A duty."""
+        """Removes files marked deleted, files without a row and rows without a file; returns how many. A duty.
+
+        What is held stays, though marked.
+        """
         before = self.clock() - timedelta(seconds=age_s)
         stored = set(await self.store.older_than(ctx.tenant_id, age_s))
         async with self.db.content_session(ctx, read_only=True) as session:
             rows = list(
                 await session.exec(
-                    select(BlobRow.id, BlobRow.deleted_at, BlobRow.created_at).where(BlobRow.tenant_id == ctx.tenant_id)
+                    select(BlobRow.id, BlobRow.deleted_at, BlobRow.created_at, is_held(BlobRow)).where(
+                        BlobRow.tenant_id == ctx.tenant_id
+                    )
                 )
             )
-        known = {id for id, _, _ in rows}
-        gone = {id for id, deleted_at, _ in rows if deleted_at is not None}
-        for id, _, created_at in rows:
+        known = {id for id, *_ in rows}
+        gone = {id for id, deleted_at, _, held in rows if deleted_at is not None and not held}
+        for id, _, created_at, _ in rows:
             if id not in gone and created_at < before and id not in stored and not await self._exists(ctx, id):
                 gone.add(id)
         orphans = stored - known
@@ -366,13 +372,15 @@ class AppBlobs:
             session.add(row)
 
     async def delete(self, id: UUID) -> None:
-        """Unreadable at once; the bytes go now, or with the next sweep if that fails. Raises `NotFound`."""
+        """Unreadable at once; the bytes go now, or with the next sweep if that fails or a hold has ended. Raises `NotFound`."""
+        mine = (*self._visible(), col(BlobRow.id) == id)
         async with self._blobs.db.content_session(self._ctx) as session:
-            done = await session.exec(
-                update(BlobRow).where(*self._visible(), col(BlobRow.id) == id).values(deleted_at=self._blobs.clock())
-            )
-            if done.rowcount == 0:
+            held = (await session.exec(select(is_held(BlobRow)).where(*mine))).first()
+            if held is None:
                 raise NotFound
+            await session.exec(update(BlobRow).where(*mine).values(deleted_at=self._blobs.clock()))
+        if held:
+            return
         await self._blobs.store.delete(self._ctx.tenant_id, id)
 
     def _visible(self) -> tuple[ColumnElement[bool], ...]:

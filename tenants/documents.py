@@ -27,7 +27,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from observability.problems import Conflict, InvalidInput, NotFound, Problem
 from tenants.context import PersonId, SectionId, TenantContext, new_id
 from tenants.db import Database
-from tenants.models import BlobRow, DocumentIndex, DocumentRow, DocumentVersion
+from tenants.holds import Held, is_held
+from tenants.models import BlobRow, DocumentIndex, DocumentRow, DocumentVersion, LegalHold
 from tenants.vault import Keyring, Vault, place
 
 MAX_BODY_BYTES: Final = 4 * 1024 * 1024
@@ -36,6 +37,8 @@ TRASH_DAYS: Final = 30
 _SHARED: Final = "*shared"  # No declared field can have this name.
 _FIELD_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,40}")
 _SCAN_BATCH: Final = 100
+# A long conversation is hundreds of documents, and a statement names each.
+_TREES: Final = 20
 
 Body = Mapping[str, Any]
 Order = Literal["newest", "oldest", "updated"]
@@ -144,57 +147,51 @@ class Documents:
         """
         return AppDocuments(self, ctx, app, viewer)
 
-    async def purge_due(self, ctx: TenantContext, *, limit: int = 1_000) -> int:
+    async def purge_due(self, ctx: TenantContext) -> int:
         """Removes for good what passed its `purge_after`; returns how many documents. A periodic duty."""
-        async with self.db.content_session(ctx) as session:
-            ids = list(
-                await session.exec(
-                    select(DocumentRow.id)
-                    .where(DocumentRow.tenant_id == ctx.tenant_id, col(DocumentRow.purge_after) <= self.clock())
-                    .limit(limit)
-                )
-            )
-            return await _purge(session, await _with_descendants(session, ids), self.clock())
+        return await self._remove(ctx, col(DocumentRow.purge_after) <= self.clock())
 
-    async def expire(self, ctx: TenantContext, *, app: str, older_than: datetime, limit: int = 1_000) -> int:
+    async def expire(self, ctx: TenantContext, *, app: str, older_than: datetime) -> int:
         """Retention: removes an app's top-level documents (and what hangs on them) not updated since; a duty."""
-        async with self.db.content_session(ctx) as session:
-            ids = list(
-                await session.exec(
-                    select(DocumentRow.id)
-                    .where(
-                        DocumentRow.tenant_id == ctx.tenant_id,
-                        DocumentRow.app == app,
-                        col(DocumentRow.parent_id).is_(None),
-                        DocumentRow.updated_at < older_than,
-                    )
-                    .limit(limit)
-                )
-            )
-            return await _purge(session, await _with_descendants(session, ids), self.clock())
+        return await self._remove(ctx, *_expired(app, older_than))
 
-    async def sweep(self, ctx: TenantContext, *, limit: int = 1_000) -> int:
+    async def expiring(self, ctx: TenantContext, *, app: str, older_than: datetime) -> int:
+        """How many top-level documents `expire` would take, what hangs on them not counted."""
+        where = (col(DocumentRow.tenant_id) == ctx.tenant_id, *_expired(app, older_than), ~is_held(DocumentRow))
+        async with self.db.content_session(ctx, read_only=True) as session:
+            return (await session.exec(select(func.count()).select_from(DocumentRow).where(*where))).one()
+
+    async def sweep(self, ctx: TenantContext) -> int:
         """Removes documents whose parent is gone; returns how many. A periodic duty."""
         parent = select(DocumentRow.id).subquery()
-        async with self.db.content_session(ctx) as session:
-            ids = list(
-                await session.exec(
-                    select(DocumentRow.id)
-                    .where(
-                        DocumentRow.tenant_id == ctx.tenant_id,
-                        col(DocumentRow.parent_id).is_not(None),
-                        ~exists().where(parent.c.id == DocumentRow.parent_id),
-                    )
-                    .limit(limit)
-                )
-            )
-            return await _purge(session, await _with_descendants(session, ids), self.clock())
+        return await self._remove(
+            ctx,
+            col(DocumentRow.parent_id).is_not(None),
+            ~exists().where(parent.c.id == DocumentRow.parent_id),
+        )
+
+    async def _remove(self, ctx: TenantContext, *where: Condition) -> int:
+        """Removes what meets all conditions with what hangs on it, a few trees a transaction. What is held stays."""
+        gone = 0
+        after: UUID | None = None
+        while True:
+            query = select(DocumentRow.id).where(DocumentRow.tenant_id == ctx.tenant_id, *where, ~is_held(DocumentRow))
+            if after is not None:
+                query = query.where(col(DocumentRow.id) > after)
+            async with self.db.content_session(ctx) as session:
+                ids = list(await session.exec(query.order_by(col(DocumentRow.id)).limit(_TREES)))
+                gone += await _purge(session, await _without_held(session, ids), self.clock())
+            if len(ids) < _TREES:
+                return gone
+            after = ids[-1]
 
     async def erase_person(self, ctx: TenantContext, person_id: PersonId) -> int:
-        """Removes everything a person owns, in all apps; returns how many documents."""
+        """Removes everything a person owns, in all apps; returns how many documents. Raises `Held`."""
         async with self.db.content_session(ctx) as session:
             mine = (DocumentRow.tenant_id == ctx.tenant_id, DocumentRow.owner_id == person_id)
             ids = list(await session.exec(select(DocumentRow.id).where(*mine)))
+            if (await session.exec(select(DocumentRow.id).where(*mine, is_held(DocumentRow)).limit(1))).first():
+                raise Held("止めている間は、この人のものを消せません。")
             await session.exec(
                 update(BlobRow)
                 .where(col(BlobRow.tenant_id) == ctx.tenant_id, col(BlobRow.owner_id) == person_id)
@@ -208,6 +205,7 @@ class Documents:
             tenant_id = ctx.tenant_id
             await session.exec(delete(DocumentIndex).where(col(DocumentIndex.tenant_id) == tenant_id))
             await session.exec(delete(DocumentVersion).where(col(DocumentVersion.tenant_id) == tenant_id))
+            await session.exec(delete(LegalHold).where(col(LegalHold.tenant_id) == tenant_id))
             gone = await session.exec(delete(DocumentRow).where(col(DocumentRow.tenant_id) == tenant_id))
             return gone.rowcount
 
@@ -342,14 +340,14 @@ class AppDocuments:
         """Replaces the body if `version` still stands, else raises `DocumentChanged`. Only its owner may.
 
         index: None keeps the fields, a mapping replaces them all. keep_version: the old body stays readable by
-        `version`. touch: False leaves `updated_at`, so that renaming or pinning does not reorder a history.
+        `version`, as it does under a hold. touch: False leaves `updated_at`, so that renaming or pinning does not reorder a history.
         """
         ring = await self._store.vault.ring(self._ctx.tenant_id)
         async with self._store.db.content_session(self._ctx) as session:
             row = await self._writable(session, id)
             if row.version != version:
                 raise DocumentChanged("画面を読み直してから、もう一度保存してください。", version=row.version)
-            if keep_version:
+            if keep_version or await _holds(session, id):
                 session.add(_kept(row, self._store.clock()))
             row.version += 1
             row.cipher = _seal(ring, row, body)
@@ -447,10 +445,13 @@ class AppDocuments:
             )
 
     async def purge(self, id: UUID) -> None:
-        """Removes a document for good, with its versions, index, children and files."""
+        """Removes a document for good, with its versions, index, children and files. Raises `Held`."""
         async with self._store.db.content_session(self._ctx) as session:
             await self._writable(session, id, deleted=True)
-            await _purge(session, await _with_descendants(session, [id]), self._store.clock())
+            ids = await _without_held(session, [id])
+            if not ids:
+                raise Held("完全に消すことはできません。ごみ箱に入れておけます。")
+            await _purge(session, ids, self._store.clock())
 
     async def share(
         self,
@@ -647,6 +648,14 @@ def _audience(section_id: SectionId | None) -> str:
     return "town" if section_id is None else f"section:{section_id}"
 
 
+def _expired(app: str, older_than: datetime) -> tuple[Condition, ...]:
+    return (
+        col(DocumentRow.app) == app,
+        col(DocumentRow.parent_id).is_(None),
+        col(DocumentRow.updated_at) < older_than,
+    )
+
+
 def _in_trash() -> Condition:
     return col(DocumentRow.deleted_at).is_not(None)
 
@@ -699,6 +708,32 @@ async def _with_descendants(session: AsyncSession, ids: Sequence[UUID]) -> list[
         level = [i for i in level if i not in set(found)]
         found += level
     return found
+
+
+async def _without_held(session: AsyncSession, ids: Sequence[UUID]) -> list[UUID]:
+    """The ids with all that hangs on them, without the whole trees in which something is held."""
+    tree = await _with_descendants(session, ids)
+    rows = await session.exec(
+        select(DocumentRow.id, DocumentRow.parent_id, is_held(DocumentRow)).where(col(DocumentRow.id).in_(tree))
+    )
+    above: dict[UUID, UUID | None] = {}
+    kept: set[UUID] = set()
+    for id, parent_id, held in rows.all():
+        above[id] = parent_id
+        if held:
+            kept.add(id)
+    if not kept:
+        return tree
+    level = kept
+    while level:
+        level = {parent for id in level if (parent := above.get(id)) is not None} - kept
+        kept |= level
+    return await _with_descendants(session, [id for id in ids if id not in kept])
+
+
+async def _holds(session: AsyncSession, id: UUID) -> bool:
+    found = await session.exec(select(DocumentRow.id).where(col(DocumentRow.id) == id, is_held(DocumentRow)))
+    return found.first() is not None
 
 
 async def _purge(session: AsyncSession, ids: Sequence[UUID], now: datetime) -> int:

@@ -41,6 +41,7 @@ from tenants.blobs import Blobs, FolderStore
 from tenants.context import Role, TenantContext, TenantId
 from tenants.db import Database
 from tenants.documents import Documents
+from tenants.holds import Held, Holds, open_holds
 from tenants.identity.directory import IdentityDirectory
 from tenants.models import (
     ApiKey,
@@ -176,6 +177,7 @@ async def export_tenant(
         counts["監査の記録"] = await _export_chain(db, content.vault, tenant_id, archive)
         documents = await _export_documents(db, content, tenant_id, archive)
         files = await _export_files(db, content, tenant_id, archive)
+        counts["消去の停止"] = await _export_holds(db, content, tenant_id, archive)
         counts |= {"文書": len(documents), "ファイル": len(files)}
         manifest = {
             "format": FORMAT,
@@ -345,6 +347,14 @@ async def _export_files(db: Database, content: Content, tenant_id: TenantId, arc
     headings = ("ファイル", "元の名前", "種類", "大きさ", "持ち主", "文書", "内部番号")
     await archive.add("files.csv", _csv(headings, listed))
     return [str(id) for id, _ in rows]
+
+
+async def _export_holds(db: Database, content: Content, tenant_id: TenantId, archive: "_Archive") -> int:
+    holds = await Holds(db, content.vault).all_of(TenantContext(tenant_id))
+    rows = ((h.placed_at, h.released_at, h.app, h.person_id, h.reason, h.placed_by, h.id) for h in holds)
+    headings = ("止めた日時", "解いた日時", "アプリ", "職員", "理由", "止めた人", "内部番号")
+    await archive.add("holds.csv", _csv(headings, rows))
+    return len(holds)
 
 
 def safe_file_name(name: str) -> str:
@@ -520,7 +530,7 @@ async def erase_tenant(
     """Erases a town's content and persons for good; ledger, usage and audit stay without names.
 
     directory: overwrites the names of the town's accounts at the issuer and closes them and the organization.
-    Raises `NotFound`, `InvalidInput` for another name, `Conflict` when already erased, `ExportNotValid` also when
+    Raises `NotFound`, `InvalidInput` for another name, `Conflict` when already erased, `Held` while a hold stands, `ExportNotValid` also when
     something was written after the export. A backup made before still holds the keys until it expires.
     """
     async with db.platform_session("tenant erase", read_only=True) as session:
@@ -531,6 +541,7 @@ async def erase_tenant(
         raise Conflict(f"「{tenant.name}」は消去済みです。")
     check_typed_name(tenant, typed_name)
     manifest = await anyio.to_thread.run_sync(verify_export, export_path, tenant_id)
+    await _refuse_held(db, tenant_id)
     await _refuse_newer(db, tenant_id, manifest)
 
     async with db.platform_session("tenant erase") as session:
@@ -540,6 +551,7 @@ async def erase_tenant(
         session.add(row)
         await bump_configuration(session)
     # Once more, now that nobody gets in: a clerk may have saved while the export was being read.
+    await _refuse_held(db, tenant_id)
     await _refuse_newer(db, tenant_id, manifest)
     accounts = 0
     if directory is not None:
@@ -579,6 +591,15 @@ def check_typed_name(tenant: Tenant, typed: str) -> None:
 
 def _folded(name: str) -> str:
     return unicodedata.normalize("NFKC", " ".join(name.split()))
+
+
+async def _refuse_held(db: Database, tenant_id: TenantId) -> None:
+    async with db.content_session(TenantContext(tenant_id), read_only=True) as session:
+        held = await open_holds(session, tenant_id)
+    if held:
+        raise Held(
+            f"止めているものが{held:,}件あります。町の管理者が「保存の期間と消去の停止」で解くと、消去できます。"
+        )
 
 
 async def _refuse_newer(db: Database, tenant_id: TenantId, manifest: Manifest) -> None:

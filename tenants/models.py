@@ -801,6 +801,22 @@ class AnswerRow(TenantOwned, table=True):
     __table_args__: ClassVar[dict[str, str]] = {"schema": "content"}
 
 
+class LegalHold(TenantOwned, table=True):
+    """What nothing may be removed of while `released_at` is open; `cipher` is the sealed reason. See `tenants.holds`."""
+
+    __tablename__: ClassVar[str] = "legal_hold"
+    id: UUID = Field(default_factory=new_id, primary_key=True)
+    app: str = ""
+    person_id: UUID | None = None
+    cipher: bytes = Field(sa_type=LargeBinary)
+    placed_by: UUID
+    placed_at: datetime = _time()
+    released_by: UUID | None = None
+    released_at: datetime | None = _time_or_none()
+
+    __table_args__: ClassVar[dict[str, str]] = {"schema": "content"}
+
+
 def _tenant_owned() -> tuple[type[TenantOwned], ...]:
     return tuple(c for c in TenantOwned.__subclasses__() if hasattr(c, "__table__"))
 

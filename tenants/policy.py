@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Final
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sqlmodel import col, update
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -93,13 +93,28 @@ class Rate(BaseModel):
     tokens: int | None = Field(default=None, ge=1, le=1_000_000_000)
 
 
+class KeepFor(BaseModel):
+    """How long after its last change something is kept: days, or fiscal years from the next 1 April; neither: always."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    days: int | None = Field(default=None, ge=1, le=36_500)
+    fiscal_years: int | None = Field(default=None, ge=1, le=100)
+
+    @model_validator(mode="after")
+    def _one_measure(self) -> "KeepFor":
+        if self.days is not None and self.fiscal_years is not None:
+            raise ValueError("days or fiscal_years, not both")
+        return self
+
+
 class Policy(BaseModel):
     """The defaults are the strict ones: a tenant without a stored policy gets them.
 
     `zones` may only narrow or widen classes 1, 2 and 3C; `models` and `apps` empty means all. Personal data (3C) leaves
     the house only into the country and only with `personal_data_contract`: under which contract, of what day.
     rates: by `town`, `person` (each), `key` (each), `app:<id>` or `model:<alias>`. weight: the town's share of what is
-    short, beside towns of weight 1.
+    short, beside towns of weight 1. keep: by app id; an app that is not listed keeps as long as its manifest says.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -113,6 +128,7 @@ class Policy(BaseModel):
     guard: GuardPolicy = Field(default_factory=GuardPolicy)
     rates: dict[str, Rate] = Field(default_factory=dict)
     weight: int = Field(default=1, ge=1, le=100)
+    keep: dict[str, KeepFor] = Field(default_factory=dict)
 
     def allows(self, data_class: DataClass, zone: Zone, *, isolated: bool) -> bool:
         """Whether data of this class may be processed there. What is not listed is denied."""

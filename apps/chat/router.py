@@ -123,6 +123,7 @@ async def history_page(
         conversation=None,
         beside=is_fragment,
         more=len(shown) - start - len(window),
+        kept_words=ctx.kept_words,
         page=page,
     )
 

@@ -8,9 +8,8 @@ from uuid import UUID
 from fastapi import APIRouter, Form
 from starlette.responses import Response
 
-from apps.console.town_people import ask
 from apps.console.town_settings import MODELS
-from apps.sdk.office import Office, OfficeContext, back
+from apps.sdk.office import Office, OfficeContext, ask, back
 from observability.problems import Conflict, InvalidInput, NotFound, Problem
 from tenants import audit
 from tenants.context import SectionId

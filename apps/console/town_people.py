@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from apps.console.figures import paged
 from apps.sdk.dates import local
-from apps.sdk.office import Office, OfficeContext, Progress, back, csv_file
+from apps.sdk.office import Office, OfficeContext, Progress, ask, back, csv_file
 from apps.sdk.ui.render import ROLE_WORDS
 from observability.problems import Conflict, InvalidInput, NotFound, Problem
 from tenants.context import Role, SectionId
@@ -483,29 +483,3 @@ def _name(person: Listed) -> str:
 
 
 # ── asking first ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-async def ask(
-    office: Office,
-    *,
-    title: str,
-    lines: Sequence[str],
-    action: str,
-    button: str,
-    refuse: str,
-    back_to: str,
-    fields: Sequence[tuple[str, str]] = (),
-    danger: bool = False,
-) -> Response:
-    """A page that names in full what will happen, before it does. The same form comes back with `confirmed`."""
-    return await office.page(
-        "console/ask.html",
-        ask_title=title,
-        lines=lines,
-        action=action,
-        fields=[*fields, ("confirmed", "1")],
-        button=button,
-        refuse=refuse,
-        back_to=back_to,
-        danger=danger,
-    )

@@ -11,8 +11,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.responses import Response
 
 from apps.console.figures import parse_yen
-from apps.console.town_people import ask
-from apps.sdk.office import Office, OfficeContext, back
+from apps.sdk.office import Office, OfficeContext, ask, back
 from apps.sdk.ui.render import CLASS_WORDS, ZONE_WORDS
 from gateway.guard.findings import Kind
 from gateway.guard.ng_words import clean_words

@@ -21,11 +21,13 @@ from tenants import breakglass
 from tenants.audit import By
 from tenants.context import DataClass, Role, Zone
 from tenants.documents import Viewer
+from tenants.holds import Holds
 from tenants.identity.delegation import Delegation, mint
 from tenants.models import BreakGlass, Person, Report, Tenant
 from tenants.policy import Policy
 from tenants.quota.tree import remaining_share
 from tenants.reports import file_report
+from tenants.retention import FOREVER, Records, rule_of, rule_words
 
 _NAMES = {"fast": "速い", "standard": "標準", "onprem": "庁内専用"}
 
@@ -78,6 +80,7 @@ def bind_office(*roles: Role, with_content: bool = False):  # type: ignore[no-un
             exits=own.exits,
             receive_export=receive if with_content else None,
             documents=own.documents.of(actor.context, app="desk", viewer=viewer) if with_content else None,
+            records=Records(actor.context, own.documents, Holds(own.db, own.vault)) if with_content else None,
         )
 
     return dependency
@@ -149,6 +152,7 @@ def create_context(request: Request, own: Services, who: Signed, app: App) -> Ap
             person.preferences = {**person.preferences, name: value}
             session.add(person)
 
+    kept = rule_of(who.policy, app.manifest.id, app.manifest.retention_days)
     return AppContext(
         actor=actor,
         app_id=app.manifest.id,
@@ -163,6 +167,7 @@ def create_context(request: Request, own: Services, who: Signed, app: App) -> Ap
         _report=report,
         _prefer=prefer,
         preferences=who.preferences,
+        kept_words="" if kept == FOREVER else rule_words(kept),
     )
 
 

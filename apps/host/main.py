@@ -19,6 +19,7 @@ from apps.console import town as console_town
 from apps.desk import break_glass as desk_glass
 from apps.desk import exports as desk_exports
 from apps.desk import reports as desk_reports
+from apps.desk import retention as desk_retention
 from apps.host import home, signin
 from apps.host.app_context import bind, bind_glass, bind_office
 from apps.host.discovery import discover
@@ -146,7 +147,7 @@ def create_portal(settings: Settings) -> FastAPI:
     portal.include_router(console_operator.routes, prefix="/console/operator", dependencies=[Depends(operator)])
     portal.include_router(console_town.routes, prefix="/console/town", dependencies=[Depends(town)])
     desk = bind_office(Role.TOWN_ADMIN, with_content=True)
-    for pages in (desk_reports.routes, desk_exports.routes, desk_glass.routes):
+    for pages in (desk_reports.routes, desk_exports.routes, desk_glass.routes, desk_retention.routes):
         portal.include_router(pages, prefix="/desk", dependencies=[Depends(desk)])
     portal.include_router(desk_glass.reading, prefix="/break-glass", dependencies=[Depends(bind_glass)])
     for app in apps.values():

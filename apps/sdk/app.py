@@ -3,6 +3,7 @@
 import tomllib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from fastapi import APIRouter
@@ -24,7 +25,11 @@ class RiskSheet(BaseModel):
 
 
 class Manifest(BaseModel):
-    """`app.toml`. `id` is the folder's name and the path below `/apps`."""
+    """`app.toml`. `id` is the folder's name and the path below `/apps`.
+
+    retention_days: how long its documents are kept after their last change unless a town decides otherwise; without it
+    they are kept until somebody deletes them.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -36,7 +41,7 @@ class Manifest(BaseModel):
     sdk: str
     data_class: DataClass
     models: list[str]
-    retention_days: int = Field(gt=0)
+    retention_days: int | None = Field(default=None, gt=0)
     roles: list[Role]
     actions: list[str]
     risk: RiskSheet
@@ -75,6 +80,12 @@ class App:
     home: Callable[[AppContext], Awaitable[HomeParts]] | None = None
     # What of this app has every word of a search on the home page; `note` says what kind of thing each is.
     search: Callable[[AppContext, str], Awaitable[tuple[HomeItem, ...]]] | None = None
+
+
+def installed_manifests() -> list[Manifest]:
+    """Of the apps that came with the platform and of those other packages offer as `kumiai.apps`."""
+    found = [load_manifest(m.parent) for m in sorted(Path(__file__).parent.parent.glob("*/app.toml"))]
+    return found + [entry.load().manifest for entry in entry_points(group="kumiai.apps")]
 
 
 def load_manifest(folder: Path) -> Manifest:

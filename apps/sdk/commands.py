@@ -1,13 +1,11 @@
 """`kumiai apps`: which apps this installation has, and what each answers for."""
 
 import json
-from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from apps.sdk.app import load_manifest
+from apps.sdk.app import installed_manifests
 
 
 def register(app: typer.Typer) -> None:
@@ -19,11 +17,10 @@ def register(app: typer.Typer) -> None:
 
 def list_apps(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
     """List apps with owner, weight of data and retention."""
-    folder = Path(__file__).parent.parent
-    found = [load_manifest(m.parent) for m in sorted(folder.glob("*/app.toml"))]
-    found += [entry.load().manifest for entry in entry_points(group="kumiai.apps")]
+    found = installed_manifests()
     if as_json:
         print(json.dumps([m.model_dump(mode="json") for m in found], ensure_ascii=False, indent=2))
         return
     for m in found:
-        print(f"{m.id:<16}{m.title}　{m.owner}　機密性{m.data_class}　保存{m.retention_days}日")
+        kept = "消すまで保存" if m.retention_days is None else f"保存{m.retention_days}日"
+        print(f"{m.id:<16}{m.title}　{m.owner}　機密性{m.data_class}　{kept}")

@@ -168,6 +168,8 @@ class AppContext:
     _report: Callable[..., Awaitable[UUID]] = field(repr=False)
     _prefer: Callable[[str, str], Awaitable[None]] = field(repr=False)
     preferences: Mapping[str, Any] = field(default_factory=dict)
+    # How long the town keeps what this app stores, as a page tells it; empty: until somebody deletes it.
+    kept_words: str = ""
 
     async def page(self, template: str, /, *, status: int = 200, **facts: object) -> Response:
         """Renders `<app>/<template>` inside the shell."""

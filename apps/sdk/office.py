@@ -21,6 +21,7 @@ from tenants.documents import AppDocuments
 from tenants.identity.api_keys import Peppers
 from tenants.identity.directory import IdentityDirectory
 from tenants.models import BreakGlass, Report
+from tenants.retention import Records
 from tenants.settings import Settings
 
 
@@ -73,7 +74,7 @@ class TownExits(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Office:
-    """`documents` and `receive_export` are there for the desk only: the console has no way to content.
+    """`documents`, `records` and `receive_export` are there for the desk only: the console has no way to content.
 
     work: `await office.work(title, work, then=fragment)` shows what takes long; see `apps.host.progress`.
     """
@@ -89,6 +90,7 @@ class Office:
     work: Callable[..., Awaitable[Response]]
     exits: TownExits
     documents: AppDocuments | None = None
+    records: Records | None = None
     receive_export: Callable[[], Awaitable[Path]] | None = None
 
     @property
@@ -128,6 +130,32 @@ def back(href: str, words: str) -> RedirectResponse:
     response = RedirectResponse(href, status_code=303)
     response.set_cookie("kumiai_toast", quote(words), max_age=20, httponly=True, samesite="lax")
     return response
+
+
+async def ask(
+    office: Office,
+    *,
+    title: str,
+    lines: Sequence[str],
+    action: str,
+    button: str,
+    refuse: str,
+    back_to: str,
+    fields: Sequence[tuple[str, str]] = (),
+    danger: bool = False,
+) -> Response:
+    """A page that names in full what will happen, before it does. The same form comes back with `confirmed`."""
+    return await office.page(
+        "ui/ask.html",
+        ask_title=title,
+        lines=lines,
+        action=action,
+        fields=[*fields, ("confirmed", "1")],
+        button=button,
+        refuse=refuse,
+        back_to=back_to,
+        danger=danger,
+    )
 
 
 def place(path: str, titles: Mapping[str, str]) -> str:

@@ -18,13 +18,13 @@ REFERENCES: Final[Mapping[str, str]] = {
     "message_id": "message", "question": "message", "answer": "message", "after": "message", "edit": "message",
     "file_id": "file", "file_ids": "file", "ids": "file",
     "prompt_id": "prompt", "prompt": "prompt",
-    "report_id": "report", "notice_id": "notice", "glass_id": "glass", "sha256": "export",
+    "report_id": "report", "notice_id": "notice", "glass_id": "glass", "sha256": "export", "hold_id": "hold",
     "person_id": "person", "person": "person", "section_id": "section", "section": "section", "key_id": "key",
     "town_id": "town", "from": "town", "to": "town",
 }  # fmt: skip
 # Words, choices and numbers: they lead to nobody's things. What is written there when a value is wanted.
 PLAIN: Final[Mapping[str, str]] = {
-    "act": "check", "admin_login": "", "admin_name": "", "alias": "standard", "allow": "", "app_on": "chat",
+    "act": "check", "admin_login": "", "admin_name": "", "alias": "standard", "allow": "", "app": "chat", "app_on": "chat",
     "by": "", "card_id": "", "checked": "", "code": "000000", "confirmed": "1", "contract": "", "content": "中身",
     "data_class": "1", "days": "30", "default_class": "1", "display_name": "職員", "error": "", "folder": "束",
     "granted": "1", "handed_over": "", "iss": "", "kc_action_status": "", "kind": "docx", "label": "鍵",
@@ -128,7 +128,9 @@ def find_addresses(folder: Path) -> list[Address]:
     return sorted(found, key=lambda a: (_ends(a), a.server, a.path, a.method))
 
 
-_ENDING: Final = re.compile(r"/(delete|close|end|revoke|rotate|suspend|erase|reset|role|policy|import|choose|move)$")
+_ENDING: Final = re.compile(
+    r"/(delete|close|end|revoke|rotate|suspend|erase|reset|role|policy|import|choose|move|release)$"
+)
 
 
 def _ends(address: Address) -> bool:

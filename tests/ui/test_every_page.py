@@ -22,7 +22,7 @@ PAGES: Mapping[str, tuple[str, ...]] = {
         "/console/town", "/console/town/people", "/console/town/people?q=無い人", "/console/town/people/new",
         "/console/town/people/import", "/console/town/sections", "/console/town/policy", "/console/town/usage",
         "/console/town/keys", "/desk/reports", "/desk/reports?state=closed", "/desk/export",
-        "/desk/break-glass",
+        "/desk/break-glass", "/desk/retention",
     ),
     "operator": (
         "/console/operator", "/console/operator/towns", "/console/operator/towns?q=無い町",

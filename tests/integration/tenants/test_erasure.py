@@ -22,7 +22,7 @@ from observability.problems import Conflict, InvalidInput, NotFound, Problem, Un
 from tenants.audit import By
 from tenants.audit.verification import verify_chain
 from tenants.blobs import Blobs, FolderStore
-from tenants.context import PersonId, TenantContext, TenantId, new_id
+from tenants.context import Actor, PersonId, TenantContext, TenantId, new_id
 from tenants.db import Database, DatabaseUrls
 from tenants.documents import Documents, Viewer
 from tenants.erasure import (
@@ -36,6 +36,7 @@ from tenants.erasure import (
     safe_file_name,
     verify_export,
 )
+from tenants.holds import Held, Holds
 from tenants.identity.dev_issuer.directory import DevDirectory
 from tenants.identity.dev_issuer.store import Store
 from tenants.keyfiles import KeyFile
@@ -230,7 +231,7 @@ async def test_the_export_holds_all_and_only_this_town(region: Region) -> None:
     for name in ("people.csv", "sections.csv", "policy.json", "calls.csv", "audit.jsonl", "budgets.csv", "reports.csv"):
         assert name in names
     assert dict(report.counts) == {
-        "職員": 2, "課": 2, "困ったときの報告": 1, "利用の記録": 3, "監査の記録": 5, "文書": 1, "ファイル": 2
+        "職員": 2, "課": 2, "困ったときの報告": 1, "利用の記録": 3, "監査の記録": 5, "文書": 1, "ファイル": 2, "消去の停止": 0
     }  # fmt: skip
     assert str(region.town.id) in text
     assert str(region.neighbour.id) not in text
@@ -378,6 +379,23 @@ async def test_without_an_export_nothing_is_erased(region: Region) -> None:
     with pytest.raises(ExportNotValid, match="ありません"):
         await region.erase(region.folder / "missing.zip")
     assert await region.is_whole(region.town)
+
+
+async def test_a_town_under_a_hold_is_not_erased_and_its_reason_is_in_the_export(region: Region) -> None:
+    holds = Holds(region.db, region.content.vault)
+    actor = Actor(region.town.id, region.town.person_id, None)
+    hold_id = await holds.place(actor, app="", person_id=None, reason="住民監査請求", now=NOW)
+    report = await region.export()
+    with pytest.raises(Held, match="1件"):
+        await region.erase(report.path)
+    assert await region.status() == "active"
+    assert await region.content.documents.count(TenantContext(region.town.id)) > 0
+    with zipfile.ZipFile(report.path) as archive:
+        assert "住民監査請求" in archive.read("holds.csv").decode("utf-8-sig")
+    await holds.release(actor, hold_id, NOW)
+    await region.erase((await region.export("after.zip")).path)
+    assert await region.status() == "erased"
+    assert await holds.all_of(TenantContext(region.neighbour.id)) == []
 
 
 async def test_another_towns_export_does_not_count(region: Region) -> None:
