@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, cast
@@ -29,6 +30,7 @@ def register(app: typer.Typer) -> None:
     app.command("portal")(portal)
     app.command("worker")(worker)
     app.command("doctor")(doctor)
+    app.command("isolation-report")(isolation_report)
     group = typer.Typer(no_args_is_help=True, help="Towns' own keys for model providers.")
     for command, function in provider_keys.COMMANDS.items():
         group.command(command)(cast(Callable[..., None], function))
@@ -120,3 +122,29 @@ def doctor(home: Annotated[Path | None, typer.Option(help="Another home folder."
 
     settings = load_settings() if home is None else Settings(home=home)
     raise typer.Exit(examine(settings))
+
+
+def isolation_report(
+    to: Annotated[Path, typer.Option(help="Folder for the report: HTML, PDF and JSON.")] = Path(),
+    mutations: Annotated[int, typer.Option(min=1000, help="How many forged credentials are tried at least.")] = 100_000,
+) -> None:
+    """Start an installation of its own, try to get across between its towns, and write what became of it."""
+    from apps.sdk.testing import DemoDidNotStart
+    from kumiai.isolation.rows import NoSample
+    from kumiai.isolation.run import say, try_isolation
+    from kumiai.isolation.stage import StageFailed
+    from kumiai.isolation.tokens import ControlRefused
+
+    try:
+        report = try_isolation(mutations=mutations)
+    except (DemoDidNotStart, StageFailed, ControlRefused, NoSample) as error:
+        print(f"kumiai isolation-report: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+    for file in report.write(to):
+        say(f"書きました　{file}")
+    say(
+        "1度もほかの町に届きませんでした。"
+        if report.is_good
+        else "ほかの町に届いたもの、または試せなかったものがあります。報告を見てください。"
+    )
+    raise typer.Exit(0 if report.is_good else 1)

@@ -66,7 +66,7 @@ def changes(before: Footprint, after: Footprint) -> list[str]:
     for key in before.keys() | after.keys():
         old, new = before.get(key), after.get(key)
         if old is None or new is None or old.hash != new.hash:
-            found.append(f"{key[0]}: {'added' if old is None else 'removed' if new is None else 'changed'}")
+            found.append(f"{key[0]}: {'増えた' if old is None else '消えた' if new is None else '変わった'}")
     return sorted(found)
 
 

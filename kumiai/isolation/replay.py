@@ -77,7 +77,9 @@ def replay(
             if address.method in UNSAFE:
                 after = stage.observer.footprint(stage.victim)
                 if what := _damage(persona, address, before, after):
-                    trials.append(Trial(persona.name, str(address), "footprint", 0, f"changed {', '.join(what)}"))
+                    trials.append(
+                        Trial(persona.name, str(address), "footprint", 0, f"町のデータが変わった: {'、'.join(what)}")
+                    )
                 before = after
             done, held = done + len(trials), held + sum(t.held for t in trials)
             yield from trials
@@ -92,11 +94,11 @@ def _afterwards(stage: Stage, persona: Persona, before: Footprint) -> Trial:
     after = stage.observer.footprint(stage.victim)
     why = ""
     if persona.role is not Role.OPERATOR and (what := _damage(persona, None, before, after)):
-        why = f"changed {', '.join(what)}"
+        why = f"町のデータが変わった: {'、'.join(what)}"
     things = {UUID(v) for k, v in stage.objects.items() if k not in ("key", "export")}
     theirs = stage.observer.footprint(stage.other)
     if hanging := sorted({row.table for row in theirs.values() if row.ids & things}):
-        why = f"hangs on the victim's things: {', '.join(hanging)}"
+        why = f"別の町のものに結び付いた行がある: {'、'.join(hanging)}"
     return Trial(persona.name, "", "afterwards", 0, why)
 
 
@@ -205,7 +207,7 @@ def _misplaced(persona: Persona, address: Address, asked: _Asked, answer: httpx.
     """Why this status is not what it must be; empty when it is."""
     status = answer.status_code
     if status >= 500:
-        return f"answered {status}"
+        return f"{status}が返った"
     if address.is_public:
         return ""
     if persona.is_refused or (address.method, address.path) in BY_TOKEN:
@@ -216,7 +218,7 @@ def _misplaced(persona: Persona, address: Address, asked: _Asked, answer: httpx.
         return ""
     office = address.office
     if asked.how == "path" or (office and OFFICES[office] is not persona.role):
-        return "" if status == 404 else f"answered {status} instead of 404"
+        return "" if status == 404 else f"{status}が返った（404のはず）"
     return ""
 
 
@@ -224,9 +226,9 @@ def _let_in(address: Address, answer: httpx.Response) -> str:
     """Whoever is not, or not any more, known is sent to the way in, or told to sign in."""
     if address.server == "portal" and address.method not in UNSAFE:
         is_entry = answer.status_code == 303 and "why=" in answer.headers.get("location", "")
-        return "" if is_entry else f"answered {answer.status_code} instead of leading to the way in"
+        return "" if is_entry else f"{answer.status_code}が返った（入口へ戻るはず）"
     wanted = (400, 401) if (address.method, address.path) in BY_TOKEN else (401,)
-    return "" if answer.status_code in wanted else f"answered {answer.status_code} instead of 401"
+    return "" if answer.status_code in wanted else f"{answer.status_code}が返った（401のはず）"
 
 
 def _is_duty(persona: Persona, address: Address | None) -> bool:
@@ -248,7 +250,7 @@ def _leaked(stage: Stage, persona: Persona, answer: httpx.Response) -> str:
     text = _read(answer)
     told = "".join(f"{k}: {v}\n" for k, v in answer.headers.items()).encode()
     found = [place for place, word in marks.items() if word.encode() in text or word.encode() in told]
-    return f"leaked {', '.join(found)}" if found else ""
+    return f"町の文字が答えに出た: {'、'.join(found)}" if found else ""
 
 
 def _read(answer: httpx.Response) -> bytes:

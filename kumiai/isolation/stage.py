@@ -86,7 +86,6 @@ class Stage:
     personal: dict[str, str]
     of_town: dict[str, str]
     idempotency_key: str
-    controls: list[tuple[str, int]] = field(default_factory=list)
 
     @property
     def marks(self) -> dict[str, str]:
@@ -170,7 +169,7 @@ def arrange(demo: DemoProcess, settings: Settings, observer: Observer) -> Stage:
         stage.objects["glass"] = first(rf"/desk/break-glass/({_ID})/approve", admin.get("/desk/break-glass"))
         stage.objects["notice"] = str(uuid5(UUID(stage.objects["glass"]), "request"))
         _ask_api(stage)
-        stage.controls = _controls(stage, clerk, admin)
+        _check_controls(stage, clerk, admin)
     return stage
 
 
@@ -244,7 +243,7 @@ def _ask_api(stage: Stage) -> None:
         _must(client.post("/v1/chat/completions", json=body, headers=headers), 200)
 
 
-def _controls(stage: Stage, clerk: Browser, admin: Browser) -> list[tuple[str, int]]:
+def _check_controls(stage: Stage, clerk: Browser, admin: Browser) -> None:
     """The victim's own people open their things, so that not finding them elsewhere means something."""
     own = stage.objects
     asked = (
@@ -259,13 +258,10 @@ def _controls(stage: Stage, clerk: Browser, admin: Browser) -> list[tuple[str, i
         (admin, "/desk/retention", "hold"),
         (admin, f"/desk/export/{own['export']}", ""),
     )  # fmt: skip
-    done = []
     for browser, path, place in asked:
         answer = _must(browser.get(path), 200)
         if place and stage.marks[place] not in answer.text:
             raise StageFailed(f"{path} does not show what its own town wrote there ({place})")
-        done.append((path.split("/")[-2], answer.status_code))
-    return done
 
 
 # ── who reaches ──────────────────────────────────────────────────────────────────────────────────────────────────

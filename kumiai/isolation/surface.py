@@ -1,7 +1,7 @@
 """Every address of the product, as portal and gateway describe themselves, and what each of its parameters stands for."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -159,7 +159,7 @@ def _described(
     return Address(server, method.upper(), path, tuple(parameters), multipart)
 
 
-def uncovered(addresses: list[Address]) -> list[str]:
+def uncovered(addresses: Sequence[Address]) -> list[str]:
     """What nobody has said how to try, as sentences that say what to add where. Empty: all is covered."""
     here = "kumiai/isolation/surface.py"
     found = [

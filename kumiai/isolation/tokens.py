@@ -333,11 +333,14 @@ def forged(material: Material, count: int, seed: int) -> Iterator[tuple[str, str
 
 @dataclass(slots=True)
 class Tokens:
-    """What became of them. `by_wire`: how many of them also went to the running gateway, by kind."""
+    """What became of them. `by_wire`: how many of them also went to the running gateway, by kind.
+
+    `accepted`: (kind, credential); none is right.
+    """
 
     tried: Counter[str] = field(default_factory=Counter)
     by_wire: Counter[str] = field(default_factory=Counter)
-    accepted: list[str] = field(default_factory=list)
+    accepted: list[tuple[str, str]] = field(default_factory=list)
 
 
 async def material_of(stage: Stage, db: Database) -> Material:
@@ -411,13 +414,13 @@ async def try_tokens(stage: Stage, count: int, *, seed: int, tell: Callable[[int
         for number, (kind, token) in enumerate(forged(material, count, seed)):
             result.tried[kind] += 1
             if await _passes(gate, token, number):
-                result.accepted.append(f"{kind}: {token}")
+                result.accepted.append((kind, token))
             if result.by_wire[kind] < _BY_WIRE and token.isascii() and token.isprintable() and sample.random() < 0.2:
                 result.by_wire[kind] += 1
                 answer = await wire.get("/v1/models", headers={"authorization": f"Bearer {token}"}, timeout=30)
                 # Many wrong keys from one address have to wait.
                 if answer.status_code not in (401, 429):
-                    result.accepted.append(f"{kind}, over the wire, {answer.status_code}: {token}")
+                    result.accepted.append((kind, token))
             if number % 500 == 0:
                 tell(number)
         await _controls(gate, material)

@@ -1,5 +1,6 @@
 """What the tests of this folder share: every address of the product, as it describes itself."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -8,11 +9,15 @@ from pathlib import Path
 import pytest
 
 from kumiai.isolation.installation import started, unbound
+from kumiai.isolation.run import Tried, try_on
 from kumiai.isolation.stage import Stage
 from kumiai.isolation.surface import Address, find_addresses
 from kumiai.local.postgres import Postgres
 from tenants.db import DatabaseUrls
 from tests.servers import cloned
+
+# The full run (`make evidence-isolation`) tries a hundred thousand and more.
+MUTATIONS = int(os.environ.get("KUMIAI_TOKEN_MUTATIONS", "3000"))  # noqa: TID251 - a switch of the test run itself
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +42,9 @@ def stage(postgres_server: Postgres, postgres_template: DatabaseUrls) -> Iterato
     ):
         yield made
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def tried(stage: Stage, all_addresses: list[Address]) -> Tried:
+    """What `kumiai isolation-report` does, made short: every address, and some thousand forged credentials."""
+    return try_on(stage, all_addresses, mutations=MUTATIONS, tell=lambda _: None, is_short=True)

@@ -1,30 +1,17 @@
 """Everybody who should not get there asks every address for another town's things; see `kumiai.isolation`."""
 
 from collections import Counter
-from dataclasses import dataclass
 
 import pytest
 
 from kumiai.isolation import surface
-from kumiai.isolation.replay import Trial, replay
-from kumiai.isolation.stage import Persona, Stage, personas
+from kumiai.isolation.replay import replay
+from kumiai.isolation.run import Tried
+from kumiai.isolation.stage import Persona, Stage
 from kumiai.isolation.surface import Address, Parameter, uncovered
 from tenants.context import Role
 
 pytestmark = pytest.mark.real
-
-
-@dataclass(frozen=True)
-class Played:
-    people: list[str]
-    trials: list[Trial]
-
-
-@pytest.fixture(scope="module")
-def played(stage: Stage, all_addresses: list[Address]) -> Played:
-    with personas(stage) as people:
-        trials = list(replay(stage, all_addresses, people, lambda *_: None, is_short=True))
-        return Played([p.name for p in people], trials)
 
 
 def test_every_address_and_parameter_is_covered(all_addresses: list[Address]) -> None:
@@ -47,19 +34,19 @@ def test_the_addresses_were_found(all_addresses: list[Address]) -> None:
     assert {("POST", "/v1/chat/completions"), ("GET", "/v1/models/{alias}"), ("POST", "/apps/chat/send")} <= told
 
 
-def test_every_role_of_the_product_tries(stage: Stage, played: Played) -> None:
-    assert {role.value for role in Role} <= set(played.people)
-    assert {"anonymous", "revoked", "colleague", "no_key", "revoked_key", "system", "portal"} <= set(played.people)
+def test_every_role_of_the_product_tries(tried: Tried) -> None:
+    assert {role.value for role in Role} <= set(tried.people)
+    assert {"anonymous", "revoked", "colleague", "no_key", "revoked_key", "system", "portal"} <= set(tried.people)
 
 
-def test_nobody_reaches_what_is_another_towns(played: Played) -> None:
-    failed = [f"{t.persona}: {t.address} ({t.how}) {t.why}" for t in played.trials if not t.held]
+def test_nobody_reaches_what_is_another_towns(tried: Tried) -> None:
+    failed = [f"{t.persona}: {t.address} ({t.how}) {t.why}" for t in tried.trials if not t.held]
     assert failed == []
 
 
-def test_each_of_them_asked_every_address(all_addresses: list[Address], played: Played) -> None:
+def test_each_of_them_asked_every_address(all_addresses: list[Address], tried: Tried) -> None:
     asked: dict[str, set[str]] = {}
-    for trial in played.trials:
+    for trial in tried.trials:
         asked.setdefault(trial.persona, set()).add(trial.address)
     pages = {str(a) for a in all_addresses if a.server == "portal"} - {"POST /auth/signout"}
     calls = {str(a) for a in all_addresses if a.server == "gateway"}
@@ -68,7 +55,7 @@ def test_each_of_them_asked_every_address(all_addresses: list[Address], played: 
         if name not in ("anonymous", "section_head", "auditor", "adviser", "section_admin"):
             assert told - {""} in (pages, calls), name
         assert len(told) > 30 or told <= calls | {""}, name
-    ways = Counter(t.how for t in played.trials)
+    ways = Counter(t.how for t in tried.trials)
     assert ways["path"] > 200
     assert min(ways[how] for how in ("conversation", "file_ids", "section", "person", "body", "idempotency-key")) >= 2
 
@@ -87,6 +74,6 @@ def test_the_owner_is_taken_for_a_thief(stage: Stage, all_addresses: list[Addres
     assert len(some) == len(wanted)
     found = [t.why for t in replay(stage, some, [thief], lambda *_: None) if not t.held]
     browser.close()
-    assert any("instead of 404" in why for why in found)
-    assert any("changed content.document" in why for why in found)
-    assert any("leaked" in why for why in found)
+    assert any("404のはず" in why for why in found)
+    assert any("content.document: 変わった" in why for why in found)
+    assert any("町の文字が答えに出た" in why for why in found)

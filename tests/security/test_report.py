@@ -1,0 +1,76 @@
+"""The page that a town hands to its auditor: from what was really tried, in words, and honest when something got through."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pypdfium2
+import pytest
+from playwright.sync_api import Browser
+
+from kumiai.isolation.report import FORGED, Finding, Report
+from kumiai.isolation.rows import Reach, Wall
+from kumiai.isolation.run import Tried, report_of
+from kumiai.isolation.surface import Address
+from tests.browsers import DESKTOP, PHONE, assert_accessible, assert_fits
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture
+def report(tried: Tried, all_addresses: list[Address]) -> Report:
+    walls: tuple[Wall, ...] = ("row-level security", "filters")
+    reaches = [Reach(wall, "call", "読む", held=True, told="0行") for wall in walls]
+    return report_of(
+        all_addresses, tried, reaches, began=datetime(2031, 4, 1, 0, 30, tzinfo=UTC), database="PostgreSQL 18.4"
+    )
+
+
+def _texts(report: Report, folder: Path) -> list[str]:
+    html, pdf, _ = report.write(folder)
+    pages = pypdfium2.PdfDocument(pdf.read_bytes())
+    return [html.read_text(), "".join(p.get_textpage().get_text_range() for p in pages)]
+
+
+def test_it_says_what_was_tried_and_what_was_not(report: Report, tried: Tried, tmp_path: Path) -> None:
+    assert report.is_good
+    total = f"{len(tried.trials) + tried.tokens.tried.total() + 2:,}回試して、1度もほかの町に届きませんでした"
+    for text in _texts(report, tmp_path / "there"):
+        assert total in text
+        for words in ("令和13年4月1日", "PostgreSQL 18.4", "別の町の監査担当", "試していないこと", "alg none"):
+            assert words in text
+        assert "見つかったこと" not in text
+    facts = json.loads((tmp_path / "there" / "isolation-report.json").read_text())
+    assert sum(n for _, n in facts["people"]) == len(tried.trials)
+    assert sum(n for _, n in facts["ways"]) == len(tried.trials)
+
+
+def test_what_got_through_or_was_not_tried_is_told_first(report: Report, tmp_path: Path) -> None:
+    finding = Finding("別の町の職員", "GET /apps/chat/c/{conversation_id}", "path", "200が返った（404のはず）")
+    bad = replace(
+        report, findings=(finding, Finding(FORGED, "<script>", "", "受け入れられた")), uncovered=("GET /apps/x",)
+    )
+    assert not bad.is_good
+    for text in _texts(bad, tmp_path):
+        for words in ("見つかったこと", "200が返った（404のはず）", "GET /apps/x", "受け入れられたものは1です"):
+            assert words in text
+        assert "届きませんでした" not in text
+    assert "<script>" not in (tmp_path / "isolation-report.html").read_text()
+
+
+def test_without_row_level_security_it_says_so(report: Report, tmp_path: Path) -> None:
+    only = replace(report, reaches=Counter(filters=1))
+    for text in _texts(only, tmp_path):
+        assert "行レベルセキュリティは試していません" in text
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_the_page_is_accessible(report: Report, chromium: Browser, tmp_path: Path, size: dict[str, int]) -> None:
+    page = chromium.new_page(viewport=size)  # type: ignore[arg-type]  # Playwright's own typed dictionary
+    page.goto(report.write(tmp_path)[0].as_uri())
+    assert_accessible(page)
+    assert_fits(page)
+    page.close()
