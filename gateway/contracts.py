@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Literal, NoReturn
 
+from gateway.guard.answers import AnswerRules
 from gateway.guard.masking import Restorer
 from observability.problems import Problem
 
@@ -49,7 +50,7 @@ class ModelRequest:
     """A checked request. `body` holds only allow-listed fields; `images` counts what no text detector can read.
 
     `ignored` names what was left out, in characters that a header may carry. `restorer` puts back into the answer what was
-    masked in the body.
+    masked in the body. `answer_rules`: what is looked for in the answer.
     """
 
     operation: type_of_operation
@@ -64,6 +65,7 @@ class ModelRequest:
     input_items: int
     images: int
     restorer: Restorer | None = None
+    answer_rules: AnswerRules | None = None
 
 
 def parse_json(raw: bytes) -> dict[str, object]:

@@ -76,6 +76,7 @@ class GuardPolicy(BaseModel):
 
     actions: dict[str, GuardAction] = Field(default_factory=dict)
     ng_words: tuple[str, ...] = ()
+    wordings: tuple[str, ...] = ()
     public: frozenset[str] = frozenset()
     reroute_to: str = "onprem"
     masking: bool = True

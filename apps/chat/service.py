@@ -95,7 +95,10 @@ class Computed:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """`earlier` are the answers that were made anew, newest first; `checked` what was confirmed before an export."""
+    """`earlier` are the answers that were made anew, newest first; `checked` what was confirmed before an export.
+
+    `noted` is what the guard found in an answer, with how many of each; `advice` what it says about wording.
+    """
 
     id: UUID
     role: Literal["user", "assistant"]
@@ -112,6 +115,8 @@ class Message:
     problem_title: str = ""
     problem_detail: str = ""
     masked: bool = False
+    noted: tuple[tuple[str, int], ...] = ()
+    advice: tuple[str, ...] = ()
     files: tuple[AttachedFile, ...] = ()
     computed: tuple[Computed, ...] = ()
     not_computed: tuple[str, ...] = ()
@@ -442,6 +447,8 @@ class Chat:
                         yield Piece(delta.text)
                     if delta.finish_reason:
                         body["finish_reason"] = delta.finish_reason
+                    if delta.note:
+                        body |= {"noted": [list(n) for n in delta.note.found], "advice": list(delta.note.reasons)}
             body["state"] = "done"
         except Problem as problem:
             body |= {
@@ -931,6 +938,8 @@ def _message(document: Any) -> Message:
         country=body.get("country", ""),
         call_id=body.get("call_id", ""),
         masked=body.get("masked", False),
+        noted=tuple((str(label), int(count)) for label, count in body.get("noted", ())),
+        advice=tuple(body.get("advice", ())),
         finish_reason=body.get("finish_reason", ""),
         problem_type=body.get("problem_type", ""),
         problem_title=body.get("problem_title", ""),

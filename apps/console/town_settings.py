@@ -40,7 +40,7 @@ POLICY: Final = "/console/town/policy"
 MODELS: Final[Mapping[str, str]] = {"fast": "速い", "standard": "標準", "onprem": "庁内専用"}
 CLASSES: Final = (DataClass.C1, DataClass.C2, DataClass.C3C)
 # What the one choice on the page stands for. Names have a choice of their own; the rest is not up to a town.
-PERSONAL: Final = tuple(k for k in Kind if k not in (Kind.MY_NUMBER, Kind.NAME, Kind.NG_WORD, Kind.MARK))
+PERSONAL: Final = tuple(k for k in Kind if k not in (Kind.MY_NUMBER, Kind.NAME, Kind.NG_WORD, Kind.MARK, Kind.WORDING))
 FOUND_WORDS: Final[Mapping[str, str]] = {
     "block": "送らずに止める",
     "mask": "伏せて送る",
@@ -246,6 +246,7 @@ async def save(
     names_too: Annotated[str, Form()] = "",
     masking: Annotated[str, Form()] = "",
     ng_words: Annotated[str, Form(max_length=200_000)] = "",
+    wordings: Annotated[str, Form(max_length=200_000)] = "",
     public: Annotated[str, Form(max_length=200_000)] = "",
     confirmed: Annotated[str, Form()] = "",
 ) -> Response:
@@ -258,7 +259,9 @@ async def save(
                 "default_class": DataClass(default_class),
                 "zones": _zones(policy, preset, allow or (), contract),
                 "personal_data_contract": " ".join(contract.split()),
-                "guard": _guard(policy.guard, when_found, ng_words, public, names=bool(names_too), mask=bool(masking)),
+                "guard": _guard(
+                    policy.guard, when_found, ng_words, wordings, public, names=bool(names_too), mask=bool(masking)
+                ),
                 "models": _models(model or ()),
                 "apps_off": frozenset(a.id for a in office.apps) - frozenset(app_on or ()),
             }
@@ -277,8 +280,8 @@ async def save(
         fields = [("version", str(version)), ("preset", preset), ("default_class", default_class)]
         fields += [("app_on", a) for a in app_on or ()] + [("model", m) for m in model or ()]
         fields += [("allow", a) for a in allow or ()]
-        fields += [("contract", contract), ("when_found", when_found), ("ng_words", ng_words), ("public", public)]
-        fields += [("names_too", names_too), ("masking", masking)]
+        fields += [("contract", contract), ("when_found", when_found), ("ng_words", ng_words)]
+        fields += [("wordings", wordings), ("public", public), ("names_too", names_too), ("masking", masking)]
         return await ask(
             office,
             title="次のように変えますか",
@@ -314,7 +317,9 @@ def _zones(policy: Policy, preset: str, allow: Sequence[str], contract: str) -> 
     return {**policy.zones, **{c: frozenset(z) for c, z in zones.items()}}
 
 
-def _guard(old: GuardPolicy, when_found: str, ng_words: str, public: str, *, names: bool, mask: bool) -> GuardPolicy:
+def _guard(
+    old: GuardPolicy, when_found: str, ng_words: str, wordings: str, public: str, *, names: bool, mask: bool
+) -> GuardPolicy:
     """The page's answers as rules. `own` keeps what was set kind by kind. Raises `ValueError`."""
     if when_found == "own":
         actions = dict(old.actions)
@@ -328,6 +333,7 @@ def _guard(old: GuardPolicy, when_found: str, ng_words: str, public: str, *, nam
         update={
             "actions": actions,
             "ng_words": clean_words(ng_words.splitlines()),
+            "wordings": clean_words(wordings.splitlines()),
             "public": frozenset(line for line in shown if line),
             "masking": mask,
         }
@@ -369,6 +375,7 @@ def _differences(office: Office, old: Policy, new: Policy) -> list[str]:
         lines.append(f"伏せて送ること：{'できるようにする' if new.guard.masking else 'できないようにする'}")
     for name, had, has in (
         ("AIに送らない言葉", set(old.guard.ng_words), set(new.guard.ng_words)),
+        ("回答で言い換える言葉", set(old.guard.wordings), set(new.guard.wordings)),
         ("町が公開している電話番号・住所", set(old.guard.public), set(new.guard.public)),
     ):
         if had != has:

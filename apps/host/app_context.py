@@ -118,6 +118,7 @@ def create_context(request: Request, own: Services, who: Signed, app: App) -> Ap
         app=app.manifest.id,
         class_floor=app.manifest.data_class,
         sid=who.session.sid,
+        faces_residents=app.manifest.audience == "residents",
     )
     gateway = GatewayClient(own.gateway, lambda: mint(own.delegation_key.newest[1], delegation))
 

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Literal
 
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
@@ -29,6 +30,7 @@ class Manifest(BaseModel):
 
     retention_days: how long its documents are kept after their last change unless a town decides otherwise; without it
     they are kept until somebody deletes them.
+    audience: who reads the answers. For `residents` the gateway withholds a sentence in which it finds something.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,6 +46,7 @@ class Manifest(BaseModel):
     retention_days: int | None = Field(default=None, gt=0)
     roles: list[Role]
     actions: list[str]
+    audience: Literal["staff", "residents"] = "staff"
     risk: RiskSheet
 
 

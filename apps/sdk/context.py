@@ -63,11 +63,20 @@ class Outlook:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerNote:
+    """What the guard found in an answer: kinds in a clerk's words with how many of each, and advice on wording."""
+
+    found: tuple[tuple[str, int], ...] = ()
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of a streamed answer."""
+    """A piece of a streamed answer; `note` comes with the last one, if there is one."""
 
     text: str
     finish_reason: str = ""
+    note: AnswerNote | None = None
 
 
 class ChatStream:
@@ -88,10 +97,19 @@ class ChatStream:
             if isinstance(event, Queued):
                 yield event
                 continue
+            note = _note(event.get("kumiai"))
             for choice in event.get("choices", ()):
                 text = (choice.get("delta") or {}).get("content") or ""
                 if text or choice.get("finish_reason"):
-                    yield Delta(text, choice.get("finish_reason") or "")
+                    yield Delta(text, choice.get("finish_reason") or "", note)
+
+
+def _note(told: dict[str, Any] | None) -> AnswerNote | None:
+    """Of the one choice that these streams have."""
+    if not told:
+        return None
+    [note] = told["answer_guard"]
+    return AnswerNote(tuple((f["label"], f["count"]) for f in note["findings"]), tuple(note["reasons"]))
 
 
 class GatewayClient:

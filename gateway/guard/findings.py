@@ -27,6 +27,8 @@ class Kind(StrEnum):
     NAME = "name"
     NG_WORD = "ng_word"
     MARK = "class_mark"
+    # In answers only.
+    WORDING = "wording"
 
     @property
     def words(self) -> str:
@@ -51,6 +53,7 @@ _WORDS: Final = {
     Kind.NAME: "氏名",
     Kind.NG_WORD: "町が止めている言葉",
     Kind.MARK: "取扱いの表示",
+    Kind.WORDING: "言い換えが要る言葉",
 }
 
 # Which of two overlapping findings stays: the one that weighs more, then the one that is harder to be by chance.
@@ -74,12 +77,12 @@ class Finding:
 def without_overlaps(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """In the order of the text; where two meet, the heavier kind stays and the other goes.
 
-    NG words stand apart: they mark a word, not a person, and may lie inside anything.
+    NG words and wordings stand apart: they mark a word, not a person, and may lie inside anything.
     """
     kept: list[Finding] = []
     words: list[Finding] = []
     for finding in sorted(findings, key=lambda f: (f.start, _RANK[f.kind], -f.end)):
-        if finding.kind is Kind.NG_WORD:
+        if finding.kind in (Kind.NG_WORD, Kind.WORDING):
             words.append(finding)
         elif kept and finding.start < kept[-1].end:
             if _RANK[finding.kind] < _RANK[kept[-1].kind]:

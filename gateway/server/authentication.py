@@ -54,7 +54,10 @@ class BadKey(NotSignedIn):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A verified caller. `models` empty: all that the policy allows; `scopes` empty: every operation."""
+    """A verified caller. `models` empty: all that the policy allows; `scopes` empty: every operation.
+
+    `faces_residents`: an app whose answers residents read.
+    """
 
     tenant_id: TenantId
     person_id: PersonId | None
@@ -64,6 +67,7 @@ class Caller:
     models: frozenset[str]
     scopes: frozenset[str]
     class_floor: DataClass
+    faces_residents: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +231,7 @@ class Authenticator:
             models=frozenset(),
             scopes=frozenset(),
             class_floor=given.class_floor,
+            faces_residents=given.faces_residents,
         )
         return _Cached(caller, expires, datetime.fromtimestamp(issued, UTC), sid=given.sid)
 

@@ -8,11 +8,14 @@ from typing import Final
 import anyio.to_thread
 
 from gateway.contracts import BadRequest, ModelRequest
+from gateway.guard.answers import AnswerRules, AnswerWatch
 from gateway.guard.decision import Verdict, decide, wants_names
 from gateway.guard.findings import Finding, Kind
 from gateway.guard.inspection import inspect, inspect_long
 from gateway.guard.masking import Restorer, mask, slipped
 from gateway.guard.texts import BETWEEN, texts_of
+from gateway.server import metering
+from gateway.server.authentication import Caller
 from gateway.server.http import AsgiScope
 from gateway.server.providers.base import Deployment
 from observability import metrics
@@ -86,6 +89,48 @@ def is_mask_asked(scope: AsgiScope) -> bool:
     if not given <= {b"0", b"1"} or len(given) > 1:
         raise BadRequest("Kumiai-Mask は 0 か 1 にしてください。", param="Kumiai-Mask")
     return b"1" in given
+
+
+def listening(request: ModelRequest, caller: Caller, policy: Policy, scope: AsgiScope) -> ModelRequest:
+    """The request with what is looked for in its answer; vectors have nothing to read.
+
+    `Kumiai-Answer-Guard: withhold` asks for the strict way; an app that residents use always gets it.
+    """
+    given = {value for name, value in scope["headers"] if name == b"kumiai-answer-guard"}
+    if not given <= {b"warn", b"withhold"} or len(given) > 1:
+        raise BadRequest("Kumiai-Answer-Guard は warn か withhold にしてください。", param="Kumiai-Answer-Guard")
+    if request.operation == "embeddings":
+        return request
+    guard = policy.guard
+    rules = AnswerRules(
+        "withhold" if caller.faces_residents or b"withhold" in given else "warn",
+        ng_words=guard.ng_words,
+        wordings=guard.wordings,
+        public=guard.public,
+    )
+    return replace(request, answer_rules=rules)
+
+
+def watch(request: ModelRequest) -> AnswerWatch | None:
+    """Reads the answer to a request while it passes."""
+    rules = request.answer_rules
+    return None if rules is None else AnswerWatch(rules, choices=metering.choices(request))
+
+
+async def read_event(watch: AnswerWatch, event: bytes) -> bytes:
+    """A piece of an answer as it may go on; one of an unusual size is read aside."""
+    return watch.event(event) if len(event) <= _AT_ONCE else await anyio.to_thread.run_sync(watch.event, event)
+
+
+async def read_answer(watch: AnswerWatch, body: bytes) -> bytes:
+    """A whole answer as it may go on."""
+    return watch.body(body) if len(body) <= _AT_ONCE else await anyio.to_thread.run_sync(watch.body, body)
+
+
+def told(watch: AnswerWatch) -> None:
+    """Counts what was found in an answer."""
+    for kind, number in watch.counts.items():
+        metrics.GUARD_FINDINGS.labels(kind.value, "answer-withheld" if watch.has_withheld else "answer").inc(number)
 
 
 async def look(

@@ -127,6 +127,7 @@ class Pipeline:
             declared = effective_class(caller, policy, request.images, scope)
             known = self.configuration.current.deployments(caller.tenant_id)
             record.request(request, declared, is_known=request.model in known)
+            request = guarding.listening(request, caller, policy, scope)
             verdict, request = await guarding.look(policy, request, declared, mask_first=guarding.is_mask_asked(scope))
             client = Client(receive, server_send, may_leave=claim is not None)
             tell = self._teller(scope, request, record, send)
@@ -388,6 +389,11 @@ class Pipeline:
     ) -> None:
         async with client:
             body = b"".join([chunk async for chunk in response.chunks()])
+        if (watch := guarding.watch(ticket.request)) is not None:
+            body = await guarding.read_answer(watch, body)
+            if watch.header:
+                headers.append((b"kumiai-answer-guard", watch.header.encode("ascii")))
+            guarding.told(watch)
         if ticket.request.restorer is not None:
             body = ticket.request.restorer.body(body)
         await send_start(send, 200, b"application/json", [*headers, (b"content-length", b"%d" % len(body))])
@@ -413,6 +419,7 @@ class Pipeline:
             await send_start(send, 200, EVENT_STREAM, [*headers, *_STREAM_HEADERS[1:]])
             record.headers_sent = True
         restorer = StreamRestorer(ticket.request.restorer) if ticket.request.restorer is not None else None
+        watch = guarding.watch(ticket.request)
         client.keep_pace(self.deadlines.between_chunks_s)
         try:
             async with client:
@@ -423,11 +430,16 @@ class Pipeline:
                         and b'"usage"' in event
                     ):
                         continue
-                    said = event if restorer is None else restorer.event(event)
+                    said = event if watch is None else await guarding.read_event(watch, event)
+                    if restorer is not None:
+                        said = restorer.event(said)
                     client.is_taking = True
                     await send({"type": "http.response.body", "body": said, "more_body": True})
                     client.is_taking = False
                     client.taken += 1
+                    if watch is not None and watch.is_over:
+                        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": True})
+                        break
         except (UpstreamProblem, Restarting) as problem:
             # The client has 200 already: the failure becomes a typed event, never a silent end.
             try:
@@ -436,12 +448,17 @@ class Pipeline:
             except TimeoutError:
                 client.hang_up()
             raise problem from None
+        finally:
+            if watch is not None:
+                guarding.told(watch)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _identity_of(operation: Operation, scope: AsgiScope, body: bytes) -> bytes:
     """What tells a request from another: what is asked, and how it is to be treated."""
-    asked = sorted(v for n, v in scope["headers"] if n in (b"kumiai-data-class", b"kumiai-mask"))
+    asked = sorted(
+        v for n, v in scope["headers"] if n in (b"kumiai-data-class", b"kumiai-mask", b"kumiai-answer-guard")
+    )
     return b"\n".join((operation.value.encode(), *asked, body))
 
 

@@ -21,7 +21,10 @@ _TYPE: Final = "kumiai-delegation+jwt"
 
 @dataclass(frozen=True, slots=True)
 class Delegation:
-    """For whom a call is made, by which app, and the least weight of its data."""
+    """For whom a call is made, by which app, and the least weight of its data.
+
+    faces_residents: the answer goes to residents, not to staff.
+    """
 
     tenant_id: TenantId
     person_id: PersonId | None
@@ -30,6 +33,7 @@ class Delegation:
     class_floor: DataClass = DataClass.C1
     sid: str = ""
     job_id: UUID | None = None
+    faces_residents: bool = False
 
 
 def mint(key: bytes, delegation: Delegation, *, now: float | None = None) -> str:
@@ -47,6 +51,7 @@ def mint(key: bytes, delegation: Delegation, *, now: float | None = None) -> str
         "floor": delegation.class_floor.value,
         "sid": delegation.sid,
         "job": str(delegation.job_id) if delegation.job_id else None,
+        "residents": delegation.faces_residents,
     }
     return jwt.encode({"alg": "HS256", "typ": _TYPE}, claims, OctKey.import_key(key), algorithms=["HS256"])
 
@@ -77,6 +82,8 @@ def verify(keys: Sequence[bytes], token: str, *, now: float | None = None) -> tu
             class_floor=DataClass(claims["floor"]),
             sid=claims["sid"],
             job_id=UUID(claims["job"]) if claims["job"] else None,
+            # A portal of the version before, during an upgrade, has no app for residents.
+            faces_residents=bool(claims.get("residents", False)),
         )
         return delegation, float(claims["iat"]), float(claims["exp"])
     except (KeyError, ValueError, TypeError, AttributeError) as error:

@@ -1,6 +1,7 @@
 """まだ送っていません: what a clerk is shown before personal data would leave, with scripts, without, and by keyboard."""
 
 import json
+from functools import partial
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -9,6 +10,7 @@ from tests.browsers import DESKTOP, PHONE
 from tests.e2e.chat_page import ChatPage
 from tests.e2e.conftest import Abroad
 from tests.e2e.test_states import SIZES, by_size, look
+from tests.gateways import eventually
 
 pytestmark = pytest.mark.browser
 
@@ -125,3 +127,31 @@ def test_without_scripts_the_same_ways_are_there(abroad: Abroad, size: dict[str,
     expect(chat.answers.last).to_contain_text("個人の情報を記号に替えて送り")
     assert "⟦電話1⟧" in sent(abroad)
     assert "1234-5678" not in sent(abroad)
+
+
+def test_what_an_answer_says_is_noted_below_it(abroad: Abroad) -> None:
+    """The town's administrator lists a wording; the model server says it, over the border of two of its pieces."""
+    admin = abroad.visitor.open(abroad.visitor.demo.person("town_admin", 1))
+    admin.goto("/console/town/policy")
+    admin.get_by_label("回答で言い換える言葉").fill("見本の答え→例")
+    admin.get_by_role("button", name="変わることを確かめる").click()
+    admin.get_by_role("button", name="このとおり変える").click()
+    expect(admin.get_by_role("status")).to_contain_text("保存しました")
+    clerk = abroad.visitor.demo.person("staff", 1)
+
+    def noted(size: str) -> str:
+        chat = ChatPage(abroad.visitor.open(clerk, viewport=SIZES[size])).open()
+        answer = chat.ask("防災訓練のお知らせを書いてください")
+        if "言い換えが要る言葉" in answer.inner_text():
+            look(chat.page, size)
+            # It is kept with the answer.
+            chat.page.reload()
+            return chat.answers.last.inner_text()
+        return ""
+
+    for size in SIZES:
+        text = eventually(partial(noted, size), within_s=60)
+        assert "使う前に、この回答の言い換えが要る言葉（" in text
+        assert "「見本の答え」は「例」と書きます（町が決めた言い換え）。" in text
+    plain = ChatPage(abroad.visitor.open(abroad.visitor.demo.person("staff", 0))).open()
+    expect(plain.ask("防災訓練のお知らせを書いてください")).not_to_contain_text("言い換えが要る言葉")

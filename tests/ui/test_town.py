@@ -290,12 +290,14 @@ def test_what_the_guard_does_is_the_town_s_choice(office: Office) -> None:
     page.goto("/console/town/policy")
     page.get_by_label("伏せて送る", exact=True).check()
     page.get_by_label("AIに送らない言葉").fill("アサガオ計画\n\nｱｻｶﾞｵ計画\n合併協議")
+    page.get_by_label("回答で言い換える言葉").fill("父兄→保護者\n")
     page.get_by_label("町が公開している電話番号・住所").fill("046-822-4000")
     assert_accessible(page)
     page.get_by_role("button", name="変わることを確かめる").click()
     for line in (
         "個人の情報を見つけたとき：送らずに止める → 伏せて送る",
         "AIに送らない言葉：2件を足す、0件を外す（全部で2件）",
+        "回答で言い換える言葉：1件を足す、0件を外す（全部で1件）",
         "町が公開している電話番号・住所：1件を足す、0件を外す（全部で1件）",
     ):
         expect(page.get_by_role("listitem").filter(has_text=line)).to_be_visible()
@@ -303,6 +305,7 @@ def test_what_the_guard_does_is_the_town_s_choice(office: Office) -> None:
     expect(page.get_by_text("設定を保存しました")).to_be_visible()
     expect(page.get_by_label("伏せて送る", exact=True)).to_be_checked()
     expect(page.get_by_label("AIに送らない言葉")).to_have_value("アサガオ計画\n合併協議")
+    expect(page.get_by_label("回答で言い換える言葉")).to_have_value("父兄→保護者")
     page.goto("/apps/chat")
     page.get_by_label("質問を書く").last.fill("合併協議の進め方を考えてください")
     page.get_by_role("button", name="送る", exact=True).click()
