@@ -122,7 +122,7 @@ class EventStream:
         """Ends at `[DONE]`. Raises `AnswerCutOff` without one, `GatewayProblem` for an error event."""
         try:
             async with aclosing(server_sent_events(self._response.aiter_bytes())) as events:
-                async for name, data in events:
+                async for name, data, _number in events:
                     if data == "[DONE]":
                         return
                     payload = _object(data)
@@ -225,15 +225,15 @@ class Gateway:
         return Answer(CallFacts.of(response.headers), _object(response.text))
 
 
-async def server_sent_events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[tuple[str, str], None]:
-    """Name (mostly empty) and `data` of each event of a stream, by the rules of the HTML standard.
+async def server_sent_events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[tuple[str, str, str], None]:
+    """Name (mostly empty), `data` and `id` (likewise) of each event of a stream, by the rules of the HTML standard.
 
-    Bytes may be cut anywhere; lines end in LF, CR or CRLF; comments, `id`, `retry` and events without data are
-    skipped; an event that the stream's end cuts off is dropped. Raises `AnswerUnreadable` for bad UTF-8 or an event
+    Bytes may be cut anywhere; lines end in LF, CR or CRLF; comments, `retry` and events without data are skipped; an
+    `id` is told with its own event only; an event that the stream's end cuts off is dropped. Raises `AnswerUnreadable` for bad UTF-8 or an event
     beyond `MAX_EVENT_BYTES`.
     """
     decoder = codecs.getincrementaldecoder("utf-8")()
-    text, event = "", ""
+    text, event, number = "", "", ""
     data: list[str] = []
     size = 0
     first = True
@@ -259,13 +259,15 @@ async def server_sent_events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[tup
                     size += len(value)
                 elif name == "event":
                     event = value.removeprefix(" ")
+                elif name == "id":
+                    number = value.removeprefix(" ")
             else:
                 if data:
-                    yield event, "\n".join(data)
+                    yield event, "\n".join(data), number
                 data.clear()
-                event, size = "", 0
+                event, number, size = "", "", 0
     if text == "\r" and data:
-        yield event, "\n".join(data)
+        yield event, "\n".join(data), number
 
 
 async def _read(response: httpx.Response) -> None:

@@ -194,6 +194,7 @@ def _start(
                 # Nobody takes over here, so nobody has to be told first.
                 "KUMIAI_GATEWAY_UNREADY_S": "0",
                 "KUMIAI_GATEWAY_DRAIN_S": "5",
+                "KUMIAI_GATEWAY_LINGER_S": "0",
                 "KUMIAI_PRODUCT_NAME": seeded.product_name,
             }
         )

@@ -156,7 +156,7 @@ def run_gateway(settings: Settings, sock: socket.socket) -> None:
     except CatalogueError as error:
         raise SystemExit(f"kumiai gateway: {error}") from error
     gateway = app.gateway
-    drain = Drain(gateway.begin_drain, gateway.unready_s, gateway.drain_s + LAST_WORDS_S)
+    drain = Drain(gateway.begin_drain, gateway.unready_s, gateway.drain_s + gateway.linger_s + LAST_WORDS_S)
     serve(app, sock=sock, process="gateway", settings=settings, drain=drain)
 
 

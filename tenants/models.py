@@ -817,6 +817,33 @@ class LegalHold(TenantOwned, table=True):
     __table_args__: ClassVar[dict[str, str]] = {"schema": "content"}
 
 
+class StreamRow(TenantOwned, table=True):
+    """A streamed answer that its caller may take up again, for some minutes; what was said lies in its parts.
+
+    `owner_id`: the person or the API key it is for. `heard_at`: the last sign of life of the gateway that makes it.
+    """
+
+    __tablename__: ClassVar[str] = "stream"
+    call_id: UUID = Field(primary_key=True)
+    owner_id: UUID
+    is_stopped: bool = False
+    heard_at: datetime = _time(index=True)
+
+    __table_args__: ClassVar[dict[str, str]] = {"schema": "content"}
+
+
+class StreamPartRow(TenantOwned, table=True):
+    """Some events of a streamed answer, sealed; part 0 is the answer's headers."""
+
+    __tablename__: ClassVar[str] = "stream_part"
+    call_id: UUID = Field(primary_key=True)
+    number: int = Field(primary_key=True)
+    is_last: bool = False
+    cipher: bytes = Field(sa_type=LargeBinary)
+
+    __table_args__: ClassVar[dict[str, str]] = {"schema": "content"}
+
+
 def _tenant_owned() -> tuple[type[TenantOwned], ...]:
     return tuple(c for c in TenantOwned.__subclasses__() if hasattr(c, "__table__"))
 

@@ -116,6 +116,7 @@ class Region:
             "KUMIAI_GATEWAY_DEMO_DELAY_S": "0.001",
             "KUMIAI_GATEWAY_UNREADY_S": "0",
             "KUMIAI_GATEWAY_DRAIN_S": "3",
+            "KUMIAI_GATEWAY_LINGER_S": "0",
             # Tests make servers fail on purpose; whoever tries the breakers sets them.
             "KUMIAI_GATEWAY_BREAKER_FAILURES": "1000",
             "KUMIAI_GATEWAY_RETRY_SHARE": "1",

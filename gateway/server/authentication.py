@@ -132,7 +132,7 @@ class Authenticator:
             if cached.key_id:
                 raise BadKey(_ASK_FOR_A_KEY) from None
             raise
-        if caller.scopes and _scope_of(scope["path"]) not in caller.scopes:
+        if caller.scopes and caller.scopes.isdisjoint(_scopes_of(scope["path"])):
             raise NotAllowed("このAPIキーでは、この処理を使えません。鍵の範囲を確かめてください。")
         return caller
 
@@ -285,9 +285,12 @@ class Authenticator:
             session.add(row)
 
 
-def _scope_of(path: str) -> str:
-    """The scope a key needs for a path; an unknown path needs one that nobody has."""
-    return "models" if path.startswith("/v1/models") else _SCOPE_OF_PATH.get(path, "")
+def _scopes_of(path: str) -> tuple[str, ...]:
+    """The scopes of which a key needs one for a path; an unknown path needs one that nobody has."""
+    if path.startswith("/v1/streams/"):
+        # Whoever may make a streamed answer; it is its own caller's alone anyway.
+        return ("chat", "completions")
+    return ("models",) if path.startswith("/v1/models") else (_SCOPE_OF_PATH.get(path, ""),)
 
 
 def _bearer(scope: AsgiScope) -> str:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from http import HTTPStatus
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 import orjson
@@ -54,14 +54,18 @@ class Client:
     """Whoever waits for an answer. `async with client:` ends with `Disconnected` as soon as they leave.
 
     One task watches for a whole call; a timeout without a time cuts the work off, which costs no task of its own.
-    may_leave: a call whose answer is kept for its caller goes on without them.
+    may_leave: a call whose answer is kept for its caller goes on without them, from the beginning or from `let_go` on.
     """
 
-    def __init__(self, receive: AsgiReceive, send: AsgiSend, *, may_leave: bool = False) -> None:
+    def __init__(
+        self, receive: AsgiReceive, send: AsgiSend, *, may_leave: bool = False, is_resumable: bool = False
+    ) -> None:
         """send: the server's own, by which the connection can be found."""
         self._receive = receive
         self._send = send
         self._may_leave = may_leave
+        # Whether another gateway can pass its answer on.
+        self.is_resumable = is_resumable
         self._gone: asyncio.Task[None] | None = None
         self._work = asyncio.timeout(None)
         self._is_working = False
@@ -70,6 +74,12 @@ class Client:
         # Pieces that were handed over, and whether one is being handed over now.
         self.taken = 0
         self.is_taking = False
+
+    def let_go(self) -> None:
+        """From now on the call goes on without them."""
+        self._may_leave = True
+        if self._gone is not None:
+            self._gone.cancel()
 
     async def __aenter__(self) -> None:
         if self._why is not None:
@@ -162,6 +172,10 @@ async def read_body(scope: AsgiScope, receive: AsgiReceive) -> bytes:
             return b"".join(parts)
 
 
+# How long the last event of a broken stream waits for somebody to take it.
+LAST_WORD_S: Final = 1.0
+EVENT_STREAM: Final = b"text/event-stream; charset=utf-8"
+
 # What OpenAI's clients switch on, by status; anything else is an API error to them.
 _ERROR_TYPES = {
     HTTPStatus.BAD_REQUEST: "invalid_request_error",
@@ -189,6 +203,11 @@ def problem_body(problem: Problem) -> bytes:
             }
         }
     )
+
+
+def error_event(problem: Problem) -> bytes:
+    """An SSE event in the shape OpenAI's clients raise as an error in the middle of a stream."""
+    return b"data: " + problem_body(problem) + b"\n\n"
 
 
 def status_of(problem: Problem) -> int:

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final
 from uuid import uuid4
 
@@ -19,6 +20,7 @@ from gateway.server.configuration import ConfigurationSource
 from gateway.server.failover import FailoverTerms, Fleet
 from gateway.server.http import AsgiReceive, AsgiScope, AsgiSend, MethodNotAllowed
 from gateway.server.idempotency import IdempotencyKeys
+from gateway.server.journal import Journal
 from gateway.server.pipeline import Deadlines, Pipeline
 from gateway.server.providers.base import Deployment, Operation
 from gateway.server.providers.factory import compile_all, create_providers
@@ -28,6 +30,8 @@ from gateway.server.rates import Rates
 from gateway.server.record import Recorder
 from gateway.server.routes import guard, health, models
 from gateway.server.settings import GatewaySettings, ProviderSettings
+from gateway.server.streams import PATH as STREAMS_PATH
+from gateway.server.streams import Streams
 from observability.problems import NotFound, Problem
 from observability.tracing import configure_tracing
 from tenants.db import Database
@@ -83,6 +87,14 @@ class Gateway:
             ),
             demo_delay_s=gateway_settings.demo_delay_s,
         )
+        vault = Vault(self.db, FileRootKeys(settings.key_file("root")))
+        self.journal = Journal(self.db, vault, lost_after_s=gateway_settings.stream_lost_s)
+        self.streams = Streams(
+            self.journal,
+            self.authenticator,
+            heartbeat_s=gateway_settings.heartbeat_s,
+            pace_s=gateway_settings.between_chunks_timeout_s,
+        )
         self.keys = IdempotencyKeys(
             self.db,
             vault,
@@ -93,6 +105,7 @@ class Gateway:
             authenticator=self.authenticator,
             configuration=self.configuration,
             keys=self.keys,
+            streams=self.streams,
             rates=self.rates,
             queue=FairQueue(
                 Capacity(
@@ -126,6 +139,7 @@ class Gateway:
         self.calls_in_flight = 0
         self.is_draining = False
         self.drain_s = gateway_settings.drain_s
+        self.linger_s = gateway_settings.linger_s
         self.unready_s = gateway_settings.unready_s
         self._deployments = deployments
         self._polls: list[asyncio.Task[None]] = []
@@ -139,14 +153,20 @@ class Gateway:
         await self.configuration.load()
         await self.access.load()
         self.ledger.start()
-        self._polls = [asyncio.create_task(self.configuration.poll()), asyncio.create_task(self.access.poll())]
+        polls = (self.configuration.poll(), self.access.poll(), self.journal.write(), self.journal.read())
+        self._polls = [asyncio.create_task(poll) for poll in polls]
         log.info("gateway_started", deployments=[d.id for d in self._deployments])
 
     def begin_drain(self) -> None:
-        """No new traffic from now on; whatever still runs after `drain_s` is cut off, with a word on how to go on."""
+        """No new traffic from now on; whatever still runs after `drain_s` is cut off, with a word on how to go on.
+
+        Answers that another gateway can pass on are made for `linger_s` more.
+        """
         self.is_draining = True
-        log.info("gateway_draining", calls=self.calls_in_flight, seconds=self.drain_s)
-        asyncio.get_running_loop().call_later(self.drain_s, self.pipeline.cut_all)
+        log.info("gateway_draining", calls=self.calls_in_flight, seconds=self.drain_s, linger=self.linger_s)
+        loop = asyncio.get_running_loop()
+        loop.call_later(self.drain_s, partial(self.pipeline.cut_all, also_resumable=False))
+        loop.call_later(self.drain_s + self.linger_s, partial(self.pipeline.cut_all, also_resumable=True))
 
     async def stop(self) -> None:
         """Waits for the calls that are being cut off, so that their settlements still reach the ledger."""
@@ -161,6 +181,7 @@ class Gateway:
         for provider in self.providers.values():
             await provider.aclose()
         await self.keys.aclose()
+        await self.journal.aclose()
         await self.rates.aclose()
         await self.ledger.close()
         await self.issuer.aclose()
@@ -182,7 +203,8 @@ def _price_row(deployment: Deployment) -> Price:
 
 
 class GatewayApp:
-    """ASGI: POST on a hot route goes straight to the pipeline, the rest to FastAPI."""
+    """ASGI: POST on a hot route goes straight to the pipeline, streams to be taken up again to theirs, the rest to
+    FastAPI."""
 
     def __init__(self, gateway: Gateway, rest: FastAPI) -> None:
         self.gateway = gateway
@@ -191,15 +213,19 @@ class GatewayApp:
     def description(self) -> dict[str, Any]:
         """Every path that is served → its methods, as OpenAPI writes them; hot ones by their names only."""
         paths: dict[str, Any] = get_openapi(title="Kumiai", version="1", routes=self._rest.routes)["paths"]
-        return paths | {path: {"post": {}} for path in _HOT}
+        streams: dict[str, Any] = {f"{STREAMS_PATH}{{call_id}}": {"get": {}, "delete": {}}}
+        return paths | streams | {path: {"post": {}} for path in _HOT}
 
     async def __call__(self, scope: AsgiScope, receive: AsgiReceive, send: AsgiSend) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST":
-            operation = _HOT.get(scope["path"])
-            if operation is not None:
+        if scope["type"] == "http":
+            operation = _HOT.get(scope["path"]) if scope["method"] == "POST" else None
+            if operation is not None or scope["path"].startswith(STREAMS_PATH):
                 self.gateway.calls_in_flight += 1
                 try:
-                    await self.gateway.pipeline.handle(operation, scope, receive, send)
+                    if operation is not None:
+                        await self.gateway.pipeline.handle(operation, scope, receive, send)
+                    else:
+                        await self.gateway.streams.serve(scope, receive, send)
                 finally:
                     self.gateway.calls_in_flight -= 1
                 return

@@ -20,6 +20,8 @@ from gateway.server.authentication import Authenticator, Caller
 from gateway.server.configuration import ConfigurationSource
 from gateway.server.failover import Fleet, Standing
 from gateway.server.http import (
+    EVENT_STREAM,
+    LAST_WORD_S,
     AsgiReceive,
     AsgiScope,
     AsgiSend,
@@ -27,12 +29,13 @@ from gateway.server.http import (
     CutOff,
     Disconnected,
     Restarting,
-    problem_body,
+    error_event,
     read_body,
     send_problem,
     send_start,
 )
 from gateway.server.idempotency import Answer, Claim, IdempotencyKeys, Tape, idempotency_key
+from gateway.server.journal import Stopped
 from gateway.server.providers.base import (
     Deployment,
     Operation,
@@ -50,6 +53,7 @@ from gateway.server.queueing import FairQueue, Teller, Turn
 from gateway.server.rates import RateExceeded, Rates, Taken
 from gateway.server.record import CallRecord, Recorder, parent_of
 from gateway.server.routing import ZoneRefused, route, zone_guard
+from gateway.server.streams import Outlet, Streams, is_resumable
 from observability.problems import InvalidInput, NotAllowed, Problem
 from tenants.context import DataClass, new_id
 from tenants.policy import Policy
@@ -63,11 +67,7 @@ CLASS_OF_UNREADABLE: Final = DataClass.C3C
 # Beyond this, parsing takes milliseconds that every other stream would wait.
 PARSED_ASIDE_BYTES: Final = 256 * 1024
 
-# How long the last event of a broken stream waits for somebody to take it.
-LAST_WORD_S: Final = 1.0
-
 _LATER: Final = "このモデルはいま応答していません。少し待つか、別のモデルを選んでください。"
-EVENT_STREAM: Final = b"text/event-stream; charset=utf-8"
 _STREAM_HEADERS: Final = [(b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
 _USAGE_MARKS: Final = (b'"choices":[]', b'"choices": []')
 
@@ -94,6 +94,7 @@ class Pipeline:
     providers: Mapping[str, Provider]
     recorder: Recorder
     keys: IdempotencyKeys
+    streams: Streams
     deadlines: Deadlines
     fleet: Fleet
     clients: set[Client] = field(default_factory=set)
@@ -103,6 +104,7 @@ class Pipeline:
         record = CallRecord.begin(operation, call_id=new_id(), started=time.monotonic())
         claim: Claim | None = None
         tape: Tape | None = None
+        outlet: Outlet | None = None
         server_send = send
         if self.recorder.traces:
             record.parent = parent_of(scope)
@@ -114,6 +116,8 @@ class Pipeline:
                 request = await anyio.to_thread.run_sync(parse_request, operation.value, body)
             else:
                 request = parse_request(operation.value, body)
+            if request.stream and is_resumable(scope):
+                send = outlet = self.streams.outlet(caller, record.call_id, receive, send)
             if (key := idempotency_key(scope)) is not None:
                 claimed = await self.keys.claim(caller, key, _identity_of(operation, scope, body), record.call_id)
                 if isinstance(claimed, Answer):
@@ -129,9 +133,9 @@ class Pipeline:
             record.request(request, declared, is_known=request.model in known)
             request = guarding.listening(request, caller, policy, scope)
             verdict, request = await guarding.look(policy, request, declared, mask_first=guarding.is_mask_asked(scope))
-            client = Client(receive, server_send, may_leave=claim is not None)
+            client = Client(receive, server_send, may_leave=claim is not None, is_resumable=outlet is not None)
             tell = self._teller(scope, request, record, send)
-            await self._serve(caller, policy, request, verdict, record, client, tell, send)
+            await self._serve(caller, policy, request, verdict, record, client, tell, send, outlet)
         except Disconnected:
             record.problem = "client-disconnected"
         except Problem as problem:
@@ -155,6 +159,8 @@ class Pipeline:
                 self.keys.end(claim, tape.answer(), is_spent=record.first_byte_ms is not None or record.cost_uyen > 0)
             self.rates.give_back(record.rates, record.prompt_tokens + record.completion_tokens)
             self.recorder.finish(record)
+            if outlet is not None:
+                await outlet.end()
 
     async def _serve(
         self,
@@ -166,6 +172,7 @@ class Pipeline:
         client: Client,
         tell: Teller | None,
         send: AsgiSend,
+        outlet: Outlet | None,
     ) -> None:
         verdict, candidates, request = await self._candidates(caller, policy, request, verdict, record)
         tokens = metering.tokens_bound(request, candidates[0])
@@ -225,7 +232,7 @@ class Pipeline:
                     if not may_try_next(problem):
                         break
                 else:
-                    await self._relay(ticket, standing, response, record, client, send)
+                    await self._relay(ticket, standing, response, record, client, send, outlet)
                     return
         finally:
             self.clients.discard(client)
@@ -237,12 +244,17 @@ class Pipeline:
         assert failure is not None
         raise failure
 
-    def cut_all(self) -> None:
-        """Ends every call that is still under way, each with a word on how to go on."""
+    def cut_all(self, *, also_resumable: bool) -> None:
+        """Ends every call that is still under way, each with a word on how to go on.
+
+        also_resumable: those too whose callers were sent to another gateway, which passes on what is still made here.
+        """
+        self.streams.leave()
         for client in tuple(self.clients):
-            client.cut(
-                Restarting("同じ内容をもう一度送ると、新しい受付が答えます。届いたところまでは、そのまま使えます。")
-            )
+            if also_resumable or not client.is_resumable:
+                client.cut(
+                    Restarting("同じ内容をもう一度送ると、新しい受付が答えます。届いたところまでは、そのまま使えます。")
+                )
 
     def _teller(self, scope: AsgiScope, request: ModelRequest, record: CallRecord, send: AsgiSend) -> Teller | None:
         """Tells a caller that asked for it (`Kumiai-Queue-Events: 1`, streams only) how many are ahead."""
@@ -354,10 +366,13 @@ class Pipeline:
         record: CallRecord,
         client: Client,
         send: AsgiSend,
+        outlet: Outlet | None,
     ) -> None:
         """Passes the answer on as bytes and settles whatever happens; the last byte does not wait for the ledger."""
         record.first_byte()
         headers = answer_headers(ticket, record)
+        if outlet is not None:
+            outlet.begin(headers, client)
         problem = ""
         try:
             if ticket.request.stream:
@@ -440,7 +455,7 @@ class Pipeline:
                     if watch is not None and watch.is_over:
                         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": True})
                         break
-        except (UpstreamProblem, Restarting) as problem:
+        except (UpstreamProblem, Restarting, Stopped) as problem:
             # The client has 200 already: the failure becomes a typed event, never a silent end.
             try:
                 async with asyncio.timeout(LAST_WORD_S):
@@ -563,8 +578,3 @@ def answer_headers(ticket: Ticket, record: CallRecord) -> list[tuple[bytes, byte
     if ticket.capped_output_tokens is not None:
         headers.append((b"kumiai-output-capped", b"%d" % ticket.capped_output_tokens))
     return headers
-
-
-def error_event(problem: Problem) -> bytes:
-    """An SSE event in the shape OpenAI's clients raise as an error in the middle of a stream."""
-    return b"data: " + problem_body(problem) + b"\n\n"

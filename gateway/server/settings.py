@@ -67,6 +67,10 @@ class GatewaySettings(BaseSettings):
     # After SIGTERM: not ready, but still open for those who have not heard of it; then calls under way have the rest.
     unready_s: float = Field(default=2.0, ge=0)
     drain_s: float = Field(default=25.0, ge=0)
+    # Then callers are cut off; answers that they can take up again at another gateway are made for so long yet.
+    linger_s: float = Field(default=30.0, ge=0)
+    # An answer of another gateway that shows no sign of life for so long is lost.
+    stream_lost_s: float = Field(default=10.0, gt=0)
     # What this process carries at once, of one town at most, how many may wait beyond it and for how long.
     max_calls: int = Field(default=1_000, ge=1)
     max_calls_per_town: int = Field(default=500, ge=1)

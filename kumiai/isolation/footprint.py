@@ -18,7 +18,8 @@ _BY_ITSELF: Final = frozenset({"audit_checkpoint"})
 BOOKS: Final = frozenset(
     {
         "portal_session", "call", "attempt", "account", "budget", "grant", "idempotency", "audit", "audit_head",
-        "seal_queue", "outbox", "job", "content.answer", "content.tenant_key",
+        "seal_queue", "outbox", "job", "content.answer", "content.stream",
+        "content.stream_part", "content.tenant_key",
     }
 )  # fmt: skip
 

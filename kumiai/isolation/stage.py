@@ -235,12 +235,16 @@ def _eventually(fact: Callable[[], T | None]) -> T:
 
 
 def _ask_api(stage: Stage) -> None:
-    """A call of the victim's system whose answer is kept for whoever has its key."""
+    """Calls of the victim's system whose answers are kept for whoever has its key: one whole, one a stream."""
     stage.personal["api"] = mark()
     body = {"model": "standard", "messages": [{"role": "user", "content": stage.personal["api"]}]}
     headers = {"authorization": f"Bearer {stage.demo.api_key()}", "idempotency-key": stage.idempotency_key}
     with httpx.Client(base_url=stage.demo.base_url, timeout=60, trust_env=False) as client:
         _must(client.post("/v1/chat/completions", json=body, headers=headers), 200)
+        headers = {"authorization": headers["authorization"], "kumiai-resumable": "1"}
+        told = _must(client.post("/v1/chat/completions", json=body | {"stream": True}, headers=headers), 200)
+        stage.objects["stream"] = told.headers["kumiai-call-id"]
+        _must(client.get(f"/v1/streams/{stage.objects['stream']}", headers=headers), 200)
 
 
 def _check_controls(stage: Stage, clerk: Browser, admin: Browser) -> None:

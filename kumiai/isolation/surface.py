@@ -20,7 +20,7 @@ REFERENCES: Final[Mapping[str, str]] = {
     "prompt_id": "prompt", "prompt": "prompt",
     "report_id": "report", "notice_id": "notice", "glass_id": "glass", "sha256": "export", "hold_id": "hold",
     "person_id": "person", "person": "person", "section_id": "section", "section": "section", "key_id": "key",
-    "town_id": "town", "from": "town", "to": "town",
+    "call_id": "stream", "town_id": "town", "from": "town", "to": "town",
 }  # fmt: skip
 # Words, choices and numbers: they lead to nobody's things. What is written there when a value is wanted.
 PLAIN: Final[Mapping[str, str]] = {
@@ -44,6 +44,7 @@ BODIES: Final[Mapping[str, Mapping[str, Any]]] = {
     "/v1/completions": {"model": "standard", "prompt": "水", "max_tokens": 16},
     "/v1/embeddings": {"model": "embedding", "input": "水"},
     "/v1/guard/inspect": {"text": "水"},
+    "/v1/streams/{call_id}": {},
 }  # fmt: skip
 
 # Readable by everybody, and nothing else is: the way in, what the law wants shown, and what machines ask.

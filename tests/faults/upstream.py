@@ -461,6 +461,12 @@ async def slow(x: Exchange) -> None:
 
 
 @fault
+async def unhurried(x: Exchange) -> None:
+    """The same, slow enough for a gateway to be stopped in the middle."""
+    await x.answer_well(pause_s=0.4)
+
+
+@fault
 async def flood(x: Exchange) -> None:
     """More words than anybody reads, as fast as they are taken."""
     piece = sse(chunk({"content": "あ" * 20_000}))
