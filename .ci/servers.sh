@@ -11,6 +11,7 @@ needed=(
   "unzip unzip"
   "gcc gcc"
   "pdftoppm poppler-utils"
+  "clamd clamav-daemon"
 )
 packages=()
 for pair in "${needed[@]}"; do

@@ -1,11 +1,13 @@
 """`kumiai doctor`: is this installation ready, and if not, what is to be done."""
 
+import asyncio
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from gateway.reading.scanning import scanner_of
 from tenants.keyfiles import KeyFile, KeyFileError
 from tenants.schema import pending_migrations
 from tenants.settings import Settings
@@ -18,6 +20,7 @@ def examine(settings: Settings) -> int:
         ("keys", _keys),
         ("issuer", _issuer),
         ("gateway", _gateway),
+        ("scanner", _scanner),
     ]
     failed = 0
     for name, check in checks:
@@ -52,6 +55,12 @@ def _issuer(settings: Settings) -> str:
 
 def _gateway(settings: Settings) -> str:
     return _answers(f"{settings.gateway_url}/health/ready", "KUMIAI_GATEWAY_URL")
+
+
+def _scanner(settings: Settings) -> str:
+    if not settings.upload_scanner or asyncio.run(scanner_of(settings.upload_scanner).is_there()):
+        return ""
+    return f"{settings.upload_scanner} does not answer, and no file is taken until it does. Check KUMIAI_UPLOAD_SCANNER and that clamd runs."
 
 
 def _answers(url: str, setting: str) -> str:

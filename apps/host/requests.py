@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 from uuid import UUID, uuid4
 
 from fastapi import Depends, Request
+from starlette.datastructures import UploadFile
 from starlette.responses import HTMLResponse, Response
 
 from apps.host.services import Services
@@ -67,10 +68,14 @@ def services(request: Request) -> Services:
 
 
 async def signed(request: Request) -> Signed:
-    """The signed-in person; what changes something also needs their token. Raises as `identified`, `ForgedRequest`."""
+    """The signed-in person; what changes something also needs their token, and no file passes that the scanner has not.
+
+    Raises as `identified`, `ForgedRequest`, and as `Scanner.check`.
+    """
     found = await identified(request)
     if request.method in UNSAFE:
         await _check_csrf(request, found.session)
+        await _scan_uploads(request)
     return found
 
 
@@ -110,6 +115,18 @@ async def _check_csrf(request: Request, session: SignedIn) -> None:
             given = str((await request.form()).get("csrf", ""))
     if not secrets.compare_digest(given.encode(), session.csrf.encode()):
         raise ForgedRequest("ページを開き直して、もう一度操作してください。")
+
+
+async def _scan_uploads(request: Request) -> None:
+    """Every file of a form, whichever page takes it. They are held in memory: see `MultiPartParser` in `main`."""
+    scanner = services(request).scanner
+    is_form = request.headers.get("content-type", "").startswith("multipart/form-data")
+    if scanner is None or not is_form:
+        return
+    for _, value in (await request.form()).multi_items():
+        if isinstance(value, UploadFile):
+            await scanner.check(await value.read())
+            await value.seek(0)
 
 
 def check_length(request: Request) -> None:

@@ -12,6 +12,7 @@ from apps.host.sessions import Seal, Sessions
 from apps.sdk.app import App
 from apps.sdk.ui.render import create_environment
 from gateway.client import Gateway
+from gateway.reading.scanning import scanner_of
 from tenants.blobs import Blobs, FolderStore
 from tenants.db import Database
 from tenants.documents import Documents
@@ -41,6 +42,7 @@ class Services:
         self.access = AccessList(self.db)
         self.issuer = Issuer(settings.resolved_issuer)
         self.gateway = Gateway(settings.gateway_url)
+        self.scanner = scanner_of(settings.upload_scanner) if settings.upload_scanner else None
         self.delegation_key = settings.key_file("delegation")
         self.peppers = load_peppers(settings)
         self.seal = Seal(settings.key_file("session"))
