@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from kumiai.isolation.rows import NoSample, Reach, fill, name_of, try_rows
+from kumiai.isolation.rows import Reach, fill, name_of, try_rows
 from kumiai.local.postgres import Postgres
 from tenants import db as tenants_db
 from tenants.context import TenantId, new_id
@@ -82,13 +82,3 @@ async def test_without_filters_sqlite_shows_all(migrated_sqlite: DatabaseUrls, m
     assert {reach.table for reach in found if not reach.held and reach.act == "読む"} == {
         name_of(model) for model in TENANT_TABLES
     }
-
-
-async def test_a_table_that_no_row_can_be_made_up_for_is_named(
-    migrated_sqlite: DatabaseUrls, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("kumiai.isolation.rows._VALUES", {})
-    db = Database(migrated_sqlite)
-    with pytest.raises(NoSample, match=r"kumiai/isolation/rows\.py"):
-        await fill(db, (MINE, OTHER))
-    await db.close()
