@@ -6,7 +6,8 @@ export KUMIAI_HOME
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: help demo demo-stop demo-reset demo-cluster demo-cluster-reset check test install install-dev install-models test-models test-vllm evidence-vllm evidence-ledger evidence-faults evidence-isolation locks bench screenshots
+.PHONY: help demo demo-stop demo-reset demo-cluster demo-cluster-reset check test install install-dev install-models test-models test-vllm \
+  evidence-vllm evidence-ledger evidence-budget evidence-region evidence-faults evidence-isolation locks bench screenshots
 
 help:
 	@echo "make demo          start everything on one address and print how to sign in"
@@ -15,7 +16,8 @@ help:
 	@echo "make check         format, types, contracts, unit tests (≤ 4 min)"
 	@echo "make test          all tests a newcomer can run"
 	@echo "make bench         gateway side by side with its peers"
-	@echo "make evidence-faults   every fault of a model server, twenty times; make evidence-isolation   who tries to get across between towns"
+.PHONY: help demo demo-stop demo-reset demo-cluster demo-cluster-reset check test install install-dev install-models test-models test-vllm \
+  evidence-vllm evidence-ledger evidence-budget evidence-region evidence-faults evidence-isolation locks bench screenshots
 	@echo "make evidence-ledger   a million quota operations under a thousand kills; make evidence-vllm   a real vLLM"
 
 install:
@@ -64,8 +66,8 @@ evidence-vllm: install-dev
 evidence-faults: install-dev
 	tests/faults/evidence.sh
 
-evidence-isolation: install-dev
-	tests/security/evidence.sh
+.PHONY: help demo demo-stop demo-reset demo-cluster demo-cluster-reset check test install install-dev install-models test-models test-vllm \
+  evidence-vllm evidence-ledger evidence-budget evidence-region evidence-faults evidence-isolation locks bench screenshots
 
 evidence-ledger: install-dev
 	loadtests/ledger/evidence.sh

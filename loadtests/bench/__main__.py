@@ -225,7 +225,7 @@ def render(results: list[Figures], sync_ms: float, seconds: int) -> str:
 
 
 @contextmanager
-def _process(
+def process(
     words: list[str], folder: Path, name: str, *, core: str = SERVER_CORE, env: dict[str, str] | None = None
 ) -> Iterator[int]:
     with (folder / f"{name}.log").open("wb") as log:
@@ -249,7 +249,7 @@ def _process(
             process.wait()
 
 
-def _wait(url: str, *, seconds: float = 60) -> None:
+def wait_for(url: str, *, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -267,10 +267,8 @@ def _wait(url: str, *, seconds: float = 60) -> None:
 @contextmanager
 def upstream(folder: Path) -> Iterator[str]:
     port = free_port()
-    with _process(
-        [sys.executable, "-m", "loadtests.upstream", "--port", str(port)], folder, "upstream", core=LOAD_CORE
-    ):
-        _wait(f"http://127.0.0.1:{port}/v1/models")
+    with process([sys.executable, "-m", "loadtests.upstream", "--port", str(port)], folder, "upstream", core=LOAD_CORE):
+        wait_for(f"http://127.0.0.1:{port}/v1/models")
         yield f"http://127.0.0.1:{port}"
 
 
@@ -294,8 +292,8 @@ def nginx(upstream_url: str, folder: Path) -> Iterator[Peer | None]:
         f"server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass http://up; proxy_http_version 1.1; "
         'proxy_set_header Connection ""; proxy_buffering off; } } }\n'
     )
-    with _process(["nginx", "-c", str(config), "-p", str(folder)], folder, "nginx") as pid:
-        _wait(f"http://127.0.0.1:{port}/v1/models")
+    with process(["nginx", "-c", str(config), "-p", str(folder)], folder, "nginx") as pid:
+        wait_for(f"http://127.0.0.1:{port}/v1/models")
         yield Peer("nginx", f"http://127.0.0.1:{port}/v1/chat/completions", pids=[pid], note="proxy_pass, keep-alive")
 
 
@@ -318,8 +316,8 @@ def litellm_proxy(upstream_url: str, folder: Path) -> Iterator[Peer | None]:
         "LITELLM_MASTER_KEY": "sk-bench",
     }
     words = [str(program), "--config", str(config), "--port", str(port), "--host", "127.0.0.1", "--num_workers", "1"]
-    with _process(words, folder, "litellm", env=env) as pid:
-        _wait(f"http://127.0.0.1:{port}/health/liveliness", seconds=120)
+    with process(words, folder, "litellm", env=env) as pid:
+        wait_for(f"http://127.0.0.1:{port}/health/liveliness", seconds=120)
         yield Peer(
             "litellm_proxy",
             f"http://127.0.0.1:{port}/v1/chat/completions",
@@ -336,8 +334,8 @@ def portkey(upstream_url: str, folder: Path) -> Iterator[Peer | None]:
         yield None
         return
     port = free_port()
-    with _process(["node", str(server), f"--port={port}", "--headless"], folder, "portkey") as pid:
-        _wait(f"http://127.0.0.1:{port}/")
+    with process(["node", str(server), f"--port={port}", "--headless"], folder, "portkey") as pid:
+        wait_for(f"http://127.0.0.1:{port}/")
         yield Peer(
             "portkey",
             f"http://127.0.0.1:{port}/v1/chat/completions",
@@ -365,7 +363,7 @@ def tensorzero(upstream_url: str, folder: Path) -> Iterator[Peer | None]:
         f'api_base = "{upstream_url}/v1/"\napi_key_location = "none"\n'
     )
     program = Path(__file__).with_name("tensorzero_gateway.py")
-    with _process([str(python), str(program), str(config)], folder, "tensorzero") as pid:
+    with process([str(python), str(program), str(config)], folder, "tensorzero") as pid:
         deadline = time.monotonic() + 60
         address = None
         while address is None:
@@ -425,8 +423,8 @@ def _kumiai(upstream_url: str, home: Path, env: dict[str, str], name: str) -> It
     }
     key, model = asyncio.run(prepare_town(env))
     words = [sys.executable, "-m", "kumiai", "gateway", "--port", str(port)]
-    with _process(words, home, name, env=env) as pid:
-        _wait(f"http://127.0.0.1:{port}/health/ready")
+    with process(words, home, name, env=env) as pid:
+        wait_for(f"http://127.0.0.1:{port}/health/ready")
         yield Peer(
             name,
             f"http://127.0.0.1:{port}/v1/chat/completions",

@@ -26,6 +26,11 @@ PRICE_U_PER_MTOK = 1_000_000
 
 async def prepare_town(env: Mapping[str, str]) -> tuple[str, str]:
     """Migrates the database that `env` names and makes the town. Returns its API key and the model to ask for."""
+    return (await prepare_towns(env, 1))[0], MODEL
+
+
+async def prepare_towns(env: Mapping[str, str], count: int) -> list[str]:
+    """Migrates the database that `env` names and makes as many towns. Returns an API key of each."""
     settings = Settings(
         home=Path(env["KUMIAI_HOME"]),
         public_url=env["KUMIAI_PUBLIC_URL"],
@@ -38,15 +43,23 @@ async def prepare_town(env: Mapping[str, str]) -> tuple[str, str]:
     migrate(settings.urls)
     db = Database(settings.urls)
     try:
-        made = await create_tenant(
-            db,
-            open_directory(settings),
-            NewTenant(
-                "見本町", f"04691{check_digit('04691')}", "1001", "情報担当", ("総務課",), MONTH_YEN, policy=Policy()
-            ),
-            by=By("command", "bench"),
-        )
-        peppers = load_peppers(settings)
+        directory, peppers = open_directory(settings), load_peppers(settings)
+        keys = []
+        for number in range(count):
+            code = f"04{600 + number:03d}"
+            new = NewTenant(
+                f"見本{number}町",
+                f"{code}{check_digit(code)}",
+                "1001",
+                "情報担当",
+                ("総務課",),
+                MONTH_YEN,
+                policy=Policy(),
+            )
+            made = await create_tenant(db, directory, new, by=By("command", "bench"))
+            async with db.platform_session("bench") as session:
+                key = await create_key(session, made.tenant_id, peppers, env=settings.env, label="bench")
+            keys.append(key.text)
         async with db.platform_session("bench") as session:
             await register_price(
                 session,
@@ -60,7 +73,6 @@ async def prepare_town(env: Mapping[str, str]) -> tuple[str, str]:
                     source="bench",
                 ),
             )
-            key = await create_key(session, made.tenant_id, peppers, env=settings.env, label="bench")
     finally:
         await db.close()
-    return key.text, MODEL
+    return keys

@@ -3,8 +3,6 @@
 import asyncio
 import contextlib
 import random
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -16,13 +14,12 @@ import psutil
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from kumiai.local.postgres import Postgres, ServerNotFound
+from kumiai.local.postgres import Postgres
 from loadtests.upstream import PIECES, RunningUpstream
 from tenants.db import DatabaseUrls
 from tenants.schema import LOGINS, bootstrap_postgres, migrate
 from tests.gateways import Region, RunningGateway, Town, eventually, in_thread
 from tests.integration.budget.conftest import ANSWER_TOKENS, MODEL, YEN, priced_region
-from tests.servers import not_available
 
 ASK: Any = [{"role": "user", "content": "町の花は何ですか"}]
 LEASE_S = 2
@@ -114,22 +111,6 @@ def test_what_a_stopping_gateway_cuts_off_is_settled_first(region: Region, upstr
 
 
 # ── The database goes away ───────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture
-def own_postgres() -> Iterator[Postgres]:
-    """A server that this test may stop."""
-    folder = Path(tempfile.mkdtemp(prefix="kumiai-pg-"))
-    server = Postgres(folder, fsync=False)
-    try:
-        server.start()
-    except ServerNotFound as missing:
-        not_available(str(missing))
-    try:
-        yield server
-    finally:
-        server.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_while_the_database_is_away(own_postgres: Postgres, tmp_path: Path, upstream: RunningUpstream) -> None:
