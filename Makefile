@@ -16,8 +16,8 @@ help:
 	@echo "make check         format, types, contracts, unit tests (≤ 4 min)"
 	@echo "make test          all tests a newcomer can run"
 	@echo "make bench         gateway side by side with its peers"
-.PHONY: help demo demo-stop demo-reset demo-cluster demo-cluster-reset check test install install-dev install-models test-models test-vllm \
-  evidence-vllm evidence-ledger evidence-budget evidence-region evidence-faults evidence-isolation locks bench screenshots
+	@echo "make evidence-faults   every fault of a model server, twenty times; make evidence-isolation   who tries to get across between towns"
+	@echo "make evidence-budget   a thousand calls at once on a budget for fifty; make evidence-region   sixty towns, one to four gateways"
 	@echo "make evidence-ledger   a million quota operations under a thousand kills; make evidence-vllm   a real vLLM"
 
 install:
@@ -66,8 +66,14 @@ evidence-vllm: install-dev
 evidence-faults: install-dev
 	tests/faults/evidence.sh
 
-.PHONY: help demo demo-stop demo-reset demo-cluster demo-cluster-reset check test install install-dev install-models test-models test-vllm \
-  evidence-vllm evidence-ledger evidence-budget evidence-region evidence-faults evidence-isolation locks bench screenshots
+evidence-isolation: install-dev
+	tests/security/evidence.sh
+
+evidence-budget: install-dev
+	tests/integration/budget/evidence.sh
+
+evidence-region: install-dev
+	loadtests/region/evidence.sh
 
 evidence-ledger: install-dev
 	loadtests/ledger/evidence.sh
