@@ -50,7 +50,8 @@ class ModelRequest:
     """A checked request. `body` holds only allow-listed fields; `images` counts what no text detector can read.
 
     `ignored` names what was left out, in characters that a header may carry. `restorer` puts back into the answer what was
-    masked in the body. `answer_rules`: what is looked for in the answer.
+    masked in the body. `answer_rules`: what is looked for in the answer. `picture_texts`:
+    what was read in the pictures.
     """
 
     operation: type_of_operation
@@ -66,6 +67,7 @@ class ModelRequest:
     images: int
     restorer: Restorer | None = None
     answer_rules: AnswerRules | None = None
+    picture_texts: tuple[str, ...] = ()
 
 
 def parse_json(raw: bytes) -> dict[str, object]:
@@ -372,6 +374,8 @@ def _unknown(value: Mapping[str, object], known: frozenset[str], at: str) -> set
 _Input = tuple[dict[str, object], int, int, int]
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _MESSAGE_FIELDS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id"})
+# What nobody here can look into before it leaves.
+_UNREADABLE = ("input_audio", "file", "video_url")
 _PART_FIELDS = frozenset({"type", "text", "image_url"})
 
 
@@ -436,6 +440,11 @@ def _content_parts(parts: list[object], at: str, ignored: set[str]) -> tuple[lis
                 clean["detail"] = image["detail"]
             kept.append({"type": "image_url", "image_url": clean})
             images += 1
+        elif kind in _UNREADABLE:
+            raise BadRequest(
+                "音声・動画・ファイルは、中を確かめられないので送れません。文字にしてから送ってください。",
+                param=f"{here}.type",
+            )
         else:
             _wrong(f"{here}.type", "textまたはimage_url")
         ignored |= _unknown(part, _PART_FIELDS, "messages[].content[]")  # type: ignore[arg-type]  # a dict by now

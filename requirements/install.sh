@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes .venv from the hashed lock files: `install.sh runtime`, `install.sh dev` (adds the tools of the tests),
-# `install.sh models` (adds real small models). A second run with unchanged locks does nothing.
+# `install.sh models` (adds real small models), `install.sh pictures` (what reads letters in pictures). A second run with unchanged locks does nothing.
 # What a next clone can use again (uv, bytecode) lies beside uv's own cache; without it all is made anew.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -22,8 +22,9 @@ done
   fail "Python's venv module is missing: install it first (Debian: apt-get install python3-venv)."
 
 locks=(requirements/runtime.lock)
-[ "$what" = runtime ] || locks+=(requirements/dev.lock)
+[ "$what" = runtime ] || [ "$what" = pictures ] || locks+=(requirements/dev.lock)
 [ "$what" != models ] || locks+=(requirements/models.lock)
+[ "$what" != pictures ] || locks+=(requirements/pictures.lock)
 stamp=.venv/.installed-$what
 want=$(cat "${locks[@]}" requirements/bootstrap.lock requirements/bytecode.py pyproject.toml requirements/install.sh | cksum)
 [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ] && exit 0

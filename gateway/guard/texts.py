@@ -11,7 +11,7 @@ PIECE: Final = 20_000
 # What may stand across the border of two pieces.
 _OVERLAP: Final = 200
 # Pictures as data; there is nothing to read in their letters, and whoever sends one is weighed for it elsewhere.
-_DATA: Final = "url"
+DATA: Final = "url"
 
 
 def texts_of(body: Mapping[str, object]) -> Iterator[str]:
@@ -26,7 +26,7 @@ def texts_of(body: Mapping[str, object]) -> Iterator[str]:
                     pending.append(_unescaped(value))
         elif isinstance(value, dict):
             for key, item in reversed(value.items()):
-                if key == _DATA and isinstance(item, str) and ";base64," in item[:64]:
+                if key == DATA and isinstance(item, str) and ";base64," in item[:64]:
                     continue
                 pending.append(item)
                 if not key.isascii():

@@ -18,6 +18,7 @@ from gateway.server import metering
 from gateway.server.authentication import Caller
 from gateway.server.http import AsgiScope
 from gateway.server.providers.base import Deployment
+from gateway.server.routing import ZoneRefused
 from observability import metrics
 from observability.problems import Problem
 from tenants.context import DataClass
@@ -175,7 +176,7 @@ async def masked(policy: Policy, request: ModelRequest, verdict: Verdict) -> tup
 
 
 async def _find(policy: Policy, request: ModelRequest, *, names: bool) -> tuple[Finding, ...]:
-    text = BETWEEN.join(texts_of(request.body))
+    text = BETWEEN.join((*texts_of(request.body), *request.picture_texts))
     guard = policy.guard
     if len(text) <= _AT_ONCE and not names:
         return inspect(text, ng_words=guard.ng_words, public=guard.public, names=False)
@@ -205,6 +206,15 @@ def refusal(verdict: Verdict) -> PersonalDataFound:
         case _:
             way_out = "その部分を消すか、庁内専用のモデルを選んでください。"
     return PersonalDataFound(f"{verdict.words}があります。{way_out}", data_class=verdict.data_class.value)
+
+
+def picture_refusal(verdict: Verdict) -> ZoneRefused:
+    """Letters can be read in a picture, a face cannot: it stays personal data whatever was read."""
+    return ZoneRefused(
+        "画像には顔や書類が写っていることがあるため、個人情報として扱います。"
+        "画像を外すか、庁内専用のモデルを選んでください。",
+        data_class=verdict.data_class.value,
+    )
 
 
 def count(verdict: Verdict, action: str) -> None:

@@ -21,6 +21,7 @@ from gateway.server.failover import FailoverTerms, Fleet
 from gateway.server.http import AsgiReceive, AsgiScope, AsgiSend, MethodNotAllowed
 from gateway.server.idempotency import IdempotencyKeys
 from gateway.server.journal import Journal
+from gateway.server.pictures import PictureReader
 from gateway.server.pipeline import Deadlines, Pipeline
 from gateway.server.providers.base import Deployment, Operation
 from gateway.server.providers.factory import compile_all, create_providers
@@ -101,6 +102,7 @@ class Gateway:
             longest_call=timedelta(seconds=gateway_settings.total_timeout_s + gateway_settings.hold_lease_s),
         )
         self.rates = Rates(settings.valkey_url.get_secret_value())
+        self.pictures = PictureReader(is_on=gateway_settings.pictures == "auto")
         self.pipeline = Pipeline(
             authenticator=self.authenticator,
             configuration=self.configuration,
@@ -116,6 +118,7 @@ class Gateway:
                 )
             ),
             admission=Admission(self.ledger, self.configuration),
+            pictures=self.pictures,
             providers=self.providers,
             recorder=Recorder(
                 configure_tracing(endpoint=settings.otlp_endpoint, service="gateway"), bool(settings.otlp_endpoint)
@@ -155,7 +158,7 @@ class Gateway:
         self.ledger.start()
         polls = (self.configuration.poll(), self.access.poll(), self.journal.write(), self.journal.read())
         self._polls = [asyncio.create_task(poll) for poll in polls]
-        log.info("gateway_started", deployments=[d.id for d in self._deployments])
+        log.info("gateway_started", reads_pictures=self.pictures.is_on, deployments=[d.id for d in self._deployments])
 
     def begin_drain(self) -> None:
         """No new traffic from now on; whatever still runs after `drain_s` is cut off, with a word on how to go on.
@@ -180,6 +183,7 @@ class Gateway:
                 await poll
         for provider in self.providers.values():
             await provider.aclose()
+        await self.pictures.aclose()
         await self.keys.aclose()
         await self.journal.aclose()
         await self.rates.aclose()

@@ -36,6 +36,7 @@ from gateway.server.http import (
 )
 from gateway.server.idempotency import Answer, Claim, IdempotencyKeys, Tape, idempotency_key
 from gateway.server.journal import Stopped
+from gateway.server.pictures import PictureReader
 from gateway.server.providers.base import (
     Deployment,
     Operation,
@@ -97,6 +98,7 @@ class Pipeline:
     streams: Streams
     deadlines: Deadlines
     fleet: Fleet
+    pictures: PictureReader
     clients: set[Client] = field(default_factory=set)
 
     async def handle(self, operation: Operation, scope: AsgiScope, receive: AsgiReceive, send: AsgiSend) -> None:
@@ -131,6 +133,7 @@ class Pipeline:
             declared = effective_class(caller, policy, request.images, scope)
             known = self.configuration.current.deployments(caller.tenant_id)
             record.request(request, declared, is_known=request.model in known)
+            request = await self.pictures.read(request)
             request = guarding.listening(request, caller, policy, scope)
             verdict, request = await guarding.look(policy, request, declared, mask_first=guarding.is_mask_asked(scope))
             client = Client(receive, server_send, may_leave=claim is not None, is_resumable=outlet is not None)
@@ -294,6 +297,8 @@ class Pipeline:
             guarding.count(verdict, "mask" if verdict.is_masked else "pass")
         except ZoneRefused:
             if verdict.data_class is verdict.declared:
+                if request.images and verdict.data_class is CLASS_OF_UNREADABLE:
+                    raise guarding.picture_refusal(verdict) from None
                 raise
             if verdict.remedy == "mask" and not verdict.is_masked:
                 verdict, request = await guarding.masked(policy, request, verdict)

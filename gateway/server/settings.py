@@ -78,6 +78,8 @@ class GatewaySettings(BaseSettings):
     queue_wait_s: float = Field(default=30.0, gt=0)
     # For how long a hold stands without a sign of life of its gateway; then the worker moves it to suspense.
     hold_lease_s: float = Field(default=120.0, ge=1)
+    # Whether letters in pictures are read before they leave, where the reader is installed.
+    pictures: Literal["auto", "off"] = "auto"
     demo_delay_s: float = Field(default=0.03, ge=0)
     # The way out: a CONNECT proxy, an internal CA, a client certificate.
     egress_proxy: str = ""

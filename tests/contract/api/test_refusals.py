@@ -150,6 +150,8 @@ def test_wrong_field_is_named(
 REMOTE_IMAGE = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
 LOCAL_FILE = {"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}
 NOT_AN_IMAGE = {"type": "image_url", "image_url": {"url": "data:text/html;base64,PGI+"}}
+SOUND = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
+FILE = {"type": "file", "file": {"file_data": "data:application/pdf;base64,AAAA", "filename": "a.pdf"}}
 NOT_BASE64 = {"type": "image_url", "image_url": {"url": "data:image/png;base64,あ"}}
 # Each makes the upstream fetch, keep or run something by itself.
 DANGEROUS: list[tuple[dict[str, Any], str]] = [
@@ -160,6 +162,8 @@ DANGEROUS: list[tuple[dict[str, Any], str]] = [
     ({"web_search_options": {}}, "web_search_options"),
     ({"data_sources": [{"type": "azure_search"}]}, "data_sources"),
     ({"messages": [{"role": "user", "content": [REMOTE_IMAGE]}]}, "messages[0].content[0].image_url.url"),
+    ({"messages": [{"role": "user", "content": [SOUND]}]}, "messages[0].content[0].type"),
+    ({"messages": [{"role": "user", "content": [FILE]}]}, "messages[0].content[0].type"),
     ({"messages": [{"role": "user", "content": [LOCAL_FILE]}]}, "messages[0].content[0].image_url.url"),
     ({"messages": [{"role": "user", "content": [NOT_AN_IMAGE]}]}, "messages[0].content[0].image_url.url"),
     ({"messages": [{"role": "user", "content": [NOT_BASE64]}]}, "messages[0].content[0].image_url.url"),
