@@ -71,6 +71,7 @@ from tenants.people import code_of
 from tenants.policy import bump_configuration, load_policy
 from tenants.quota.grants import leave_pools
 from tenants.quota.windows import JST
+from tenants.registry import list_town_providers
 from tenants.settings import Settings
 from tenants.vault import FileRootKeys, Keyring, Vault, place
 
@@ -535,10 +536,14 @@ async def erase_tenant(
     """
     async with db.platform_session("tenant erase", read_only=True) as session:
         tenant = await session.get(Tenant, tenant_id)
+        providers = await list_town_providers(session, tenant_id)
     if tenant is None:
         raise NotFound
     if tenant.status == "erased":
         raise Conflict(f"「{tenant.name}」は消去済みです。")
+    if providers:
+        # Its secret lies at Keycloak, where our own client may not remove it.
+        raise Conflict("先に、町のサインイン元を kumiai idp remove で消してください。")
     check_typed_name(tenant, typed_name)
     manifest = await anyio.to_thread.run_sync(verify_export, export_path, tenant_id)
     await _refuse_held(db, tenant_id)

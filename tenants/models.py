@@ -694,6 +694,21 @@ class ProviderKey(TenantOwned, table=True):
     __table_args__ = (PrimaryKeyConstraint("tenant_id", "target"),)
 
 
+class TownProvider(TenantOwned, table=True):
+    """A town's own identity provider, which its entry page offers; what it is like stands at the issuer."""
+
+    __tablename__: ClassVar[str] = "town_provider"
+    name: str
+    label: str
+    kind: str
+    added_at: datetime = _time()
+
+    __table_args__ = (
+        PrimaryKeyConstraint("tenant_id", "name"),
+        CheckConstraint("kind in ('oidc', 'saml')", name="town_provider_kind"),
+    )
+
+
 class Report(TenantOwned, table=True):
     """こまったとき: the queue of the town's administrator. What was ticked lies in `content`, by id."""
 

@@ -3,6 +3,7 @@
 import re
 import secrets
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final, Literal
@@ -19,7 +20,7 @@ from tenants.context import PersonId, Role, TenantId, new_id
 from tenants.db import Database
 from tenants.identity.directory import IdentityDirectory
 from tenants.lgcode import parse_code
-from tenants.models import Audit, Call, Person, Tenant, TenantCode, TenantIdentity
+from tenants.models import Audit, Call, Person, Tenant, TenantCode, TenantIdentity, TownProvider
 from tenants.people import NewPerson, clean_login, ensure_sections, record_person, section_name
 from tenants.policy import Policy, bump_configuration, save_policy
 from tenants.quota.grants import read_region
@@ -259,3 +260,9 @@ async def _active(session: AsyncSession, tenant_id: TenantId, status: str) -> Te
         words = {"active": "利用中", "suspended": "停止中", "erased": "消去済み"}
         raise Conflict(f"「{tenant.name}」は{words[tenant.status]}です。")
     return tenant
+
+
+async def list_town_providers(session: AsyncSession, tenant_id: TenantId) -> Sequence[TownProvider]:
+    """In a platform session; by name."""
+    query = select(TownProvider).where(col(TownProvider.tenant_id) == tenant_id)
+    return (await session.exec(query.order_by(col(TownProvider.name)))).all()

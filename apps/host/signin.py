@@ -23,10 +23,11 @@ from observability.problems import InvalidInput, NotAllowed, NotFound
 from tenants.context import TenantId
 from tenants.identity.access_list import Revoked, TenantSuspended
 from tenants.identity.issuers import BadToken, NoOrganization, VerifiedToken
+from tenants.identity.realm import provider_alias
 from tenants.lgcode import parse_code
-from tenants.models import Tenant, TenantIdentity
+from tenants.models import Tenant, TenantIdentity, TownProvider
 from tenants.people import clean_login, load_actor, person_of_token
-from tenants.registry import ListedTenant, find_tenant, list_tenants
+from tenants.registry import ListedTenant, find_tenant, list_tenants, list_town_providers
 
 PENDING_COOKIE: Final = "kumiai_signin"
 PENDING_S: Final = 600
@@ -58,6 +59,7 @@ class Entry:
     alias: str
     code: str
     organization_id: str
+    providers: tuple[TownProvider, ...] = ()
 
 
 async def find_entry(own: Services, text: str) -> Entry:
@@ -73,11 +75,12 @@ async def find_entry(own: Services, text: str) -> Entry:
                 )
             )
         ).first()
+        providers = await list_town_providers(session, TenantId(tenant.id))
     if tenant.status == "suspended":
         raise TenantSuspended("共同利用の事務局に問い合わせてください。データは消えていません。")
     if tenant.status != "active" or identity is None:
         raise NotFound("団体コードか名前を確かめてください。")
-    return Entry(TenantId(tenant.id), tenant.name, tenant.alias, text, identity.organization_id)
+    return Entry(TenantId(tenant.id), tenant.name, tenant.alias, text, identity.organization_id, tuple(providers))
 
 
 async def entry_page(request: Request, own: Services, *, query: str = "", why: str = "") -> Response:
@@ -117,9 +120,16 @@ async def town_page(request: Request, own: OwnServices, town: str, next: str = "
 
 
 @routes.get("/auth/signin")
-async def signin(request: Request, own: OwnServices, town: str, login: str = "", next: str = "/") -> Response:
-    """Sends the browser to the issuer, for exactly this town."""
+async def signin(
+    request: Request, own: OwnServices, town: str, login: str = "", next: str = "/", via: str = ""
+) -> Response:
+    """Sends the browser to the issuer, for exactly this town. via: one of the town's own identity providers."""
     entry = await find_entry(own, town)
+    if via:
+        if via not in {p.name for p in entry.providers}:
+            raise NotFound("町の入口を開き直してください。")
+        # The issuer sends the browser on, and links whoever comes back by the staff number that the provider says.
+        return await _to_issuer(request, own, entry, "", next_page=next, kc_idp_hint=provider_alias(entry.alias, via))
     try:
         number = clean_login(login) if login.strip() else ""
     except InvalidInput as problem:

@@ -29,6 +29,7 @@ _VALUES: Final[dict[str, dict[str, Any]]] = {
     "budget": {"node": "town"},
     "call": {"state": "settled"},
     "pool_share": {"window": "month", "window_start": date(2031, 4, 1)},
+    "town_provider": {"kind": "oidc"},
 }
 
 

@@ -33,7 +33,7 @@ PLAIN: Final[Mapping[str, str]] = {
     "page_path": "/", "password": "aaaa-2222-bbbb", "pinned": "1", "pool_yen": "1", "preset": "standard",
     "public": "", "q": "水", "reason": "", "remove_absent": "", "role": "staff", "scope": "chat", "sections": "総務課",
     "send_key": "enter", "sort": "", "state": "open", "suggest": "", "text": "水", "then": "", "title": "題",
-    "town": "", "typed_name": "違う名前", "version": "0", "way": "", "when_found": "", "why": "", "window": "month",
+    "town": "", "typed_name": "違う名前", "version": "0", "via": "", "way": "", "when_found": "", "why": "", "window": "month",
     "with_content": "", "wordings": "", "yen": "1", "packed": "[]", "file": "",
 }  # fmt: skip
 # The bodies of the API's addresses, without which nothing would be asked.

@@ -9,6 +9,7 @@ from tenants.commands import (
     api_keys,
     audit_chain,
     budgets,
+    identity_providers,
     installation_keys,
     invoices,
     pools,
@@ -39,6 +40,7 @@ def register(app: typer.Typer) -> None:
         ("people", "Staff and sections of a town.", staff.COMMANDS),
         ("audit", "The audit chain.", audit_chain.COMMANDS),
         ("keycloak", "The identity provider.", servers.KEYCLOAK),
+        ("idp", "Towns' own identity providers.", identity_providers.COMMANDS),
         ("db", "The database schema.", servers.DB),
     ):
         group = typer.Typer(no_args_is_help=True, help=help_text)

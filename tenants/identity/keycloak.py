@@ -5,12 +5,14 @@ change the query they are given, stop at 100 identity providers, retry a POST an
 What must hold is in `tenants.identity.realm`; why, in docs/adr.
 """
 
+import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, groupby
 from typing import Any, ClassVar, Final, Literal, TypeVar
+from urllib.parse import quote
 
 from keycloak import KeycloakOpenIDConnection
 from keycloak.exceptions import KeycloakConnectionError, KeycloakError
@@ -19,10 +21,13 @@ from observability.problems import Conflict, InvalidInput, NotFound, Unavailable
 from tenants.identity.one_writer import OneWriter, alone
 from tenants.identity.realm import (
     CODE_ATTRIBUTE,
+    FIRST_SIGN_IN,
+    FIRST_SIGN_IN_STEPS,
     AccountSpec,
     ClientSpec,
     Json,
     OrganizationSpec,
+    ProviderSpec,
     RealmSpec,
     differing,
     directory_client,
@@ -45,7 +50,9 @@ __all__ = [
     "RealmSpec",
     "reconcile_accounts",
     "reconcile_organizations",
+    "reconcile_provider",
     "reconcile_realm",
+    "remove_provider",
 ]
 
 # The first list after a restart of a server with 1,741 organizations was seen to take 7 s.
@@ -182,6 +189,12 @@ class Admin:
         if status >= 400:
             raise KeycloakFailed(f"{verb.upper()} {path}: {status} {_message(response)}")
         return str(response.headers.get("Location", "")).rsplit("/", 1)[-1]
+
+    def ask(self, path: str, body: Json) -> Json | None:
+        """What Keycloak makes of a question that changes nothing; None when it cannot."""
+        response = self._call("post", path, body=body)
+        found: Json | None = response.json() if response.status_code == 200 else None
+        return found
 
     def login_themes(self) -> frozenset[str]:
         """Names of the themes for sign-in pages that are installed at the server."""
@@ -482,6 +495,105 @@ class _Reconciler:
                 self.admin.write("put", f"{path}/{now['id']}", body)
                 self.changes.tell(f"{where} のマッパー {mapper['name']} を直しました")
 
+    # ── identity providers of towns ──────────────────────────────────────────────────────────────────────────────
+
+    def first_sign_in(self) -> None:
+        """The flow for whoever comes from a town's provider for the first time."""
+        path = f"/authentication/flows/{quote(FIRST_SIGN_IN)}/executions"
+
+        def flow() -> Json | None:
+            return next((f for f in self.admin.get("/authentication/flows") if f["alias"] == FIRST_SIGN_IN), None)
+
+        def decide(found: Json | None) -> Step | None:
+            if found is not None:
+                return None
+            body = {"alias": FIRST_SIGN_IN, "providerId": "basic-flow", "topLevel": True, "builtIn": False}
+            return f"流れ「{FIRST_SIGN_IN}」を作りました", lambda: self.admin.write(
+                "post", "/authentication/flows", body
+            )
+
+        self.bring(flow, decide)
+
+        def steps() -> None:
+            found = self.admin.get(path) or []
+            writes = 0
+            if [step.get("providerId") for step in found] != list(FIRST_SIGN_IN_STEPS):
+                for step in found:
+                    self.admin.write("delete", f"/authentication/executions/{step['id']}")
+                for provider in FIRST_SIGN_IN_STEPS:
+                    self.admin.write("post", f"{path}/execution", {"provider": provider})
+                writes, found = len(found) + len(FIRST_SIGN_IN_STEPS), self.admin.get(path)
+            for step in found:
+                if step["requirement"] != "REQUIRED":
+                    self.admin.write("put", path, {**step, "requirement": "REQUIRED"})
+                    writes += 1
+            if writes:
+                self.changes.tell(f"流れ「{FIRST_SIGN_IN}」の手順を直しました")
+
+        self.settle(steps)
+
+    def provider(self, wanted: ProviderSpec, organization_id: str) -> None:
+        """Nobody gets in by it before it can name only people of its own town: it is enabled last.
+
+        Raises `InvalidInput` when Keycloak cannot read its source, or when it is new and comes without a secret.
+        """
+        path, where = f"/identity-provider/instances/{wanted.alias}", f"サインイン元 {wanted.alias}"
+        read = {"providerId": wanted.kind, "fromUrl": wanted.source}
+        imported = self.admin.ask("/identity-provider/import-config", read)
+        if not imported:
+            raise InvalidInput(
+                f"Keycloakから {wanted.source} を読めないか、その中身が{wanted.kind.upper()}のものではありません。",
+                field="source",
+            )
+        settings = wanted.settings(imported)
+        digest = hashlib.sha256(wanted.client_secret.encode()).hexdigest() if wanted.client_secret else ""
+
+        def decide(found: Json | None) -> Step | None:
+            is_given = bool(digest)
+            if wanted.kind == "oidc" and found is None and not is_given:
+                raise InvalidInput("初めて加えるときは、クライアントの秘密の値も要ります。", field="secret")
+            body = {**settings, "enabled": bool(found and found["enabled"]), "config": dict(settings["config"])}
+            if is_given:
+                body["config"] |= {"clientSecret": wanted.client_secret, "kumiai.secret": digest}
+            if found is None:
+                return f"{where} を作りました", lambda: self.admin.write("post", "/identity-provider/instances", body)
+            shown = {k: v for k, v in body["config"].items() if k != "clientSecret"}
+            changed = differing({**body, "config": shown}, found)
+            if not changed:
+                return None
+            if not is_given and wanted.kind == "oidc":
+                # What Keycloak shows in place of the secret it has, and takes for it.
+                body["config"] |= {k: found["config"][k] for k in ("clientSecret", "kumiai.secret")}
+            return f"{where} の {'、'.join(_names(changed))} を直しました", lambda: self.admin.write("put", path, body)
+
+        self.bring(lambda: self.admin.get(path), decide)
+        self.settle(lambda: self.mappers(f"{path}/mappers", (wanted.mapper(),), where))
+        linked = f"/organizations/{organization_id}/identity-providers"
+
+        def link(found: list[Json]) -> Step | None:
+            if any(p["alias"] == wanted.alias for p in found):
+                return None
+            # A bare alias, not an object.
+            return f"{where} を組織 {wanted.town} に結びました", lambda: self.admin.write("post", linked, wanted.alias)
+
+        self.bring(lambda: self.admin.get(linked) or [], link)
+
+        def enable(found: Json) -> Step | None:
+            body = {**found, "enabled": True}
+            return None if found["enabled"] else ("", lambda: self.admin.write("put", path, body))
+
+        self.bring(lambda: self.admin.get(path), enable)
+
+    def no_provider(self, alias: str) -> None:
+        path = f"/identity-provider/instances/{alias}"
+
+        def decide(found: Json | None) -> Step | None:
+            if found is None:
+                return None
+            return f"サインイン元 {alias} を消しました", lambda: self.admin.write("delete", path)
+
+        self.bring(lambda: self.admin.get(path), decide)
+
     # ── organizations ────────────────────────────────────────────────────────────────────────────────────────────
 
     def organization(self, wanted: OrganizationSpec, one_writer: OneWriter) -> str:
@@ -641,6 +753,7 @@ def reconcile_realm(spec: RealmSpec) -> Changes:
     work.password_action()
     work.organization_scope()
     work.texts()
+    work.first_sign_in()
     for client in (gateway_client(spec), portal_client(spec), directory_client(spec)):
         work.client(client)
     return work.changes
@@ -672,6 +785,29 @@ def reconcile_organizations(
             work.changes.organization_ids[town.alias] = work.organization(town, one_writer)
         else:
             work.changes.organization_ids[town.alias] = str(now["id"])
+    return work.changes
+
+
+def reconcile_provider(spec: RealmSpec, wanted: ProviderSpec) -> Changes:
+    """A town's own identity provider, linked to its organization. A second run changes nothing.
+
+    Raises `InvalidInput`, and `KeycloakProblem` also when the town is not there yet.
+    """
+    work = _Reconciler(Admin(spec.url, spec.realm, Administrator(spec.admin_user, spec.admin_password)))
+    organization_id = find_organization_id(work.admin, wanted.town)
+    if organization_id is None:
+        raise KeycloakFailed(f"Keycloakに組織 {wanted.town} がありません。kumiai keycloak up で作れます。")
+    # In a realm of before, an e-mail would tell who somebody is.
+    work.realm(spec)
+    work.first_sign_in()
+    work.provider(wanted, organization_id)
+    return work.changes
+
+
+def remove_provider(spec: RealmSpec, alias: str) -> Changes:
+    """Nobody gets in by it any more; the accounts stay, and who has a password signs in by it."""
+    work = _Reconciler(Admin(spec.url, spec.realm, Administrator(spec.admin_user, spec.admin_password)))
+    work.no_provider(alias)
     return work.changes
 
 

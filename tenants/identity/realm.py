@@ -7,7 +7,7 @@ is compared: whatever else Keycloak or its administrator keeps is left alone.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 Json = dict[str, Any]
 
@@ -66,7 +66,8 @@ def realm_settings(spec: RealmSpec, *, themes: frozenset[str] = frozenset()) -> 
         "resetPasswordAllowed": False,
         "verifyEmail": False,
         "loginWithEmailAllowed": False,
-        "duplicateEmailsAllowed": False,
+        # An e-mail says nothing about who somebody is: with this Keycloak does not look for one at a first sign-in.
+        "duplicateEmailsAllowed": True,
         "editUsernameAllowed": False,
         "rememberMe": False,
         "passwordPolicy": f"length({MIN_PASSWORD}) and notUsername(undefined) and passwordHistory(3)",
@@ -114,6 +115,18 @@ def login_texts() -> dict[str, str]:
         "doCancel": "やめる",
         "logoutOtherSessions": "ほかの端末をサインアウトする",
         "expiredCodeMessage": "時間が過ぎました。もう一度サインインしてください。",
+        "errorTitle": "サインインできませんでした",
+        "federatedIdentityUnavailableMessage": (
+            "この町の職員として登録されていません。町の管理者に、町のアカウントの職員番号で登録を依頼してください。"
+        ),
+        # What Keycloak says when a number that is linked already comes with another account of the provider.
+        "internalServerError": (
+            "町の入口からやり直してください。続くときは町の管理者に知らせてください"
+            "（町のアカウントを作り直したときも、こうなります）。"
+        ),
+        "identityProviderUnexpectedErrorMessage": (
+            "町のアカウントを確かめられませんでした。町の入口からやり直し、続くときは町の管理者に知らせてください。"
+        ),
         "logoutConfirmTitle": "サインアウト",
         "logoutConfirmHeader": "サインアウトしますか。",
         "doLogout": "サインアウト",
@@ -334,6 +347,92 @@ class OrganizationSpec:
         }
         as_found = {**found, "domains": found.get("domains") or [], "attributes": attributes}
         return None if wanted == as_found else wanted
+
+
+# In the order in which Keycloak runs them, each required: who is known by name is linked, and nobody else is let in.
+FIRST_SIGN_IN: Final = "kumiai first sign-in"
+FIRST_SIGN_IN_STEPS: Final = ("idp-detect-existing-broker-user", "idp-auto-link")
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderSpec:
+    """A town's own identity provider (OpenID Connect or SAML), trusted for the staff numbers of that town alone.
+
+    town: the organization's alias. source: where its discovery document or metadata is read. staff_claim: the claim or
+    attribute that holds the number under which a person was imported.
+    """
+
+    town: str
+    name: str
+    label: str
+    kind: Literal["oidc", "saml"]
+    source: str
+    staff_claim: str
+    client_id: str = ""
+    client_secret: str = field(default="", repr=False)
+    scope: str = "openid"
+
+    @property
+    def alias(self) -> str:
+        return provider_alias(self.town, self.name)
+
+    def settings(self, imported: Mapping[str, Any]) -> Json:
+        """Everything but whether it is enabled, and its secret. imported: what Keycloak read at `source`."""
+        config: Json = {
+            **imported,
+            # Nothing about a person is taken over after the first sign-in: names and e-mail stay out of the realm.
+            "syncMode": "IMPORT",
+            "kumiai.source": self.source,
+        }
+        if self.kind == "oidc":
+            config |= {
+                "clientId": self.client_id,
+                "clientAuthMethod": "client_secret_post",
+                "defaultScope": self.scope,
+                "validateSignature": "true",
+                "useJwksUrl": "true",
+                "pkceEnabled": "true",
+                "pkceMethod": "S256",
+            }
+        else:
+            config |= {
+                "principalType": "SUBJECT",
+                "validateSignature": "true",
+                "wantAssertionsSigned": "true",
+                "postBindingResponse": "true",
+            }
+        return {
+            "alias": self.alias,
+            "providerId": self.kind,
+            "displayName": self.label,
+            "trustEmail": False,
+            "storeToken": False,
+            "addReadTokenRoleOnCreate": False,
+            "linkOnly": False,
+            # Other towns' people see a choice of strangers' providers otherwise.
+            "hideOnLogin": True,
+            "firstBrokerLoginFlowAlias": FIRST_SIGN_IN,
+            "config": config,
+        }
+
+    def mapper(self) -> Json:
+        """Names whoever comes `<town>.<staff number>`: whatever a provider says, it names nobody of another town."""
+        kind, value = ("oidc", "CLAIM") if self.kind == "oidc" else ("saml", "ATTRIBUTE")
+        return {
+            "name": "staff-number",
+            "identityProviderAlias": self.alias,
+            "identityProviderMapper": f"{kind}-username-idp-mapper",
+            "config": {
+                "template": f"{self.town}.${{{value}.{self.staff_claim}}}",
+                "target": "LOCAL",
+                "syncMode": "IMPORT",
+            },
+        }
+
+
+def provider_alias(town: str, name: str) -> str:
+    """Unique over the realm, for towns' aliases are and hold no hyphen."""
+    return f"{town}-{name}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """A person's browser without scripts: cookies, redirects and forms, across the portal and Keycloak's own pages."""
 
+import re
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from urllib.parse import urljoin, urlsplit
@@ -45,18 +46,27 @@ class _Forms(HTMLParser):
 
 
 class Browser:
-    """Cookies are kept per host and port, `Secure` ones too: a real browser treats loopback as secure."""
+    """Cookies are kept per host, port and path, `Secure` ones too: a real browser treats loopback as secure."""
 
     def __init__(self, *, stop_before: str = "") -> None:
         self._http = httpx.Client(timeout=30, trust_env=False)
-        self._cookies: dict[str, dict[str, str]] = {}
+        self._cookies: dict[tuple[str, str], dict[str, str]] = {}
         self._stop_before = stop_before
 
     def close(self) -> None:
         self._http.close()
 
-    def cookies(self, url: str) -> dict[str, str]:
-        return self._cookies.setdefault(urlsplit(url).netloc, {})
+    def cookies(self, url: str, path: str = "/") -> dict[str, str]:
+        """Those that were set for a path; changing them changes what is sent."""
+        return self._cookies.setdefault((urlsplit(url).netloc, path.rstrip("/")), {})
+
+    def _sent_to(self, url: str) -> dict[str, str]:
+        parts = urlsplit(url)
+        found: dict[str, str] = {}
+        for (host, path), cookies in self._cookies.items():
+            if host == parts.netloc and f"{parts.path}/".startswith(f"{path}/"):
+                found |= cookies
+        return found
 
     def get(self, url: str) -> Page:
         return self._go("GET", url, None, "")
@@ -73,15 +83,19 @@ class Browser:
     def _go(self, method: str, url: str, data: dict[str, str] | None, origin: str) -> Page:
         for _ in range(20):
             headers = {"accept": "text/html", "accept-language": "ja"}
-            if cookies := self.cookies(url):
+            if cookies := self._sent_to(url):
                 headers["cookie"] = "; ".join(f"{k}={v}" for k, v in cookies.items())
             if method == "POST":
                 headers["origin"] = "{0.scheme}://{0.netloc}".format(urlsplit(origin))
             answer = self._http.request(method, url, data=data, headers=headers)
+            # Ours alone are sent.
+            self._http.cookies.clear()
             for line in answer.headers.get_list("set-cookie"):
                 name, _, value = line.split(";", 1)[0].partition("=")
                 gone = "max-age=0" in line.lower() or not value or value == '""'
-                self.cookies(url).pop(name, None) if gone else self.cookies(url).update({name: value})
+                told = re.search(r";\s*path=([^;]*)", line, re.IGNORECASE)
+                kept = self.cookies(url, told[1] if told else "/")
+                kept.pop(name, None) if gone else kept.update({name: value})
             if answer.status_code not in (301, 302, 303, 307):
                 forms = _Forms()
                 forms.feed(answer.text)

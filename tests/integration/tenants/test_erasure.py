@@ -53,6 +53,7 @@ from tenants.models import (
     Report,
     Tenant,
     TenantKey,
+    TownProvider,
 )
 from tenants.people_import import apply, load_current, parse_people, plan
 from tenants.policy import Policy, save_policy
@@ -372,6 +373,15 @@ async def test_another_name_erases_nothing(region: Region, typed: str) -> None:
     with pytest.raises(InvalidInput):
         await region.erase(export, typed=typed)
     assert await region.status() == "active"
+    assert await region.is_whole(region.town)
+
+
+async def test_with_an_identity_provider_left_nothing_is_erased(region: Region) -> None:
+    export = (await region.export()).path
+    async with region.db.platform_session("test") as session:
+        session.add(TownProvider(tenant_id=region.town.id, name="sso", label="町", kind="oidc"))
+    with pytest.raises(Conflict, match="idp remove"):
+        await region.erase(export)
     assert await region.is_whole(region.town)
 
 

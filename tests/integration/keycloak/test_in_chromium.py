@@ -1,0 +1,114 @@
+"""Sign-in with Chromium at the real portal and the real Keycloak: a town's own provider."""
+
+import contextlib
+import secrets
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, TypeVar
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tenants.db import Database
+from tenants.identity.brokering import add_town_provider
+from tenants.identity.directories import open_directory
+from tenants.identity.directory import IdentityDirectory
+from tenants.identity.keycloak import Admin, Administrator
+from tests.browsers import DESKTOP, PHONE, ZOOMED, assert_accessible
+from tests.gateways import in_thread
+from tests.integration.keycloak.conftest import BY, Site, Town, make_town
+from tests.integration.keycloak.test_own_providers import PASSWORD, OwnRealm, tenant_of
+
+pytestmark = [pytest.mark.real, pytest.mark.browser]
+
+T = TypeVar("T")
+
+
+class Region:
+    """The running site, asked from a test that has a browser (and its event loop) in its thread."""
+
+    def __init__(self, site: Site, browser: Browser) -> None:
+        self.site = site
+        self._browser = browser
+        self._pages: list[Page] = []
+
+    def do(self, work: Callable[[Database, IdentityDirectory], Coroutine[Any, Any, T]]) -> T:
+        async def run() -> T:
+            db = Database(self.site.settings.urls)
+            try:
+                return await work(db, open_directory(self.site.settings))
+            finally:
+                await db.close()
+
+        return in_thread(run())
+
+    def town(self) -> Town:
+        return self.do(make_town)
+
+    def open(self, **options: Any) -> Page:
+        context = self._browser.new_context(
+            **({"locale": "ja-JP", "base_url": self.site.portal, "viewport": DESKTOP} | options)
+        )
+        context.set_default_timeout(30_000)
+        self._pages.append(context.new_page())
+        return self._pages[-1]
+
+    def close(self) -> None:
+        for page in self._pages:
+            page.context.close()
+
+
+@pytest.fixture
+def region(site: Site, chromium: Browser) -> Iterator[Region]:
+    expect.set_options(timeout=30_000)
+    one = Region(site, chromium)
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def town(region: Region) -> Town:
+    return region.town()
+
+
+def expect_in(page: Page, site: Site, town: Town) -> None:
+    page.wait_for_url(f"{site.portal}/**")
+    expect(page.locator("[data-signout]").first).to_be_attached()
+    expect(page.get_by_text(town.name).first).to_be_visible()
+
+
+def test_the_button_of_the_town_leads_through_its_own_page(site: Site, region: Region, town: Town) -> None:
+    name = f"town-{secrets.token_hex(4)}"
+    admin = Admin(site.spec.url, name, Administrator(site.spec.admin_user, site.spec.admin_password))
+    admin.create_realm({"realm": name, "enabled": True, "displayName": "町の入口"})
+    try:
+        own = OwnRealm(site.spec.url, name, admin)
+        own.register(site, town)
+        own.add(town.clerk.login)
+        own.add("9999")
+
+        async def declare(db: Database, _directory: IdentityDirectory) -> None:
+            await add_town_provider(db, site.spec, await tenant_of(db, town), own.spec(town, "oidc"), by=BY)
+
+        region.do(declare)
+        for number in (town.clerk.login, "9999"):
+            page = region.open()
+            page.goto(f"/t/{town.code}")
+            for size in (DESKTOP, PHONE, ZOOMED):
+                page.set_viewport_size(size)
+                assert_accessible(page)
+            page.set_viewport_size(DESKTOP)
+            button = page.get_by_role("button", name="町のアカウントでサインイン")
+            button.focus()
+            page.keyboard.press("Enter")
+            page.wait_for_url(f"{own.issuer}/**")
+            page.locator("#username").fill(number)
+            page.locator("#password").fill(PASSWORD)
+            page.keyboard.press("Enter")
+            if number == town.clerk.login:
+                expect_in(page, site, town)
+            else:
+                expect(page.get_by_text("この町の職員として登録されていません")).to_be_visible()
+                assert_accessible(page)
+    finally:
+        with contextlib.suppress(Exception):
+            admin.write("delete", "")
