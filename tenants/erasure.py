@@ -73,6 +73,7 @@ from tenants.quota.grants import leave_pools
 from tenants.quota.windows import JST
 from tenants.registry import list_town_providers
 from tenants.settings import Settings
+from tenants.text_cells import text_cell
 from tenants.vault import FileRootKeys, Keyring, Vault, place
 
 FORMAT: Final = 1
@@ -392,14 +393,12 @@ def _csv(headings: Sequence[str] | None, rows: Iterable[Sequence[object]]) -> by
     return text.getvalue().encode("utf-8-sig" if headings is not None else "utf-8")
 
 
-def _cell(value: object) -> str:
+def _cell(value: object) -> object:
     if value is None:
         return ""
     if isinstance(value, datetime):
         return value.astimezone(JST).isoformat(timespec="milliseconds")
-    text = str(value)
-    # A spreadsheet runs what begins so as a formula; an apostrophe makes it text.
-    return f"'{text}" if isinstance(value, str) and text[:1] in ("=", "+", "-", "@", "\t") else text
+    return text_cell(value)
 
 
 def _json(value: object) -> bytes:

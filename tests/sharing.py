@@ -13,6 +13,7 @@ HEAVY = {
     "tests/ui/": "demo of the offices",
     "tests/security/test_replay.py": "demo to be reached across",
     "tests/security/test_uploads.py": "demo with a scanner",
+    "tests/security/test_fetching.py": "demo to be reached across",
     "tests/security/test_report.py": "demo to be reached across",
     "tests/security/test_tokens.py": "demo to be reached across",
     "tests/security/test_canary.py": "demo to be searched",

@@ -23,6 +23,7 @@ from tenants.identity.directory import IdentityDirectory
 from tenants.models import BreakGlass, Report
 from tenants.retention import Records
 from tenants.settings import Settings
+from tenants.text_cells import text_cell
 
 
 @dataclass(slots=True)
@@ -178,13 +179,9 @@ def csv_file(name: str, headings: Sequence[str], rows: Iterable[Sequence[object]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\r\n")
     writer.writerow(headings)
-    writer.writerows([_cell(value) for value in row] for row in rows)
+    writer.writerows([text_cell(value) for value in row] for row in rows)
     return Response(
         out.getvalue().encode("utf-8-sig"),
         media_type="text/csv; charset=utf-8",
         headers={"content-disposition": f"attachment; filename*=UTF-8''{quote(name)}"},
     )
-
-
-def _cell(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t") else value

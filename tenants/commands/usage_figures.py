@@ -11,10 +11,10 @@ from observability.problems import InvalidInput
 from tenants.commands.common import AsJson, find_town, print_json, run_command
 from tenants.db import Database
 from tenants.quota.pricing import UYEN_PER_YEN
-from tenants.quota.text_cells import text_cell
 from tenants.quota.windows import parse_month, window_start
 from tenants.registry import list_tenants
 from tenants.settings import Settings
+from tenants.text_cells import text_cell
 from tenants.usage import usage_rows
 
 

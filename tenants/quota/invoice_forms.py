@@ -11,7 +11,7 @@ from tenants.printing import wareki
 from tenants.quota.agreements import KIND_WORDS
 from tenants.quota.invoice import Invoice, Line
 from tenants.quota.pricing import UYEN_PER_YEN
-from tenants.quota.text_cells import text_cell
+from tenants.text_cells import text_cell
 
 OPEN_WORDS: Final = "途中（まだ締まっていません）"
 SYSTEMS: Final = "業務システム（課なし）"
