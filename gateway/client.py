@@ -3,21 +3,28 @@
 Errors in OpenAI's shape come back as `GatewayProblem` with the Japanese title and detail they were sent with.
 """
 
+import asyncio
 import codecs
 import json
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final, NoReturn
 
+import anyio
 import httpx
 
 from observability.problems import Problem, Unavailable
 
 MAX_EVENT_BYTES: Final = 4 * 1024 * 1024
+# How long a lost answer is asked for again.
+RESUME_FOR_S: Final = 30.0
+# How long the end of a call may take to be told.
+END_CALL_S: Final = 5.0
 
 
 class GatewayProblem(Problem):
@@ -114,16 +121,51 @@ class EventStream:
     `facts` are complete when the first payload comes; a call that had to wait (`Queued`) hears them late.
     """
 
-    def __init__(self, response: httpx.Response) -> None:
+    def __init__(
+        self, response: httpx.Response, resume: Callable[[str, int], Awaitable[httpx.Response]] | None = None
+    ) -> None:
+        """resume: asks for the answer to a call behind its event of a number; None when it cannot be taken up again."""
         self.facts = CallFacts.of(response.headers)
-        self._response = response
+        self.response = response
+        self._resume = resume
+        self._last_id = 0
+        self._is_over = False
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether the call goes on without us: where it is processed is told with its beginning."""
+        return bool(self.facts.zone) and not self._is_over
 
     async def __aiter__(self) -> AsyncGenerator[dict[str, Any] | Queued, None]:
-        """Ends at `[DONE]`. Raises `AnswerCutOff` without one, `GatewayProblem` for an error event."""
+        """Ends at `[DONE]`. Raises `AnswerCutOff` without one, `GatewaySilent`, `GatewayProblem` for an error event.
+
+        An answer that can be taken up again is, for up to `RESUME_FOR_S` without a further event.
+        """
+        lost_at: float | None = None
+        while True:
+            try:
+                async with aclosing(self._events()) as events:
+                    async for event in events:
+                        lost_at = None
+                        yield event
+                return
+            except (AnswerCutOff, GatewaySilent, GatewayProblem) as lost:
+                if self._resume is None or not self.may_go_on or not _is_passing(lost):
+                    raise
+                lost_at = lost_at or time.monotonic()
+                await self._take_up(self._resume, lost, give_up=lost_at + RESUME_FOR_S)
+
+    async def _events(self) -> AsyncGenerator[dict[str, Any] | Queued, None]:
+        """What one connection brings; nothing twice."""
         try:
-            async with aclosing(server_sent_events(self._response.aiter_bytes())) as events:
-                async for name, data, _number in events:
+            async with aclosing(server_sent_events(self.response.aiter_bytes())) as events:
+                async for name, data, number in events:
+                    if number.isdigit():
+                        if int(number) <= self._last_id:
+                            continue
+                        self._last_id = int(number)
                     if data == "[DONE]":
+                        self._is_over = True
                         return
                     payload = _object(data)
                     if name == "queue":
@@ -133,6 +175,8 @@ class EventStream:
                         self.facts = CallFacts.of(httpx.Headers(payload))
                         continue
                     if "error" in payload:
+                        # With a number it is how the answer ended, without one how this connection did.
+                        self._is_over = bool(number)
                         _raise(payload["error"], status=HTTPStatus.BAD_GATEWAY, facts=self.facts)
                     yield payload
         except httpx.TimeoutException as error:
@@ -140,6 +184,32 @@ class EventStream:
         except httpx.TransportError as error:
             raise AnswerCutOff("もう一度試してください。", call_id=self.facts.call_id) from error
         raise AnswerCutOff("もう一度試してください。", call_id=self.facts.call_id)
+
+    async def _take_up(
+        self, resume: Callable[[str, int], Awaitable[httpx.Response]], lost: Problem, *, give_up: float
+    ) -> None:
+        """Another connection for the rest. Raises `lost` when there is none."""
+        await self.response.aclose()
+        pause_s = 0.1
+        while time.monotonic() < give_up:
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, 2.0)
+            try:
+                response = await resume(self.facts.call_id, self._last_id)
+            except (GatewayUnreachable, GatewaySilent):
+                continue
+            if response.status_code == HTTPStatus.OK:
+                self.response = response
+                return
+            await response.aclose()
+            if response.status_code < 500 and response.status_code != HTTPStatus.TOO_MANY_REQUESTS:
+                break
+        raise lost
+
+
+def _is_passing(lost: Problem) -> bool:
+    """Whether it is the connection that failed, or a gateway that is going away, and not the answer."""
+    return not isinstance(lost, GatewayProblem) or lost.type == "urn:problem:gateway:restarting"
 
 
 class Gateway:
@@ -179,23 +249,47 @@ class Gateway:
 
     @asynccontextmanager
     async def stream(
-        self, path: str, body: Mapping[str, object], *, token: str, headers: Mapping[str, str] | None = None
+        self,
+        path: str,
+        body: Mapping[str, object],
+        *,
+        token: Callable[[], str],
+        headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator[EventStream]:
-        """Opens a stream; leaving the block closes the connection, which cancels the call upstream."""
-        request = self._post_request(path, body, token, headers)
+        """Opens a stream that is taken up again when the connection or the gateway is lost; leaving the block ends the
+        call.
+
+        token: a fresh one for each connection.
+        """
+        request = self._post_request(path, body, token(), {**(headers or {}), "kumiai-resumable": "1"})
+
+        async def resume(call_id: str, after: int) -> httpx.Response:
+            more = _headers(token()) | {"last-event-id": str(after)}
+            return await self._send(self._http.build_request("GET", f"/v1/streams/{call_id}", headers=more))
+
         response = await self._send(request)
+        events = EventStream(response, resume)
         try:
             if response.status_code != HTTPStatus.OK:
                 await _read(response)
                 _raise_for(response)
             if "text/event-stream" not in response.headers.get("content-type", ""):
                 raise AnswerUnreadable("管理者に連絡してください。")
-            yield EventStream(response)
+            yield events
         finally:
-            await response.aclose()
+            await events.response.aclose()
+            if events.may_go_on:
+                with anyio.move_on_after(END_CALL_S, shield=True):
+                    await self._end_call(events.facts.call_id, token())
 
     async def aclose(self) -> None:
         await self._http.aclose()
+
+    async def _end_call(self, call_id: str, token: str) -> None:
+        """Nobody wants the rest; a gateway that cannot be told makes it to its end."""
+        request = self._http.build_request("DELETE", f"/v1/streams/{call_id}", headers=_headers(token))
+        with suppress(GatewayUnreachable, GatewaySilent):
+            await (await self._send(request)).aclose()
 
     def _post_request(
         self, path: str, body: Mapping[str, object], token: str, headers: Mapping[str, str] | None

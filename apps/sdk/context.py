@@ -139,7 +139,7 @@ class GatewayClient:
         headers = {"kumiai-data-class": DataClass(data_class).value, "kumiai-queue-events": "1"}
         if mask:
             headers["kumiai-mask"] = "1"
-        async with self._gateway.stream("/v1/chat/completions", body, token=self._token(), headers=headers) as events:
+        async with self._gateway.stream("/v1/chat/completions", body, token=self._token, headers=headers) as events:
             yield ChatStream(events)
 
     async def inspect(self, texts: Sequence[str], *, model: str, data_class: str) -> Outlook:

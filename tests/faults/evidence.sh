@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every fault with twenty seeds; writes docs/evidence/faults.md. Needs a clean work tree, or the commit would not be what ran.
-# SEEDS makes it shorter.
+# SEEDS and LIVE (streams under a rolling restart) make it shorter.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 covers=(gateway/server tenants/quota tests/faults)
@@ -8,7 +8,7 @@ covers=(gateway/server tenants/quota tests/faults)
 results=$(mktemp --suffix .xml)
 trap 'rm -f "$results"' EXIT
 seeds=${SEEDS:-20}
-KUMIAI_FAULT_SEEDS=$seeds .venv/bin/pytest tests/faults -n "${WORKERS:-2}" --junit-xml "$results" -o junit_family=xunit1
+KUMIAI_FAULT_SEEDS=$seeds KUMIAI_LIVE_STREAMS=${LIVE:-200} .venv/bin/pytest tests/faults -n "${WORKERS:-2}" --junit-xml "$results" -o junit_family=xunit1
 {
   printf '# Streams under faults\n\nWritten by `make evidence-faults`. A whole gateway on real sockets and a real ledger, before model servers that misbehave on demand\n'
   printf '(`tests/faults/upstream.py`), with deadlines of seconds. Each line passed: every call ended in an answer or in a typed error, its row and its\n'

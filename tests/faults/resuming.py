@@ -1,13 +1,14 @@
 """A client that loses its connection and takes the answer up again, and tells every event by its number."""
 
 import json
-from contextlib import aclosing
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import httpx
 
-from gateway.client import server_sent_events
+from gateway.client import Gateway, Queued, Timeouts, server_sent_events
 from tests.faults.asking import CAP, PATIENCE_S
 from tests.gateways import Town
 
@@ -93,3 +94,46 @@ async def hear(heard: Heard, request: Any, *, leave_after: int | None = None) ->
                 events += 1
                 if events == leave_after:
                     return
+
+
+class Counting(httpx.AsyncHTTPTransport):
+    """Connections of an app's client; `resumed`: how often an answer was taken up again."""
+
+    def __init__(self) -> None:
+        # A connection that is kept may be closed at the moment it is used again, whatever the gateway does.
+        super().__init__(limits=httpx.Limits(max_connections=1000, max_keepalive_connections=0))
+        self.resumed = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.resumed += (request.method, request.url.path[:12]) == ("GET", "/v1/streams/")
+        return await super().handle_async_request(request)
+
+
+@asynccontextmanager
+async def apps_client(url: str) -> AsyncIterator[tuple[Gateway, Counting]]:
+    transport = Counting()
+    client = Gateway(url, timeouts=Timeouts(connect_s=30), transport=transport)
+    try:
+        yield client, transport
+    finally:
+        await client.aclose()
+
+
+async def text_of(
+    client: Gateway, town: Town, fault: str, seed: int, begun: list[str] | None = None
+) -> tuple[str, str]:
+    """A whole answer as an app hears it, and the number of its call. Raises what the client raises.
+
+    begun: gets the number as soon as something was heard.
+    """
+    said: list[str] = []
+    headers = {"kumiai-data-class": "2"}
+    async with client.stream(
+        "/v1/chat/completions", asking(fault, seed), token=lambda: town.key, headers=headers
+    ) as events:
+        async for event in events:
+            assert not isinstance(event, Queued)
+            if begun is not None and not said:
+                begun.append(events.facts.call_id)
+            said += [choice["delta"].get("content") or "" for choice in event["choices"]]
+    return "".join(said), events.facts.call_id

@@ -73,7 +73,10 @@ async def test_live_streams_are_finished_before_the_process_ends(process: Instal
 async def test_call_that_comes_while_the_gateway_is_not_ready_is_answered(process: Installation) -> None:
     process.gateway.process.send_signal(signal.SIGTERM)
     await in_time(lambda: process.gateway.health() == 503)
-    assert (await ask(process, "faulty", "nothing", 1, stream=True)).text == Answer.of(1).text
+    late = await ask(process, "faulty", "nothing", 1, stream=True)
+    assert late.text == Answer.of(1).text
+    # Nor is the connection kept for a next one.
+    assert late.headers["connection"] == "close"
 
 
 async def test_stream_that_outlasts_the_cap_is_told_how_to_go_on(sqlite_template: DatabaseUrls, tmp_path: Path) -> None:

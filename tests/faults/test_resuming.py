@@ -11,6 +11,7 @@ import httpx
 import pytest
 from sqlmodel import select
 
+from gateway.client import GatewayProblem
 from gateway.server import journal, streams
 from gateway.server.journal import forget_streams
 from tenants.answers import KEPT_FOR
@@ -18,13 +19,15 @@ from tenants.context import TenantContext
 from tenants.db import Database
 from tenants.models import Call, StreamPartRow, StreamRow
 from tests.faults.asking import Outcome
+from tests.faults.balancer import balancer
 from tests.faults.conftest import Installation, prepared
-from tests.faults.resuming import Heard, asking, begin, resume
+from tests.faults.resuming import Heard, apps_client, asking, begin, resume, text_of
 from tests.faults.test_upstream_faults import check_bill
 from tests.faults.upstream import Answer, FaultUpstream
 from tests.gateways import Region, RunningGateway, Town, eventually
 
 PATIENT = {
+    "KUMIAI_GATEWAY_CONNECT_TIMEOUT_S": "30",
     "KUMIAI_GATEWAY_FIRST_BYTE_TIMEOUT_S": "60",
     "KUMIAI_GATEWAY_BETWEEN_CHUNKS_TIMEOUT_S": "60",
     "KUMIAI_GATEWAY_TOTAL_TIMEOUT_S": "120",
@@ -236,6 +239,62 @@ async def test_of_too_long_an_answer_the_beginning_is_kept(
     call = eventually(closed, within_s=30)
     assert call is not None
     assert (call.problem, call.usage_source) == ("client_disconnected", "tokenizer")
+
+
+# ── What the apps' client makes of it ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("two", ["postgresql"], indirect=True)
+async def test_a_network_that_is_gone_for_a_moment_breaks_no_answer(two: Two) -> None:
+    with balancer(list(two.urls)) as before:
+        async with apps_client(before.url) as (client, connections):
+            begun: list[str] = []
+            asked = [asyncio.ensure_future(text_of(client, two.town, "unhurried", s, begun)) for s in range(10)]
+            # Before its first word a call would end with its caller.
+            await asyncio.to_thread(eventually, lambda: len(set(begun)) == 10, within_s=60)
+            for _ in range(2):
+                await asyncio.to_thread(before.break_all)
+                await asyncio.sleep(0.3)
+            told = [await one for one in asked]
+        assert connections.resumed >= 1
+    assert [text for text, _ in told] == [Answer.of(s).text for s in range(10)]
+    assert {two.call(call_id).problem for _, call_id in told} == {""}
+
+
+@pytest.mark.parametrize("two", ["postgresql"], indirect=True)
+async def test_an_app_that_has_enough_ends_the_call(two: Two) -> None:
+    with balancer(list(two.urls)) as before:
+        async with (
+            apps_client(before.url) as (client, _),
+            client.stream("/v1/chat/completions", asking("stall_mid_stream", 1), token=lambda: two.town.key) as events,
+        ):
+            async for _ in events:
+                break
+    assert two.call(events.facts.call_id).problem == "stopped"
+
+
+@pytest.mark.parametrize("two", ["postgresql"], indirect=True)
+async def test_an_answer_that_ended_badly_is_not_asked_for_again(two: Two) -> None:
+    async with apps_client(two.urls[0]) as (client, connections):
+        with pytest.raises(GatewayProblem) as told:
+            await text_of(client, two.town, "error_mid_stream", 1)
+    assert (told.value.type, connections.resumed) == ("urn:problem:gateway:upstream-unavailable", 0)
+
+
+@pytest.mark.parametrize("two", ["postgresql"], indirect=True)
+async def test_a_lost_answer_is_told_as_lost(two: Two) -> None:
+    with two.region.gateway() as doomed, balancer([doomed.url]) as before:
+        async with apps_client(before.url) as (client, _):
+            begun: list[str] = []
+            asked = asyncio.ensure_future(text_of(client, two.town, "stall_mid_stream", SEED, begun))
+            await asyncio.to_thread(eventually, lambda: begun, within_s=60)
+            # Another gateway knows of it.
+            assert (await resume(two.urls[0], two.town, Heard(begun[0]), leave_after=1)).status == 200
+            before.ins.append(two.urls[0])
+            doomed.kill()
+            with pytest.raises(GatewayProblem) as told:
+                await asked
+    assert told.value.type == "urn:problem:gateway:stream-lost"
 
 
 # ── Gateways that stop ───────────────────────────────────────────────────────────────────────────────────────────

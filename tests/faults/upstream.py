@@ -577,7 +577,7 @@ def fault_upstream(tls: ssl.SSLContext | None = None) -> Iterator[FaultUpstream]
     loops: list[asyncio.AbstractEventLoop] = []
 
     async def serve() -> None:
-        server = await asyncio.start_server(upstream._connected, "127.0.0.1", 0, ssl=tls, limit=2**22)
+        server = await asyncio.start_server(upstream._connected, "127.0.0.1", 0, ssl=tls, limit=2**22, backlog=1024)
         scheme = "https" if tls else "http"
         upstream.url = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         loops.append(asyncio.get_running_loop())
