@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Final
 
+from gateway.guard.columns import find_in_columns
 from gateway.guard.findings import Finding, Kind, without_overlaps
 from gateway.guard.fold import Folded, comparable
 from gateway.guard.labels import Labels
@@ -20,7 +21,7 @@ from gateway.guard.patterns import (
     find_marks,
     find_papers,
 )
-from gateway.guard.texts import pieces_of
+from gateway.guard.texts import PIECE, pieces_of
 
 # Without an @ (or a word for it) and without six digits close together, nothing is ever found in plain ASCII.
 _SIX_DIGITS: Final = re.compile(r"[0-9](?:[ \-._()\n]{0,6}[0-9]){5}")
@@ -49,11 +50,15 @@ def inspect(
     """
     if not ng_words and not names and _is_plain(text):
         return ()
-    found = _all(text, ng_words, names=names)
-    if public:
-        known = _comparables(frozenset(public))
-        found = [f for f in found if f.kind not in _MAY_BE_PUBLIC or comparable(text[f.start : f.end]) not in known]
-    return without_overlaps(found) if found else ()
+    found = [*_all(text, ng_words, names=names), *find_in_columns(text)]
+    return without_overlaps(_not_public(found, text, public)) if found else ()
+
+
+def _not_public(found: list[Finding], text: str, public: Collection[str]) -> list[Finding]:
+    if not public:
+        return found
+    known = _comparables(frozenset(public))
+    return [f for f in found if f.kind not in _MAY_BE_PUBLIC or comparable(text[f.start : f.end]) not in known]
 
 
 def _all(text: str, ng_words: tuple[str, ...], *, names: bool) -> list[Finding]:
@@ -87,6 +92,10 @@ def inspect_long(
         for f in inspect(piece, ng_words=ng_words, public=public, names=names):
             there = replace(f, start=start + f.start, end=start + f.end)
             found.setdefault((f.kind, there.start, there.end), there)
+    if len(text) > PIECE:
+        # A heading stands in one piece and its rows in others.
+        for f in _not_public(list(find_in_columns(text)), text, public):
+            found.setdefault((f.kind, f.start, f.end), f)
     return without_overlaps(found.values())
 
 

@@ -11,6 +11,9 @@ from gateway.guard.fold import Folded, fold
 
 MAX_WORDS: Final = 5_000
 MAX_CHARACTERS: Final = 100
+# What somebody may put between the letters of a word. Not a hyphen: folded, ー is one.
+_BETWEEN_LETTERS: Final = dict.fromkeys(map(ord, " ・.,_*/|、。"))
+_TELLING: Final = 3
 
 
 class WordIndex:
@@ -62,10 +65,31 @@ def clean_words(words: Iterable[str]) -> tuple[str, ...]:
     return tuple(seen.values())[:MAX_WORDS]
 
 
+@lru_cache(maxsize=2_048)
+def _close_index_of(words: tuple[str, ...]) -> WordIndex:
+    """The same without what may stand between letters. Latin words need their borders, and two letters meet by chance."""
+    close = {lowered(fold(word)).translate(_BETWEEN_LETTERS) for word in words}
+    return WordIndex({w: "" for w in close if len(w) >= _TELLING and not _is_latin(w)})
+
+
+def _spaced(text: str, words: tuple[str, ...]) -> Iterator[tuple[int, int]]:
+    """Places of words that are written with something between their letters: ア サ ガ オ."""
+    close = text.translate(_BETWEEN_LETTERS)
+    if len(close) == len(text):
+        return
+    places: list[int] = []
+    for start, end, _ in _close_index_of(words).find(close):
+        places = places or [i for i, c in enumerate(text) if ord(c) not in _BETWEEN_LETTERS]
+        yield places[start], places[end - 1] + 1
+
+
 def find_ng_words(folded: Folded, words: tuple[str, ...]) -> Iterator[Finding]:
     """Every place of every word, the longest where they start together."""
+    text = lowered(folded.text)
     longest: dict[int, int] = {}
-    for start, end, _ in index_of(words).find(lowered(folded.text)):
+    for start, end, _ in index_of(words).find(text):
+        longest[start] = max(end, longest.get(start, 0))
+    for start, end in _spaced(text, words):
         longest[start] = max(end, longest.get(start, 0))
     for start, end in longest.items():
         yield Finding(Kind.NG_WORD, *folded.span(start, end), None, "町の管理者が、AIに送らないと決めた言葉です。")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gateway.guard.check_digits import is_corporate_number, my_number
 from gateway.guard.findings import Kind
 from gateway.guard.fold import Folded, fold
-from gateway.guard.inspection import _all, _is_plain, inspect
+from gateway.guard.inspection import _all, _is_plain, inspect, inspect_long
 from gateway.guard.ng_words import clean_words
 from tenants.context import DataClass
 
@@ -283,3 +283,48 @@ def test_time_grows_with_the_length_and_not_with_its_square(piece: str) -> None:
     inspect("山田")
     # Ten times the text; its square would be a hundred times the work.
     assert seconds(10_000) < 30 * max(seconds(1_000), 1e-4)
+
+
+# ── columns ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+# No check digit is right: only the heading tells what they are.
+PEOPLE = [("遠藤健一", f"{n:012d}") for n in range(420_000_000_001, 420_000_000_001 + 9_000_037 * 40, 9_000_037)]
+PEOPLE = [(name, n) for name, n in PEOPLE if my_number(n[:11]) != int(n[11])]
+
+
+@pytest.mark.parametrize("mark", [",", "\t", " | "])
+@pytest.mark.parametrize("heading", ["個人番号", "ﾏｲﾅﾝﾊﾞｰ", '"個人番号（本人）"'])
+def test_a_heading_says_what_the_numbers_below_it_are(mark: str, heading: str) -> None:
+    rows = [mark.join((name, number, "在住")) for name, number in PEOPLE]
+    table = "\n".join([mark.join(("氏名", heading, "備考")), *rows])
+    assert len(rows) > 25
+    assert found(table, names=False) == [("my_number", number) for _, number in PEOPLE]
+    # The same numbers under another heading are an office's own.
+    assert found(table.replace(heading, "整理の番号"), names=False) == []
+
+
+def test_a_heading_reaches_rows_that_are_read_in_another_piece() -> None:
+    rows = ["遠藤,420000000002,あ" for _ in range(3_000)]
+    table = "\n".join(["氏名,個人番号,備考", *rows])
+    assert len(inspect_long(table, names=False)) == len(rows)
+
+
+def test_headings_of_dates_and_accounts_count_and_end_with_their_table() -> None:
+    table = "児童,生年月日,口座番号\nA,2020/4/1,1234567\nB,令和2年5月3日,7654321\n\n以上です。\nA,2020/4/1,1234567"
+    kinds = [kind for kind, _ in found(table)]
+    assert kinds == ["birthday", "bank_account"] * 2
+
+
+# ── words of a town ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("text", ["ア サ ガ オ 計 画", "ｱ･ｻ･ｶﾞ･ｵ･計･画", "アサガオ_計画", "ア.サ.ガ.オ.計.画の話"])
+def test_a_word_with_something_between_its_letters_is_that_word(text: str) -> None:
+    [word] = inspect(text, ng_words=("アサガオ計画",), names=False)
+    assert word.kind is Kind.NG_WORD
+    assert text[word.start : word.end].strip("の話") == text.strip("の話")
+
+
+def test_two_letters_that_meet_by_chance_are_no_word() -> None:
+    assert inspect("庁内、外出", ng_words=("内外",), names=False) == ()
+    assert inspect("a s k", ng_words=("ask",), names=False) == ()
