@@ -7,7 +7,6 @@ A file hangs on the question that took it along, a message on its conversation, 
 import gzip
 import json
 import re
-import secrets
 import unicodedata
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -25,6 +24,7 @@ from apps.chat.hints import Hint, hint_for
 from apps.sdk import AppContext, CallFacts, InvalidInput, NotFound, Problem, Queued
 from apps.sdk.context import GuardFinding, Outlook
 from apps.sdk.intake import PartState, Reading, Table, TableRow
+from apps.sdk.material import Marks, name_of
 from apps.sdk.tables import answer_computation, asks_for_computation
 
 TITLE_CHARACTERS: Final = 28
@@ -588,7 +588,8 @@ class Chat:
         """What is sent, and under the question what was not."""
         files = [await self.read(f.id) for f in (*_files_of(conversation.messages), *question.files)]
         told, forgotten = _history(conversation.messages)
-        asked, left_out = _question(question, files)
+        marks = Marks()
+        asked, left_out = _question(question, files, marks)
         if forgotten:
             left_out.append(f"会話が長いため、はじめの{forgotten}件の質問と回答はAIに渡していません。")
         if tuple(left_out) != question.left_out:
@@ -597,6 +598,8 @@ class Chat:
         # In the house nothing has to be hidden.
         masked = conversation.masked and conversation.model != "onprem"
         system = _system_prompt() + (_ABOUT_PLACEHOLDERS if masked else "")
+        if files or question.computed:
+            system += f"- {marks.rule}\n"
         messages = [{"role": "system", "content": system}, *told, {"role": "user", "content": asked}]
         return Turn(conversation, question, conversation.model, conversation.data_class, tuple(messages), masked)
 
@@ -816,30 +819,29 @@ def _history(messages: Sequence[Message]) -> tuple[list[dict[str, str]], int]:
     return kept[::-1], len(turns) - len(kept)
 
 
-def _question(question: Message, files: Sequence[ReadFile]) -> tuple[str, list[str]]:
-    """The question, then what code computed, then the material inside a marker nobody can guess; and what was left
-    out of it, in words for the person."""
+def _question(question: Message, files: Sequence[ReadFile], marks: Marks) -> tuple[str, list[str]]:
+    """The question, then what code computed, then the material, each between marks; and what was left out of it, in
+    words for the person."""
     parts = [question.text]
     if question.computed:
         facts = "\n\n".join(f"{c.title}（{c.how}）\n{c.markdown}" for c in question.computed)
-        parts.append(f"計算済み:\n{facts}")
+        parts.append(f"計算済み:\n{marks.computed(facts)}")
     elif any(f.tables for f in files):
         parts.append(
             "《表の件数や合計は計算していません。数えたり足したりした数字を書かず、求め方の例を伝えてください。》"
         )
     left_out: list[str] = []
     room = MAX_MATERIAL_CHARACTERS
-    marker = secrets.token_hex(8)
     for read in files:
         name = read.file.name
         text = read.text[:room]
         room -= len(text)
         if not read.text.strip():
-            parts.append(f"《資料 {name}: 文字を読み取れませんでした。内容は分かりません。》")
+            parts.append(f"《資料 {name_of(name)}: 文字を読み取れませんでした。内容は分かりません。》")
             left_out.append(f"「{name}」は文字を読み取れないため、AIに渡していません。")
             continue
         if not text:
-            parts.append(f"《資料 {name}: 長さの上限を超えたため、送っていません。》")
+            parts.append(f"《資料 {name_of(name)}: 長さの上限を超えたため、送っていません。》")
             left_out.append(f"「{name}」は、資料の合計が長すぎるため、AIに渡していません。")
             continue
         cut = ""
@@ -848,7 +850,7 @@ def _question(question: Message, files: Sequence[ReadFile]) -> tuple[str, list[s
             left_out.append(
                 f"「{name}」は長いため、はじめの{len(text):,}字だけをAIに渡しました（全部で{len(read.text):,}字）。"
             )
-        parts.append(f"《資料 {marker} 開始 {name}》\n{text}{cut}\n《資料 {marker} 終わり》")
+        parts.append(marks.material(name, f"{text}{cut}"))
     return "\n\n".join(parts), left_out
 
 

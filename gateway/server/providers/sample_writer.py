@@ -11,6 +11,7 @@ _MATERIAL = re.compile(r"《資料 (\w+) 開始 ([^》]*)》\n(.*?)\n《資料 \
 _FIELD = re.compile(r"^[ 　・*-]*([^\s：:［］]{1,12})\s*[：:]\s*(.+)$", re.MULTILINE)
 _SENTENCE = re.compile(r"[^。！？\n]+[。！？]?")
 _COMPUTED = "計算済み:\n"
+_MARKS = re.compile(r"^《計算 \w+ (?:開始|終わり)》\n?", re.MULTILINE)
 
 
 def answer(messages: list[dict[str, Any]], response_format: dict[str, Any] | None) -> str:
@@ -24,7 +25,7 @@ def answer(messages: list[dict[str, Any]], response_format: dict[str, Any] | Non
     materials = [(m[2], m[3]) for m in _MATERIAL.finditer(question)]
     ask = _MATERIAL.sub("", question)
     ask, _, computed = ask.partition(_COMPUTED)
-    return f"{SAMPLE_NOTE}\n\n{_body(ask.strip(), materials, computed.strip())}"
+    return f"{SAMPLE_NOTE}\n\n{_body(ask.strip(), materials, _MARKS.sub('', computed).strip())}"
 
 
 def _body(ask: str, materials: list[tuple[str, str]], computed: str) -> str:
