@@ -331,6 +331,7 @@ class Pipeline:
             body=ticket.body,
             stream=is_stream,
             call_id=str(record.call_id),
+            attempt_id=str(ticket.reservation.attempt_id),
             connect_timeout_s=min(self.deadlines.connect_s, total_s),
             first_byte_timeout_s=min(standing.first_byte_s, total_s) if is_stream else total_s,
             between_chunks_timeout_s=self.deadlines.between_chunks_s,

@@ -69,13 +69,17 @@ class Deployment:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamRequest:
-    """A call about to leave. `body` is allow-listed and re-serialised by the provider, never the caller's bytes."""
+    """A call about to leave. `body` is allow-listed and re-serialised by the provider, never the caller's bytes.
+
+    `attempt_id` goes along as `X-Client-Request-Id`: by it a provider's usage file is matched with the ledger.
+    """
 
     deployment: Deployment
     operation: Operation
     body: Mapping[str, object]
     stream: bool
     call_id: str
+    attempt_id: str = ""
     connect_timeout_s: float = 3.0
     first_byte_timeout_s: float = 60.0
     between_chunks_timeout_s: float = 30.0

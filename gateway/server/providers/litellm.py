@@ -861,6 +861,7 @@ class LiteLLMRouter:
                     "extra": dict(deployment.extra),
                 },
                 "body": body,
+                "headers": {"x-client-request-id": request.attempt_id} if request.attempt_id else {},
                 "stream": request.stream,
                 "connect_timeout_s": request.connect_timeout_s,
                 "read_timeout_s": max(request.first_byte_timeout_s, request.between_chunks_timeout_s),

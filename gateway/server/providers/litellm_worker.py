@@ -95,6 +95,7 @@ class Orders:
         router = self._router(order["deployment"])
         given = dict(order["body"])
         given["model"] = order["deployment"]["id"]
+        given["extra_headers"] = order["headers"]
         given["timeout"] = httpx.Timeout(order["read_timeout_s"], connect=order["connect_timeout_s"])
         async with asyncio.timeout(order["total_timeout_s"]):
             match order["operation"]:
@@ -124,7 +125,7 @@ class Orders:
         """The fields of a chat that this vendor knows, so that LiteLLM has nothing to drop."""
         known = self._litellm.get_supported_openai_params(model=order["deployment"]["model"]) or ()
         kept = supported_parameters(given, known)
-        return kept | {name: given[name] for name in ("messages", "model", "timeout")}
+        return kept | {name: given[name] for name in ("messages", "model", "timeout", "extra_headers")}
 
     async def _stream(self, number: int, chunks: Any) -> None:
         usage = None

@@ -76,6 +76,8 @@ class Outbound:
         """Sends and waits for the status line. Raises the `Upstream…` problems; 200 is all that comes back."""
         now = asyncio.get_running_loop().time()
         first_by, deadline = now + request.first_byte_timeout_s, now + request.total_timeout_s
+        if request.attempt_id:
+            headers = headers | {"x-client-request-id": request.attempt_id}
         # On-prem servers are reached directly; the proxy leads outside.
         if self._egress.proxy and request.deployment.zone is not Zone.ONPREM:
             response: Response | _Proxied = await self._through_proxy(request, url, body, headers)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -184,6 +185,13 @@ async def test_the_prompt_arrives_and_the_key_is_in_a_header(remote: Way, upstre
     assert SECRET in json.dumps(sent["body"], ensure_ascii=False)
     assert API_KEY in " ".join(sent["headers"].values())
     assert API_KEY not in sent["path"]
+
+
+async def test_the_attempts_id_goes_along_for_the_providers_records(remote: Way, upstream: RunningUpstream) -> None:
+    await answer(remote, replace(remote.request(), attempt_id="01990000-0000-7000-8000-00000000000a"))
+    [sent] = upstream.seen()["requests"]
+    headers = {name.lower(): value for name, value in sent["headers"].items()}
+    assert headers["x-client-request-id"] == "01990000-0000-7000-8000-00000000000a"
 
 
 async def test_the_body_is_not_changed_for_the_next_deployment(way: Way) -> None:
