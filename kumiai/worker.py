@@ -27,6 +27,7 @@ from tenants.models import PortalSession, Revocation, Tenant, Throttle
 from tenants.quota.grants import move_slices
 from tenants.quota.ledger import sweep
 from tenants.quota.soft_limits import raise_notices
+from tenants.quota.suspense import finalise
 from tenants.quota.windows import window_start
 from tenants.retention import Retention
 from tenants.settings import Settings
@@ -61,6 +62,10 @@ class Worker:
     async def sweep_holds(self) -> int:
         """Holds whose gateway died go to suspense at the full amount; none is voided."""
         return await asyncio.to_thread(sweep, self._settings.urls.filled())
+
+    async def final_suspense(self) -> int:
+        """What nobody could tell the cost of for 35 days stands at its full hold for good."""
+        return await asyncio.to_thread(lambda: finalise(self._settings.urls.filled(), now=self._clock()))
 
     async def seal(self) -> int:
         """What gateways have closed enters the towns' audit chains."""
@@ -141,6 +146,7 @@ async def work(settings: Settings, stop: asyncio.Event) -> None:
         ("seal", SEAL_EVERY_S, worker.seal),
         ("checkpoints", 600, worker.checkpoints),
         ("sweep_holds", 15, worker.sweep_holds),
+        ("final_suspense", 3600, worker.final_suspense),
         ("grants", 2, worker.grants),
         ("break_glass", 30, worker.break_glass),
         ("soft_limits", 30, worker.soft_limits),

@@ -47,5 +47,8 @@ def register(app: typer.Typer) -> None:
         for command, function in commands.items():
             group.command(command)(cast(Callable[..., None], function))
         app.add_typer(group, name=name)
-    app.command("usage")(usage_figures.usage)
+    usage = typer.Typer(cls=usage_figures.UsageGroup, help="What was used, and what providers say of it.")
+    for command, function in usage_figures.COMMANDS.items():
+        usage.command(command)(cast(Callable[..., None], function))
+    app.add_typer(usage, name="usage")
     app.command("invoice")(invoices.invoice)

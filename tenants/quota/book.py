@@ -126,7 +126,7 @@ class Closing:
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """A held attempt whose lease ran out."""
+    """A held attempt whose lease ran out, or one in suspense; `hold_uyen` is what stands for it in the accounts."""
 
     tenant_id: UUID
     created_at: datetime
@@ -193,7 +193,10 @@ class LedgerBook(Protocol):
     ) -> None: ...
 
     def settle_late(self, closing: Closing, delta_uyen: int) -> None:
-        """What an attempt in suspense really cost; `delta_uyen` is the difference to what was posted for it."""
+        """What an attempt in suspense really cost; `delta_uyen` is the difference to what was posted for it.
+
+        Its state becomes that of `closing` where that is `final`, else it is settled.
+        """
 
     def find_attempt(self, tenant_id: UUID, attempt_id: UUID, since: datetime) -> datetime | None:
         """`created_at` of an attempt whose commit was uncertain; None when it is not there."""
@@ -202,6 +205,9 @@ class LedgerBook(Protocol):
 
     def expired(self, now: datetime, limit: int) -> list[Open]:
         """What is held by calls whose lease ran out; not locked."""
+
+    def in_suspense(self, since: datetime, until: datetime, limit: int) -> list[Open]:
+        """Attempts in suspense of calls that began in that time, oldest first; not locked."""
 
 
 def open_book(urls: DatabaseUrls) -> LedgerBook:
@@ -213,6 +219,10 @@ def open_book(urls: DatabaseUrls) -> LedgerBook:
 def account_ids(text: str) -> tuple[UUID, ...]:
     """As a call keeps them, town first."""
     return tuple(UUID(part) for part in text.split(",") if part)
+
+
+def _late_state(closing: Closing) -> str:
+    return closing.state if closing.state == "final" else "settled"
 
 
 def _json(columns: Sequence[str], rows: Sequence[tuple[object, ...]]) -> str:
@@ -466,9 +476,9 @@ class PostgresBook:
             ),
         )
         self._cursor.execute(
-            """update attempt set state = 'settled', cost_uyen = %s, problem = %s, ended_at = clock_timestamp()
+            """update attempt set state = %s, cost_uyen = %s, problem = %s, ended_at = clock_timestamp()
                where tenant_id = %s and created_at = %s and id = %s""",
-            (closing.cost_uyen, closing.problem, *key, closing.attempt_id),
+            (_late_state(closing), closing.cost_uyen, closing.problem, *key, closing.attempt_id),
         )
         self._cursor.execute(_QUEUE, (*key, closing.call_id))
 
@@ -490,6 +500,17 @@ class PostgresBook:
                  on a.tenant_id = c.tenant_id and a.created_at = c.created_at and a.call_id = c.id and a.state = 'held'
                where c.state = 'held' and c.lease_until < %s order by c.id limit %s""",
             (now, limit),
+        ).fetchall()
+        return [Open(t, at, call, attempt, hold, account_ids(ids)) for t, at, call, attempt, hold, ids in rows]
+
+    def in_suspense(self, since: datetime, until: datetime, limit: int) -> list[Open]:
+        rows = self._cursor.execute(
+            """select c.tenant_id, c.created_at, c.id, a.id, a.cost_uyen, c.account_ids from call c join attempt a
+                 on a.tenant_id = c.tenant_id and a.created_at = c.created_at and a.call_id = c.id
+                and a.state = 'suspense'
+               where c.state = 'suspense' and c.created_at >= %s and c.created_at < %s
+               order by c.created_at, a.id limit %s""",
+            (since, until, limit),
         ).fetchall()
         return [Open(t, at, call, attempt, hold, account_ids(ids)) for t, at, call, attempt, hold, ids in rows]
 
@@ -719,9 +740,9 @@ class SqliteBook:
             ),
         )
         self._run(
-            """update attempt set state = 'settled', cost_uyen = ?, problem = ?, ended_at = ?
+            """update attempt set state = ?, cost_uyen = ?, problem = ?, ended_at = ?
                where tenant_id = ? and created_at = ? and id = ?""",
-            (closing.cost_uyen, closing.problem, now, *key, closing.attempt_id),
+            (_late_state(closing), closing.cost_uyen, closing.problem, now, *key, closing.attempt_id),
         )
         self._queue_for_sealing(closing)
 
@@ -743,6 +764,22 @@ class SqliteBook:
                     and a.state = 'held'
                    where c.state = 'held' and c.lease_until < ? order by c.id limit ?""",
                 (now, limit),
+            )
+        ) as cursor:
+            return [
+                Open(UUID(t), _instant(at), UUID(call), UUID(attempt), hold, account_ids(ids))
+                for t, at, call, attempt, hold, ids in cursor.fetchall()
+            ]
+
+    def in_suspense(self, since: datetime, until: datetime, limit: int) -> list[Open]:
+        with closing(
+            self._run(
+                """select c.tenant_id, c.created_at, c.id, a.id, a.cost_uyen, c.account_ids from "call" c
+                   join attempt a on a.tenant_id = c.tenant_id and a.created_at = c.created_at and a.call_id = c.id
+                    and a.state = 'suspense'
+                   where c.state = 'suspense' and c.created_at >= ? and c.created_at < ?
+                   order by c.created_at, a.id limit ?""",
+                (since, until, limit),
             )
         ) as cursor:
             return [

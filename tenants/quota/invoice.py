@@ -32,9 +32,10 @@ from tenants.quota.agreements import (
     tax_rate,
 )
 from tenants.quota.pricing import UYEN_PER_YEN
+from tenants.quota.suspense import FINAL
 from tenants.quota.windows import window_bounds, window_start
 
-LineKind = Literal["base", "usage", "slots", "correction"]
+LineKind = Literal["base", "usage", "slots", "correction", "final"]
 _FULL_BASIS_POINTS: Final = 10_000
 _Key = TypeVar("_Key", str, UUID)
 
@@ -142,7 +143,10 @@ def tax_totals(lines: Sequence[Line]) -> tuple[TaxTotal, ...]:
 
 @dataclass(slots=True)
 class _Month:
-    """What the ledger says about one town. sections: id (None: systems) → micro-yen of usage."""
+    """What the ledger says about one town. sections: id (None: systems) → micro-yen of usage.
+
+    finals: how many calls of an earlier month became final, as they were posted.
+    """
 
     calls: int = 0
     held: int = 0
@@ -151,6 +155,7 @@ class _Month:
     suspense_uyen: int = 0
     sections: dict[UUID | None, int] = field(default_factory=dict)
     corrections: dict[date, list[int]] = field(default_factory=dict)
+    finals: dict[date, int] = field(default_factory=dict)
 
     def add(self, section_id: UUID | None, uyen: int) -> None:
         self.sections[section_id] = self.sections.get(section_id, 0) + uyen
@@ -271,6 +276,9 @@ def _invoice(
         label = f"{wareki(of).removesuffix('1日')}分の訂正（{len(deltas):,}件）{earlier_year}"
         amount = round_down(sum(deltas), UYEN_PER_YEN)
         lines.append(Line("correction", label, of, amount, rate(of, part="usage")))
+    for of, calls in sorted(ledger.finals.items()):
+        label = f"{wareki(of).removesuffix('1日')}分の確認待ちの確定（{calls:,}件）"
+        lines.append(Line("final", label, of, 0, rate(of, part="usage")))
     taxes = tax_totals(lines)
     total = sum(line.amount_yen for line in lines) + sum(t.tax_yen for t in taxes)
     return Invoice(
@@ -355,6 +363,7 @@ async def _apply_corrections(
             col(Correction.call_id),
             about,
             col(Correction.delta_uyen),
+            col(Correction.reason),
             col(Call.section_id),
             col(Call.state),
             col(Call.cost_uyen),
@@ -377,10 +386,14 @@ async def _apply_corrections(
     if tenant_id is not None:
         query = query.where(col(Correction.tenant_id) == tenant_id)
     waited: dict[UUID, tuple[TenantId, int]] = {}
-    for town, call_id, call_created_at, delta, section, state, cost in await _rows(session, query):
+    for town, call_id, call_created_at, delta, reason, section, state, cost in await _rows(session, query):
         month = months.setdefault(TenantId(town), _Month())
         if call_created_at < start:
-            month.corrections.setdefault(window_start("month", call_created_at), []).append(int(delta))
+            of = window_start("month", call_created_at)
+            if reason == FINAL:
+                month.finals[of] = month.finals.get(of, 0) + 1
+                continue
+            month.corrections.setdefault(of, []).append(int(delta))
             month.add(section, int(delta))
             continue
         month.usage_uyen -= int(delta)

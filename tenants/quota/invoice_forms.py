@@ -53,7 +53,14 @@ def suspense_words(invoice: Invoice) -> str:
     if not waiting.calls:
         return ""
     amount = yen_words(waiting.cost_uyen)
-    return f"確認待ちの利用が{waiting.calls:,}件（{amount}）入っています。本当の額がわかったら、後の月に訂正します。"
+    return f"確認待ちの利用が{waiting.calls:,}件（{amount}）入っています。本当の額がわかったら後の月に訂正し、35日たってもわからなければこの額で確定します。"
+
+
+def final_words(invoice: Invoice) -> str:
+    """Empty when nothing became final."""
+    if not any(line.kind == "final" for line in invoice.lines):
+        return ""
+    return "確認待ちのまま35日が過ぎた利用は、その月に請求した額で確定しました。"
 
 
 def qualification_words(invoice: Invoice) -> str:
@@ -98,7 +105,7 @@ def notes(invoice: Invoice) -> list[str]:
     """What has to be said beside the figures."""
     unsplit = "" if invoice.sections else "利用がないため、課には分けていません。"
     owed = "差し引きで、交付先に返す額です。" if invoice.total_yen < 0 else ""
-    told = (ROUNDING_WORDS, suspense_words(invoice), owed, qualification_words(invoice), unsplit)
+    told = (ROUNDING_WORDS, suspense_words(invoice), final_words(invoice), owed, qualification_words(invoice), unsplit)
     return [words for words in told if words]
 
 

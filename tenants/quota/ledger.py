@@ -711,7 +711,7 @@ def sweep(urls: DatabaseUrls, *, now: datetime | None = None, limit: int = 500) 
         given_up = book.expired(now or clock, limit)
         # The accounts first, as the writers do; whoever settled or swept meanwhile is told apart by the state.
         states = book.lock_accounts(sorted({a for attempt in given_up for a in attempt.account_ids}))
-        before = book.close_attempts([_in_suspense(attempt) for attempt in given_up])
+        before = book.close_attempts([closing_of(attempt, "suspense") for attempt in given_up])
         moved = [attempt for attempt in given_up if before.get(attempt.attempt_id) == "held"]
         for attempt in moved:
             for account_id in attempt.account_ids:
@@ -723,8 +723,8 @@ def sweep(urls: DatabaseUrls, *, now: datetime | None = None, limit: int = 500) 
         book.close()
 
 
-def _in_suspense(given_up: Open) -> Closing:
+def closing_of(given_up: Open, state: str) -> Closing:
+    """At its full hold, because nobody knows better."""
     return Closing(
-        given_up.tenant_id, given_up.created_at, given_up.call_id, given_up.attempt_id, "suspense",
-        given_up.hold_uyen, 0, 0, "hold", "", "owner_gone", None, None,
+        given_up.tenant_id, given_up.created_at, given_up.call_id, given_up.attempt_id, state, given_up.hold_uyen, 0, 0, "hold", "", "owner_gone", None, None,
     )  # fmt: skip

@@ -93,7 +93,9 @@ class Office:
         self.region.with_database(work)
         return call_id, at
 
-    def correct(self, town: Town, call: tuple[UUID, datetime], yen: float, *, at: datetime) -> None:
+    def correct(
+        self, town: Town, call: tuple[UUID, datetime], yen: float, *, at: datetime, reason: str = "late settle"
+    ) -> None:
         """What the ledger does when the truth comes late: the call is set right, and the difference is kept."""
         call_id, created_at = call
 
@@ -107,7 +109,7 @@ class Office:
                 session.add(
                     Correction(
                         tenant_id=town.id, call_id=call_id, call_created_at=created_at, created_at=at,
-                        month=window_start("month", created_at), delta_uyen=delta, reason="late settle",
+                        month=window_start("month", created_at), delta_uyen=delta, reason=reason,
                     )
                 )  # fmt: skip
 
@@ -213,6 +215,20 @@ def test_what_is_learnt_later_stands_on_the_later_invoice_only(used: Office) -> 
     assert used.invoice(used.one) == before
     [correction] = [line for line in used.invoice(used.one, NEXT)["lines"] if line["kind"] == "correction"]
     assert (correction["label"], correction["amount_yen"]) == ("令和7年10月分の訂正（1件）", -30)
+
+
+def test_what_became_final_is_told_on_the_invoice_of_its_month(used: Office) -> None:
+    before = used.invoice(used.one)
+    [waiting] = [c for c in used.region.calls(used.one) if c.state == "suspense"]
+    used.correct(used.one, (waiting.id, waiting.created_at), 80, at=jst(11, 25), reason="final")
+    assert used.invoice(used.one) == before
+    later = used.invoice(used.one, NEXT)
+    [final] = [line for line in later["lines"] if line["kind"] == "final"]
+    assert (final["label"], final["amount_yen"]) == ("令和7年10月分の確認待ちの確定（1件）", 0)
+    assert later["suspense"] == {"calls": 0, "cost_uyen": 0}
+    assert "35日が過ぎた利用は、その月に請求した額で確定しました" in used.region.command(
+        "invoice", "--month", NEXT, used.one.code
+    ).stdout  # fmt: skip
 
 
 def test_a_correction_of_last_fiscal_year_says_so(agreed: Office) -> None:
