@@ -22,24 +22,40 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import httpx
 import psutil
+import psycopg
 
 from kumiai.local.postgres import Postgres, free_port
 
 CACHE = Path(os.environ.get("KUMIAI_BENCH_CACHE", Path.home() / ".cache/kumiai/bench"))  # noqa: TID251 - a tool's own edge
 BODY = {"model": "standard", "messages": [{"role": "user", "content": "こんにちは。今日の予定を三つ教えてください。"}]}
+# A: 500 bytes of body; B: 1,000 characters of Japanese; C is B where names count as personal data and are looked for.
+_LINE = "防災訓練のお知らせを、町の広報に載せる文にしてください。日時は来月の第二日曜日、場所は中央公民館です。"
+CASE_B = {"model": "standard", "messages": [{"role": "user", "content": (_LINE * 20)[:1000]}]}
 SERVER_CORE, LOAD_CORE = "0", "1"
+
+
+def _case_a() -> dict[str, object]:
+    """A chat call whose body is 500 bytes as it is sent."""
+    empty = {"model": "standard", "messages": [{"role": "user", "content": ""}]}
+    return {**empty, "messages": [{"role": "user", "content": "a" * (500 - len(json.dumps(empty)))}]}
+
+
+CASE_A = _case_a()
 
 
 @dataclass
 class Peer:
-    """A server under test. `headers` authenticate; `model` is what it calls the upstream's model."""
+    """A server under test. `headers` authenticate; `model` is what it calls the upstream's model.
+
+    names_headers: of a tenant where names are looked for. metrics_url: where it tells of its ledger.
+    """
 
     name: str
     url: str
@@ -47,12 +63,20 @@ class Peer:
     headers: dict[str, str] = field(default_factory=dict)
     pids: list[int] = field(default_factory=list)
     note: str = ""
+    names_headers: dict[str, str] = field(default_factory=dict)
+    metrics_url: str = ""
 
 
 @dataclass
 class Figures:
+    """requests_per_s_64 and the latencies: case A. chunks_per_s: 64 streams. batch: reserves and settles a commit."""
+
     name: str
     requests_per_s_64: float
+    case_b_64: float
+    case_c_64: float
+    chunks_per_s: float
+    batch: float
     p50_ms_1: float
     p99_ms_1: float
     p50_ms_64: float
@@ -73,7 +97,7 @@ def main() -> None:
         sys.exit("wrk is missing (Debian: apt-get install wrk)")
     wanted = set(filter(None, options.only.split(",")))
     starters: list[Callable[[str, Path], contextlib.AbstractContextManager[Peer | None]]] = [
-        direct, nginx, kumiai_postgres, kumiai_sqlite, portkey, litellm_proxy, tensorzero,
+        direct, nginx, kumiai_postgres, kumiai_sqlite, kumiai_postgres_2ms, kumiai_postgres_10ms, portkey, litellm_proxy, tensorzero,
     ]  # fmt: skip
     folder = Path(tempfile.mkdtemp(prefix="kumiai-bench-"))
     # PostgreSQL runs as nobody when we are root, and must be able to reach its folder inside.
@@ -101,11 +125,44 @@ def main() -> None:
 
 def measure(peer: Peer, seconds: int) -> Figures:
     warm_up(peer)
-    one = wrk(peer, connections=1, seconds=seconds)
-    many = wrk(peer, connections=64, seconds=seconds)
+    one = wrk(peer, CASE_A, connections=1, seconds=seconds)
+    before = _ledger_counts(peer)
+    many = wrk(peer, CASE_A, connections=64, seconds=seconds)
+    after = _ledger_counts(peer)
+    long_ones = wrk(peer, CASE_B, connections=64, seconds=seconds)
+    with_names = math.nan
+    if peer.names_headers:
+        named = replace(peer, headers=peer.names_headers)
+        warm_up(named)
+        with_names = wrk(named, CASE_B, connections=64, seconds=seconds)[0]
+    streams = wrk(peer, BODY | {"stream": True}, connections=64, seconds=seconds)
     first = first_token_ms(peer)
     memory = sum(_tree_rss(pid) for pid in peer.pids) / 1e6
-    return Figures(peer.name, many[0], one[1], one[2], many[1], many[2], first, memory, one[3] + many[3], peer.note)
+    batch = (after[0] - before[0]) / (after[1] - before[1]) if after[1] > before[1] else math.nan
+    return Figures(
+        peer.name, many[0], long_ones[0], with_names, streams[0] * _events(peer), batch,
+        one[1], one[2], many[1], many[2], first, memory, one[3] + many[3] + long_ones[3], peer.note,
+    )  # fmt: skip
+
+
+def _events(peer: Peer) -> int:
+    """How many events with data one streamed answer has."""
+    with httpx.stream(
+        "POST", peer.url, json=BODY | {"model": peer.model, "stream": True}, headers=peer.headers
+    ) as answer:
+        return sum(event.startswith("data:") for event in answer.iter_lines())
+
+
+def _ledger_counts(peer: Peer) -> tuple[float, float]:
+    """(reserves and settles, commits) so far; zeros where nobody tells."""
+    if not peer.metrics_url:
+        return 0.0, 0.0
+    told = urllib.request.urlopen(peer.metrics_url, timeout=5).read().decode()
+
+    def value(name: str) -> float:
+        return float(re.search(rf"^{name} ([\d.e+]+)$", told, re.MULTILINE)[1])  # type: ignore[index]  # always there
+
+    return value("kumiai_ledger_batch_items_sum"), value("kumiai_ledger_batch_items_count")
 
 
 def warm_up(peer: Peer) -> None:
@@ -119,11 +176,11 @@ def warm_up(peer: Peer) -> None:
     assert answered, f"{peer.name} answers no call"
 
 
-def wrk(peer: Peer, *, connections: int, seconds: int) -> tuple[float, float, float, int]:
+def wrk(peer: Peer, asked: Mapping[str, object], *, connections: int, seconds: int) -> tuple[float, float, float, int]:
     """(requests/s, p50 ms, p99 ms, failed) of a closed loop."""
     script = Path(tempfile.mkstemp(suffix=".lua")[1])
     headers = "".join(f'wrk.headers["{k}"] = "{v}"\n' for k, v in peer.headers.items())
-    body = json.dumps(BODY | {"model": peer.model})
+    body = json.dumps({**asked, "model": peer.model}, ensure_ascii=asked is CASE_A)
     script.write_text(
         f'wrk.method = "POST"\nwrk.body = [==[{body}]==]\nwrk.headers["content-type"] = "application/json"\n{headers}'
     )
@@ -194,7 +251,8 @@ def _tree_rss(pid: int) -> int:
 
 def line(figures: Figures, direct_figures: Figures) -> str:
     return (
-        f"{figures.name:<18} {figures.requests_per_s_64:>9.0f} req/s@64  p50@1 {figures.p50_ms_1:7.2f} ms "
+        f"{figures.name:<18} A {figures.requests_per_s_64:>6.0f}  B {figures.case_b_64:>6.0f}  C {figures.case_c_64:>5.0f} "
+        f"req/s@64  {figures.chunks_per_s:>7.0f} chunks/s  batch {figures.batch:4.1f}  p50@1 {figures.p50_ms_1:7.2f} ms "
         f"(+{figures.p50_ms_1 - direct_figures.p50_ms_1:6.2f})  p99@1 {figures.p99_ms_1:7.2f}  "
         f"p50@64 {figures.p50_ms_64:8.2f}  p99@64 {figures.p99_ms_64:8.2f}  "
         f"first token {figures.first_token_ms:6.2f}  {figures.memory_mb:6.0f} MB  failed {figures.errors}"
@@ -207,18 +265,23 @@ def render(results: list[Figures], sync_ms: float, seconds: int) -> str:
     lines = [
         f"One run, {seconds} s per figure, server on one core, load on the other; fdatasync p50 {sync_ms:.2f} ms.",
         "",
-        "| server | req/s at 64 | × LiteLLM proxy | p50 at 1, ms | overhead at 1, ms | p99 at 1 | p50 at 64 | p99 at 64 "
+        "| server | A: req/s at 64 | × LiteLLM proxy | B | C | chunks/s of 64 streams | a commit's batch | p50 at 1, ms | overhead at 1, ms | p99 at 1 | p50 at 64 | p99 at 64 "
         "| first token over direct, ms | memory, MB | failed | note |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
         ratio = f"{r.requests_per_s_64 / proxy.requests_per_s_64:.1f}" if proxy else "–"
         lines.append(
-            f"| {r.name} | {r.requests_per_s_64:.0f} | {ratio} | {r.p50_ms_1:.2f} | {r.p50_ms_1 - base.p50_ms_1:.2f} "
+            f"| {r.name} | {r.requests_per_s_64:.0f} | {ratio} | {r.case_b_64:.0f} | {_or_dash(r.case_c_64, 0)} "
+            f"| {r.chunks_per_s:.0f} | {_or_dash(r.batch, 1)} | {r.p50_ms_1:.2f} | {r.p50_ms_1 - base.p50_ms_1:.2f} "
             f"| {r.p99_ms_1:.2f} | {r.p50_ms_64:.2f} | {r.p99_ms_64:.2f} "
             f"| {r.first_token_ms - base.first_token_ms:.2f} | {r.memory_mb:.0f} | {r.errors} | {r.note} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def _or_dash(value: float, places: int) -> str:
+    return "–" if math.isnan(value) else f"{value:.{places}f}"
 
 
 # ── servers ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -387,12 +450,13 @@ def kumiai_sqlite(upstream_url: str, folder: Path) -> Iterator[Peer]:
 
 
 @contextmanager
-def kumiai_postgres(upstream_url: str, folder: Path) -> Iterator[Peer]:
+def kumiai_postgres(upstream_url: str, folder: Path, *, wait_ms: int = 0) -> Iterator[Peer]:
     from tenants.schema import LOGINS, bootstrap_postgres
 
-    server = Postgres(folder / "pg", fsync=True)
+    server = Postgres(folder / f"pg-{wait_ms}", fsync=True)
     server.start()
     try:
+        let_commits_wait(server, wait_ms * 1000)
         urls = bootstrap_postgres(server.access, "kumiai", dict.fromkeys(LOGINS, "bench"))
         env = {
             "KUMIAI_DATABASE_URL": urls.app,
@@ -401,7 +465,7 @@ def kumiai_postgres(upstream_url: str, folder: Path) -> Iterator[Peer]:
             "KUMIAI_CONTENT_DATABASE_URL": urls.content,
             "KUMIAI_OWNER_DATABASE_URL": urls.owner,
         }
-        with _kumiai(upstream_url, folder / "kumiai-pg", env, "kumiai_postgres") as peer:
+        with _kumiai(upstream_url, folder / f"kumiai-pg-{wait_ms}", env, "kumiai_postgres") as peer:
             peer.note = "API key, durable budget on PostgreSQL (fsync on)"
             yield peer
     finally:
@@ -409,8 +473,29 @@ def kumiai_postgres(upstream_url: str, folder: Path) -> Iterator[Peer]:
 
 
 @contextmanager
+def kumiai_postgres_2ms(upstream_url: str, folder: Path) -> Iterator[Peer]:
+    with kumiai_postgres(upstream_url, folder, wait_ms=2) as peer:
+        yield replace(peer, name="kumiai_postgres_2ms", note="the same, every commit 2 ms later")
+
+
+@contextmanager
+def kumiai_postgres_10ms(upstream_url: str, folder: Path) -> Iterator[Peer]:
+    with kumiai_postgres(upstream_url, folder, wait_ms=10) as peer:
+        yield replace(peer, name="kumiai_postgres_10ms", note="the same, every commit 10 ms later")
+
+
+def let_commits_wait(server: Postgres, delay_us: int) -> None:
+    """As a slower disk would make them."""
+    access = server.access
+    with psycopg.connect(access.url("postgres", access.superuser, access.password), autocommit=True) as connection:
+        for setting in (f"commit_delay = {delay_us}", "commit_siblings = 0"):
+            connection.execute(f"alter system set {setting}")
+        connection.execute("select pg_reload_conf()")
+
+
+@contextmanager
 def _kumiai(upstream_url: str, home: Path, env: dict[str, str], name: str) -> Iterator[Peer]:
-    from loadtests.bench.town import prepare_town
+    from loadtests.bench.town import MODEL, prepare_towns
 
     home.mkdir()
     port = free_port()
@@ -421,16 +506,18 @@ def _kumiai(upstream_url: str, home: Path, env: dict[str, str], name: str) -> It
         "KUMIAI_OPENAI_COMPATIBLE_MODEL": "standard",
         "KUMIAI_LOG_LEVEL": "WARNING",
     }
-    key, model = asyncio.run(prepare_town(env))
+    key, named = asyncio.run(prepare_towns(env, 2, last_looks_for_names=True))
     words = [sys.executable, "-m", "kumiai", "gateway", "--port", str(port)]
     with process(words, home, name, env=env) as pid:
         wait_for(f"http://127.0.0.1:{port}/health/ready")
         yield Peer(
             name,
             f"http://127.0.0.1:{port}/v1/chat/completions",
-            model=model,
-            headers={"authorization": f"Bearer {key}"},
+            model=MODEL,
+            headers={"authorization": f"Bearer {key}", "kumiai-data-class": "1"},
             pids=[pid],
+            names_headers={"authorization": f"Bearer {named}", "kumiai-data-class": "2"},
+            metrics_url=f"http://127.0.0.1:{port}/metrics",
         )
 
 

@@ -1,4 +1,4 @@
-"""A town for a bench: an account, a budget that lasts, a price that is not zero, and an API key."""
+"""Towns for a bench: an account, a budget that lasts, a price that is not zero, and an API key."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ from tenants.identity.api_keys import create_key, load_peppers
 from tenants.identity.directories import open_directory
 from tenants.lgcode import check_digit
 from tenants.models import Price
-from tenants.policy import Policy
+from tenants.policy import GuardAction, GuardPolicy, Policy
 from tenants.quota.pricing import register_price
 from tenants.registry import NewTenant, create_tenant
 from tenants.schema import migrate
@@ -24,13 +24,11 @@ MONTH_YEN = 1_000_000_000
 PRICE_U_PER_MTOK = 1_000_000
 
 
-async def prepare_town(env: Mapping[str, str]) -> tuple[str, str]:
-    """Migrates the database that `env` names and makes the town. Returns its API key and the model to ask for."""
-    return (await prepare_towns(env, 1))[0], MODEL
+async def prepare_towns(env: Mapping[str, str], count: int, *, last_looks_for_names: bool = False) -> list[str]:
+    """Migrates the database that `env` names and makes as many towns. Returns an API key of each.
 
-
-async def prepare_towns(env: Mapping[str, str], count: int) -> list[str]:
-    """Migrates the database that `env` names and makes as many towns. Returns an API key of each."""
+    last_looks_for_names: in the last of them, names count as personal data.
+    """
     settings = Settings(
         home=Path(env["KUMIAI_HOME"]),
         public_url=env["KUMIAI_PUBLIC_URL"],
@@ -46,6 +44,8 @@ async def prepare_towns(env: Mapping[str, str], count: int) -> list[str]:
         directory, peppers = open_directory(settings), load_peppers(settings)
         keys = []
         for number in range(count):
+            looks = last_looks_for_names and number == count - 1
+            guard = GuardPolicy(actions={"name": GuardAction.BLOCK} if looks else {})
             code = f"04{600 + number:03d}"
             new = NewTenant(
                 f"見本{number}町",
@@ -54,7 +54,7 @@ async def prepare_towns(env: Mapping[str, str], count: int) -> list[str]:
                 "情報担当",
                 ("総務課",),
                 MONTH_YEN,
-                policy=Policy(),
+                policy=Policy(guard=guard),
             )
             made = await create_tenant(db, directory, new, by=By("command", "bench"))
             async with db.platform_session("bench") as session:

@@ -19,10 +19,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import psycopg
-
 from kumiai.local.postgres import Postgres, free_port
-from loadtests.bench.__main__ import BODY, process, upstream, wait_for
+from loadtests.bench.__main__ import BODY, let_commits_wait, process, upstream, wait_for
 from loadtests.bench.town import MODEL, prepare_towns
 from tenants.schema import LOGINS, bootstrap_postgres
 
@@ -62,7 +60,7 @@ def main() -> None:
             print(f"{options.towns} towns, {CONNECTIONS} connections to each process, {options.seconds} s each\n")
             print("| commits | processes | calls/s | of one process |\n|---|---|---|---|")
             for delay_us in (0, COMMIT_DELAY_US):
-                _let_commits_wait(server, delay_us)
+                let_commits_wait(server, delay_us)
                 first = 0.0
                 for count in PROCESSES:
                     rate = measure(count, keys, env, folder, options.seconds)
@@ -72,14 +70,6 @@ def main() -> None:
     finally:
         server.stop()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _let_commits_wait(server: Postgres, delay_us: int) -> None:
-    access = server.access
-    with psycopg.connect(access.url("postgres", access.superuser, access.password), autocommit=True) as connection:
-        for setting in (f"commit_delay = {delay_us}", "commit_siblings = 0"):
-            connection.execute(f"alter system set {setting}")
-        connection.execute("select pg_reload_conf()")
 
 
 def measure(count: int, keys: list[str], env: dict[str, str], folder: Path, seconds: int) -> float:
