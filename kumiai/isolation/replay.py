@@ -7,6 +7,7 @@ import io
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -212,7 +213,7 @@ def _misplaced(persona: Persona, address: Address, asked: _Asked, answer: httpx.
         return ""
     if persona.is_refused or (address.method, address.path) in BY_TOKEN:
         return _let_in(address, answer)
-    if address.server == "gateway":
+    if address.server == "gateway" and asked.how != "path":
         return ""
     if _is_duty(persona, address):
         return ""
@@ -237,11 +238,12 @@ def _is_duty(persona: Persona, address: Address | None) -> bool:
 
 
 def _damage(persona: Persona, address: Address | None, before: Footprint, after: Footprint) -> list[str]:
+    now = datetime.now(UTC)
     if _is_duty(persona, address):
-        return [c for c in changes(before, after) if c.startswith("content.")]
+        return [c for c in changes(before, after, now=now) if c.startswith("content.")]
     if persona.side == "own" and persona.person_id is not None and not persona.is_refused:
-        return others_changes(before, after, persona.person_id)
-    return changes(before, after)
+        return others_changes(before, after, persona.person_id, now=now)
+    return changes(before, after, now=now)
 
 
 def _leaked(stage: Stage, persona: Persona, answer: httpx.Response) -> str:
