@@ -630,6 +630,7 @@ async def _close_accounts(db: Database, directory: IdentityDirectory, tenant_id:
                 col(Person.tenant_id) == tenant_id,
                 col(Person.status) != "erased",
                 col(PersonIdentity.issuer) == directory.issuer,
+                col(PersonIdentity.is_guest).is_(False),
             )
         )
         accounts = found.all()

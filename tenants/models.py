@@ -17,6 +17,7 @@ from sqlalchemy import (
     LargeBinary,
     PrimaryKeyConstraint,
     UniqueConstraint,
+    false,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import JSON, TypeDecorator
@@ -179,12 +180,15 @@ class Person(TenantOwned, table=True):
 
 
 class PersonIdentity(TenantOwned, table=True):
+    """Which account of which issuer is this person. `is_guest`: another town's, which alone manages it."""
+
     __tablename__: ClassVar[str] = "person_identity"
     id: UUID = Field(default_factory=new_id, primary_key=True)
     issuer: str
     sub: str
     person_id: UUID = Field(index=True)
     linked_at: datetime = _time()
+    is_guest: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
 
     __table_args__ = (UniqueConstraint("tenant_id", "issuer", "sub"),)
 

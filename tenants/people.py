@@ -316,7 +316,10 @@ async def record_person(
 async def _person(
     session: AsyncSession, tenant_id: TenantId, person_id: PersonId, issuer: str = ""
 ) -> tuple[Person, list[str]]:
-    """The person, and their accounts at this issuer; at others they may have had some before."""
+    """The person, and their accounts at this issuer; at others they may have had some before.
+
+    One that another town manages is not theirs to close or to give a password to.
+    """
     person = (
         await session.exec(select(Person).where(col(Person.tenant_id) == tenant_id, col(Person.id) == person_id))
     ).first()
@@ -324,7 +327,9 @@ async def _person(
         raise NotFound
     subs = await session.exec(
         select(PersonIdentity.sub).where(
-            col(PersonIdentity.person_id) == person_id, col(PersonIdentity.issuer) == issuer
+            col(PersonIdentity.person_id) == person_id,
+            col(PersonIdentity.issuer) == issuer,
+            col(PersonIdentity.is_guest).is_(False),
         )
     )
     return person, list(subs.all())

@@ -16,7 +16,7 @@ from apps.host.app_context import create_context
 from apps.host.requests import OwnServices, Signed, SignedRequest, page
 from apps.host.services import Services
 from apps.host.sessions import SessionEnded
-from apps.host.signin import entry_page, safe_next
+from apps.host.signin import entry_page, safe_next, towns_of
 from apps.host.tips import tip_of
 from apps.sdk.app import HomeItem, HomeParts
 from apps.sdk.dates import local
@@ -246,7 +246,7 @@ def told(person: Listed) -> str:
 
 @routes.get("/settings")
 async def settings_page(request: Request, own: OwnServices, who: SignedRequest) -> Response:
-    return await page(request, "host/settings.html")
+    return await page(request, "host/settings.html", has_other_towns=len(await towns_of(own, who)) > 1)
 
 
 @routes.post("/settings")

@@ -8,24 +8,25 @@ import time
 import unicodedata
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from urllib.parse import quote, urlencode, urlsplit
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Form, Request
 from sqlmodel import col, select
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-from apps.host.requests import OwnServices, SignedRequest, page
+from apps.host.requests import OwnServices, Signed, SignedRequest, page
 from apps.host.services import Services
 from apps.host.sessions import exchange
 from apps.sdk.office import back
 from observability.problems import InvalidInput, NotAllowed, NotFound
 from tenants.context import TenantId
 from tenants.identity.access_list import Revoked, TenantSuspended
+from tenants.identity.guests import Place, places_of
 from tenants.identity.issuers import BadToken, NoOrganization, VerifiedToken
 from tenants.identity.realm import provider_alias
 from tenants.lgcode import parse_code
-from tenants.models import Tenant, TenantIdentity, TownProvider
+from tenants.models import PortalSession, Tenant, TenantIdentity, TownProvider
 from tenants.people import clean_login, load_actor, person_of_token
 from tenants.registry import ListedTenant, find_tenant, list_tenants, list_town_providers
 
@@ -153,8 +154,43 @@ async def change_password(request: Request, own: OwnServices, who: SignedRequest
     return await _to_issuer(request, own, entry, who.actor.login, next_page="/settings", kc_action="UPDATE_PASSWORD")
 
 
+@routes.get("/auth/towns")
+async def towns_page(request: Request, own: OwnServices, who: SignedRequest, next: str = "/") -> Response:
+    """Where an account works that several towns know; the one it is in comes first."""
+    places = await towns_of(own, who)
+    return await page(
+        request,
+        "host/towns.html",
+        here_now=[p for p in places if p.tenant_id == who.actor.tenant_id],
+        others=[p for p in places if p.tenant_id != who.actor.tenant_id],
+        next=safe_next(next),
+    )
+
+
+@routes.post("/auth/towns")
+async def change_town(request: Request, own: OwnServices, who: SignedRequest, town: Annotated[str, Form()]) -> Response:
+    """To the issuer for another of the person's towns: it knows them, and asks nothing. The session here ends then."""
+    if town not in {p.alias for p in await towns_of(own, who)}:
+        raise NotFound("団体を選び直してください。")
+    return await _to_issuer(request, own, await find_entry(own, town), "", next_page="/", has_chosen=True)
+
+
+async def towns_of(own: Services, who: Signed) -> list[Place]:
+    """The towns in which the account of a session may work, the session's own among them."""
+    async with own.db.platform_session("sign-in", read_only=True) as session:
+        row = await session.get(PortalSession, who.session.id)
+        return await places_of(session, row.issuer, row.sub) if row is not None else []
+
+
 async def _to_issuer(
-    request: Request, own: Services, entry: Entry, number: str, *, next_page: str, **more: str
+    request: Request,
+    own: Services,
+    entry: Entry,
+    number: str,
+    *,
+    next_page: str,
+    has_chosen: bool = False,
+    **more: str,
 ) -> Response:
     """An authorization request; what must come back with it is sealed into a short-lived cookie."""
     verifier, state, nonce = (secrets.token_urlsafe(48) for _ in range(3))
@@ -175,7 +211,17 @@ async def _to_issuer(
     response = RedirectResponse(f"{(await own.issuer.endpoints()).authorization}?{urlencode(asked)}", status_code=303)
     pending = _pending(request, own)[-(MAX_PENDING - 1) :]
     pending.append(
-        [state, nonce, verifier, entry.alias, entry.organization_id, number, safe_next(next_page), time.time()]
+        [
+            state,
+            nonce,
+            verifier,
+            entry.alias,
+            entry.organization_id,
+            number,
+            safe_next(next_page),
+            time.time(),
+            has_chosen,
+        ]
     )
     sealed = base64.urlsafe_b64encode(own.seal.seal({"pending": pending}, PENDING_COOKIE)).decode()
     response.set_cookie(
@@ -204,7 +250,7 @@ async def callback(
     found = next((p for p in _pending(request, own) if secrets.compare_digest(str(p[0]), state)), None)
     if found is None:
         raise SignInFailed("時間が過ぎたか、別の画面で始めたサインインです。町の入口からやり直してください。")
-    _, nonce, verifier, alias, organization_id, number, next_page, began = found
+    _, nonce, verifier, alias, organization_id, number, next_page, began, has_chosen = found
     if time.time() - float(began) > PENDING_S or (iss and iss != own.issuer.url):
         raise SignInFailed("時間が過ぎました。町の入口からやり直してください。")
     if error or not code:
@@ -233,6 +279,7 @@ async def callback(
                 session, issuer=identity.issuer, sub=identity.sub, organization_id=identity.organization_id
             )
             actor = await load_actor(session, tenant_id, person_id)
+            places = await places_of(session, identity.issuer, identity.sub)
         except NotFound:
             raise NotRegistered("町の管理者に、職員の登録を依頼してください。") from None
     if number and actor.login != number:
@@ -247,6 +294,8 @@ async def callback(
     before = request.cookies.get(own.cookie_name, "")
     cookie = await own.sessions.start(identity, tokens, tenant_id, person_id, replaces=before)
     changed = kc_action_status == "success"
+    if len(places) > 1 and not has_chosen and not kc_action_status:
+        next_page = f"/auth/towns?{urlencode({'next': next_page})}"
     response = back(next_page, "パスワードを変えました") if changed else RedirectResponse(next_page, status_code=303)
     set_session_cookie(response, own, cookie)
     response.set_cookie(

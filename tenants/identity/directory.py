@@ -35,3 +35,6 @@ class IdentityDirectory(Protocol):
 
     def set_organization_enabled(self, alias: str, *, enabled: bool) -> None:
         """Disabling also ends the members' sessions."""
+
+    def join_organization(self, alias: str, sub: str) -> None:
+        """Makes an account a member of one more organization; a second run changes nothing."""

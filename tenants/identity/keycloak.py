@@ -644,20 +644,23 @@ class _Reconciler:
         sub = self.bring(find, create) or made
         if not sub:
             raise KeycloakFailed(f"user {username}")
+        self.join(organization_id, sub, is_new=bool(made))
+        return sub, bool(made)
+
+    def join(self, organization_id: str, sub: str, *, is_new: bool = False) -> None:
         # A new account is in no organization yet: that is not asked, unless joining was unsure.
-        nowhere: list[set[str]] = [set()] if made else []
+        nowhere: list[set[str]] = [set()] if is_new else []
 
         def towns() -> set[str]:
             return {o["id"] for o in self.admin.get(f"/organizations/members/{sub}/organizations") or []}
 
-        def join(found: set[str]) -> Step | None:
+        def decide(found: set[str]) -> Step | None:
             if organization_id in found:
                 return None
             # A bare id, not an object.
             return "", lambda: self.admin.write("post", f"/organizations/{organization_id}/members", sub)
 
-        self.bring(lambda: nowhere.pop() if nowhere else towns(), join)
-        return sub, bool(made)
+        self.bring(lambda: nowhere.pop() if nowhere else towns(), decide)
 
     def set_password(self, sub: str, password: str, *, temporary: bool) -> None:
         body = {"type": "password", "value": password, "temporary": temporary}
@@ -877,6 +880,9 @@ class KeycloakDirectory:
         if not enabled:
             for member in list(self._admin.pages(f"{path}/members")):
                 _Reconciler(self._admin).sign_out(member["id"])
+
+    def join_organization(self, alias: str, sub: str) -> None:
+        _Reconciler(self._admin).join(self._organization(alias), sub)
 
     def _organization(self, alias: str) -> str:
         """The organization's id."""

@@ -41,7 +41,12 @@ async def bring_in_line(db: Database, spec: RealmSpec, settings: Settings, *, by
     async with db.platform_session("keycloak up", read_only=True) as session:
         tenants = (await session.exec(select(Tenant).where(col(Tenant.status) != "erased"))).all()
         codes = {t.id: await code_of(session, TenantId(t.id)) for t in tenants}
-        people = (await session.exec(select(Person).where(col(Person.status) != "erased"))).all()
+        # Who signs in by another town's account needs none of their own.
+        guests = select(PersonIdentity.person_id).where(
+            col(PersonIdentity.issuer) == issuer, col(PersonIdentity.is_guest).is_(True)
+        )
+        wanting = select(Person).where(col(Person.status) != "erased", col(Person.id).not_in(guests))
+        people = (await session.exec(wanting)).all()
     aliases = {t.id: t.alias for t in tenants}
     towns = [OrganizationSpec(t.alias, f"{t.name} ({codes[t.id]})", codes[t.id], t.status == "active") for t in tenants]
     wanted = [
@@ -98,7 +103,7 @@ async def _link_people(session: AsyncSession, tenant_id: TenantId, issuer: str, 
     for person in people:
         sub = subs.get(person.login)
         link = links.get(person.id)
-        if sub is None or (link is not None and link.sub == sub):
+        if sub is None or (link is not None and (link.sub == sub or link.is_guest)):
             continue
         if link is None:
             link = PersonIdentity(tenant_id=tenant_id, issuer=issuer, sub=sub, person_id=person.id)

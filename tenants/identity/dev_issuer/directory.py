@@ -1,5 +1,6 @@
 """The dev issuer's administration, answering as Keycloak's adapter does."""
 
+from observability.problems import InvalidInput
 from tenants.identity.dev_issuer.store import Store
 
 
@@ -33,3 +34,6 @@ class DevDirectory:
 
     def set_organization_enabled(self, alias: str, *, enabled: bool) -> None:
         self._store.set_organization_enabled(alias, enabled=enabled)
+
+    def join_organization(self, alias: str, sub: str) -> None:
+        raise InvalidInput("試験用の発行者のアカウントは、1つの団体だけのものです。Keycloakで使ってください。")

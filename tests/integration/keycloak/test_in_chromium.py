@@ -1,4 +1,4 @@
-"""Sign-in with Chromium at the real portal and the real Keycloak: a town's own provider."""
+"""Sign-in with Chromium at the real portal and the real Keycloak: a town's own provider, the choice of the town."""
 
 import contextlib
 import secrets
@@ -12,11 +12,13 @@ from tenants.db import Database
 from tenants.identity.brokering import add_town_provider
 from tenants.identity.directories import open_directory
 from tenants.identity.directory import IdentityDirectory
+from tenants.identity.guests import join_account
 from tenants.identity.keycloak import Admin, Administrator
-from tests.browsers import DESKTOP, PHONE, ZOOMED, assert_accessible
+from tests.browsers import DESKTOP, PHONE, ZOOMED, assert_accessible, sign_in
 from tests.gateways import in_thread
 from tests.integration.keycloak.conftest import BY, Site, Town, make_town
 from tests.integration.keycloak.test_own_providers import PASSWORD, OwnRealm, tenant_of
+from tests.integration.keycloak.test_two_towns import people_of
 
 pytestmark = [pytest.mark.real, pytest.mark.browser]
 
@@ -112,3 +114,32 @@ def test_the_button_of_the_town_leads_through_its_own_page(site: Site, region: R
     finally:
         with contextlib.suppress(Exception):
             admin.write("delete", "")
+
+
+def test_who_works_in_two_towns_chooses_by_keyboard_and_changes_without_a_password(
+    site: Site, region: Region, town: Town
+) -> None:
+    other = region.town()
+
+    async def join(db: Database, directory: IdentityDirectory) -> None:
+        guest, home = await people_of(db, other, town)
+        await join_account(db, directory, guest, home, by=BY)
+
+    region.do(join)
+    page = region.open()
+    sign_in(page, town.code, town.clerk.login, town.clerk.password)
+    expect(page.get_by_role("heading", level=1, name="どの団体の仕事をしますか")).to_be_visible()
+    for size in (PHONE, ZOOMED, DESKTOP):
+        page.set_viewport_size(size)
+        assert_accessible(page)
+    stay = page.get_by_role("link", name=f"このまま{town.name}で続ける")
+    stay.focus()
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name=f"{other.name}に切り替える")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect_in(page, site, other)
+    page.goto("/settings")
+    assert_accessible(page)
+    page.get_by_role("link", name="団体を切り替える").click()
+    page.get_by_role("button", name=f"{town.name}に切り替える").click()
+    expect_in(page, site, town)
