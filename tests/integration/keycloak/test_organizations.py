@@ -1,6 +1,6 @@
 """One organization per town: paged, one writer at a time, never enabled, emptied or dropped in passing."""
 
-import secrets
+import itertools
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -44,8 +44,12 @@ def directory(made: Realm) -> KeycloakDirectory:
     return KeycloakDirectory(spec.url, spec.realm, client, issuer=f"{spec.url}/realms/{spec.realm}")
 
 
+# Never the same twice: a test may have given another town the name meanwhile.
+_prefixes = itertools.count(100)
+
+
 def _towns(count: int) -> list[OrganizationSpec]:
-    prefix = secrets.randbelow(700) + 100
+    prefix = next(_prefixes)
     return [
         OrganizationSpec(f"t{prefix}{n:03}", f"町{prefix}-{n}", f"{prefix}{n:03}", enabled=True) for n in range(count)
     ]
