@@ -1,6 +1,7 @@
 """The composition root's own commands: the demo, the processes, and whether this machine is ready."""
 
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -135,8 +136,14 @@ def isolation_report(
     from kumiai.isolation.stage import StageFailed
     from kumiai.isolation.tokens import ControlRefused
 
+    # However it is told to stop, the servers it has started end with it.
+    for told in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(told, signal.default_int_handler)
     try:
         report = try_isolation(mutations=mutations)
+    except KeyboardInterrupt:
+        say("\n試験をやめました。報告はありません。")
+        raise typer.Exit(130) from None
     except (DemoDidNotStart, StageFailed, ControlRefused, NoSample) as error:
         print(f"kumiai isolation-report: {error}", file=sys.stderr)
         raise typer.Exit(1) from error

@@ -61,7 +61,7 @@ def try_isolation(*, mutations: int) -> Report:
             say("2つの町を用意しています。")
             with started(folder, urls, bound) as stage:
                 tried = try_on(stage, addresses, mutations=mutations, tell=say)
-            reaches = _rows(folder, server)
+            reaches = try_walls(folder, server)
     return report_of(addresses, tried, reaches, began=began, database=database)
 
 
@@ -144,7 +144,7 @@ def _database_words(server: Postgres | None) -> str:
     return f"PostgreSQL {number // 10_000}.{number % 10_000}"
 
 
-def _rows(folder: Path, server: Postgres | None) -> list[Reach]:
+def try_walls(folder: Path, server: Postgres | None) -> list[Reach]:
     """Each wall alone: the filters on SQLite and by an exempt login, the policies by the product's own logins."""
     say("2つの守りを、1つずつにして、すべての表で試しています。")
     tried: list[tuple[Wall, DatabaseUrls, DatabaseUrls]] = []

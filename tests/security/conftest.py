@@ -17,7 +17,7 @@ from tenants.db import DatabaseUrls
 from tests.servers import cloned
 
 # The full run (`make evidence-isolation`) tries a hundred thousand and more.
-MUTATIONS = int(os.environ.get("KUMIAI_TOKEN_MUTATIONS", "3000"))  # noqa: TID251 - a switch of the test run itself
+MUTATIONS = int(os.environ.get("KUMIAI_TOKEN_MUTATIONS", "2000"))  # noqa: TID251 - a switch of the test run itself
 
 
 @pytest.fixture(scope="session")

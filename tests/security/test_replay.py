@@ -11,7 +11,8 @@ from kumiai.isolation.stage import Persona, Stage
 from kumiai.isolation.surface import Address
 from tenants.context import Role
 
-pytestmark = pytest.mark.real
+# All that is tried is tried before the first of these tests.
+pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
 
 def test_the_addresses_were_found(all_addresses: list[Address]) -> None:

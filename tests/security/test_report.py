@@ -10,13 +10,15 @@ import pypdfium2
 import pytest
 from playwright.sync_api import Browser
 
+from kumiai.__main__ import main
 from kumiai.isolation.report import FORGED, Finding, Report
 from kumiai.isolation.rows import Reach, Wall
 from kumiai.isolation.run import Tried, report_of
 from kumiai.isolation.surface import Address
 from tests.browsers import DESKTOP, PHONE, assert_accessible, assert_fits
 
-pytestmark = pytest.mark.real
+# All that is tried is tried before the first of these tests.
+pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
@@ -74,3 +76,19 @@ def test_the_page_is_accessible(report: Report, chromium: Browser, tmp_path: Pat
     assert_accessible(page)
     assert_fits(page)
     page.close()
+
+
+def test_the_command_writes_it_and_says_by_its_exit_whether_all_is_well(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The test run keeps its own handlers.
+    monkeypatch.setattr("kumiai.commands.signal.signal", lambda *_: None)
+    outcome = {"isolation-report": report}
+    monkeypatch.setattr("kumiai.isolation.run.try_isolation", lambda *, mutations: outcome["isolation-report"])
+    for uncovered, code in (((), 0), (("GET /apps/x",), 1)):
+        outcome["isolation-report"] = replace(report, uncovered=uncovered)
+        with pytest.raises(SystemExit) as ended:
+            main(["isolation-report", "--to", str(tmp_path / str(code)), "--mutations", "1000"])
+        assert ended.value.code == code
+        assert {p.suffix for p in (tmp_path / str(code)).iterdir()} == {".html", ".pdf", ".json"}
+        assert ("届きませんでした" in capsys.readouterr().out) == (code == 0)

@@ -9,7 +9,8 @@ from kumiai.isolation.stage import Stage
 from kumiai.isolation.tokens import KINDS, forged, material_of
 from tests.security.conftest import MUTATIONS
 
-pytestmark = pytest.mark.real
+# All that is tried is tried before the first of these tests.
+pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 
 
 def test_none_is_accepted(tried: Tried) -> None:

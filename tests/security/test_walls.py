@@ -2,10 +2,12 @@
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from kumiai.isolation.rows import Reach, fill, name_of, try_rows
+from kumiai.isolation.run import try_walls
 from kumiai.local.postgres import Postgres
 from tenants import db as tenants_db
 from tenants.context import TenantId, new_id
@@ -82,3 +84,9 @@ async def test_without_filters_sqlite_shows_all(migrated_sqlite: DatabaseUrls, m
     assert {reach.table for reach in found if not reach.held and reach.act == "読む"} == {
         name_of(model) for model in TENANT_TABLES
     }
+
+
+def test_without_postgresql_the_filters_are_still_tried_alone(tmp_path: Path) -> None:
+    found = try_walls(tmp_path, None)
+    assert {reach.wall for reach in found} == {"filters"}
+    _check(found)
