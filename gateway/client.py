@@ -280,12 +280,12 @@ class Gateway:
             await events.response.aclose()
             if events.may_go_on:
                 with anyio.move_on_after(END_CALL_S, shield=True):
-                    await self._end_call(events.facts.call_id, token())
+                    await self.end_call(events.facts.call_id, token=token())
 
     async def aclose(self) -> None:
         await self._http.aclose()
 
-    async def _end_call(self, call_id: str, token: str) -> None:
+    async def end_call(self, call_id: str, *, token: str) -> None:
         """Nobody wants the rest; a gateway that cannot be told makes it to its end."""
         request = self._http.build_request("DELETE", f"/v1/streams/{call_id}", headers=_headers(token))
         with suppress(GatewayUnreachable, GatewaySilent):

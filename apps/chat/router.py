@@ -18,13 +18,14 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response, S
 from apps.chat import service
 from apps.chat.cards import all_cards, card, cards_for
 from apps.chat.checklist import checklist
-from apps.chat.service import Chat, Conversation, Finished, Message, Piece, Turn, Waiting
+from apps.chat.service import Begun, Chat, Conversation, Finished, Message, Piece, Turn, Waiting
 from apps.sdk import App, AppContext, InvalidInput, NotFound, Problem, load_manifest
 from apps.sdk.app import HomeItem, HomeParts
 from apps.sdk.context import Context, ModelChoice
 from apps.sdk.dates import JST, local, wareki, when
 from apps.sdk.exports import Block, conversation_docx, markdown_tables, plain_text, tables_xlsx
 from apps.sdk.intake import read_upload
+from apps.sdk.live import Live
 from apps.sdk.ui.render import GrowingMarkdown, where_words
 
 routes = APIRouter()
@@ -84,6 +85,29 @@ async def last_answer(ctx: Context, conversation_id: UUID, after: str = "") -> R
     if after and str(found.question_of(last.id).id) != after:
         return Response(status_code=204)
     return await _message_fragment(ctx, found, last)
+
+
+@routes.get("/c/{conversation_id}/live")
+async def live_answer(ctx: Context, conversation_id: UUID, question: str = "") -> Response:
+    """The answer that is being made to a question, for a page that lost its connection; 204 when none is here."""
+    found = await Chat(ctx).open(conversation_id)
+    live = ctx.live.find(found.find(_uuid(question)).id)
+    return Response(status_code=204) if live is None else _stream(_told(ctx, found, live))
+
+
+@routes.post("/c/{conversation_id}/stop")
+async def stop_answer(
+    ctx: Context, conversation_id: UUID, question: Annotated[str, Form()] = "", call_id: Annotated[str, Form()] = ""
+) -> Response:
+    """停止: what came so far is kept."""
+    found = await Chat(ctx).open(conversation_id)
+    live = ctx.live.find(found.find(_uuid(question)).id)
+    if live is not None:
+        live.stop()
+    elif call_id:
+        # Another process makes it.
+        await ctx.gateway.stop(str(_uuid(call_id)))
+    return Response(status_code=204)
 
 
 @routes.get("/c/{conversation_id}/around")
@@ -311,24 +335,37 @@ async def _answered(ctx: AppContext, request: Request, chat: Chat, turn: Turn) -
 
     async def events() -> AsyncIterator[bytes]:
         yield _event("start", start)
-        answer = GrowingMarkdown()
-        shown_at = 0.0
-        async with aclosing(chat.answer(turn)) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, Piece):
-                    answer.add(piece.text)
-                    if time.monotonic() - shown_at >= _SHOW_EVERY_S:
-                        shown_at = time.monotonic()
-                        first, blocks = answer.changed()
-                        yield _event("blocks", {"from": first, "blocks": blocks})
-                elif isinstance(piece, Waiting):
-                    yield _event("queue", {"ahead": piece.ahead})
-                elif isinstance(piece, Finished):
-                    page = await _message_fragment(ctx, turn.conversation, piece.message)
-                    yield _event("done", {"html": bytes(page.body).decode(), "state": piece.message.state})
+        live = ctx.live.start(turn.question.id, chat.answer(turn))
+        async for event in _told(ctx, turn.conversation, live):
+            yield event
 
+    return _stream(events())
+
+
+async def _told(ctx: AppContext, conversation: Conversation, live: Live[Any]) -> AsyncIterator[bytes]:
+    """An answer under way as the page is told of it, from its beginning. Without a `done` it was stopped."""
+    answer = GrowingMarkdown()
+    shown_at = 0.0
+    async with aclosing(live.follow()) as pieces:
+        async for piece in pieces:
+            if isinstance(piece, Piece):
+                answer.add(piece.text)
+                if time.monotonic() - shown_at >= _SHOW_EVERY_S:
+                    shown_at = time.monotonic()
+                    first, blocks = answer.changed()
+                    yield _event("blocks", {"from": first, "blocks": blocks})
+            elif isinstance(piece, Begun):
+                yield _event("call", {"id": piece.call_id})
+            elif isinstance(piece, Waiting):
+                yield _event("queue", {"ahead": piece.ahead})
+            elif isinstance(piece, Finished):
+                page = await _message_fragment(ctx, conversation, piece.message)
+                yield _event("done", {"html": bytes(page.body).decode(), "state": piece.message.state})
+
+
+def _stream(events: AsyncIterator[bytes]) -> Response:
     return StreamingResponse(
-        events(), media_type="text/event-stream", headers={"cache-control": "no-store", "x-accel-buffering": "no"}
+        events, media_type="text/event-stream", headers={"cache-control": "no-store", "x-accel-buffering": "no"}
     )
 
 

@@ -44,6 +44,9 @@ WEIGHTS: Final = ("1", "2", "3C")
 
 State = Literal["done", "stopped", "failed"]
 
+# The person ended the call from a page of another process.
+STOPPED: Final = "urn:problem:gateway:stopped"
+
 
 class NothingToSend(InvalidInput):
     type = "urn:problem:chat:nothing-to-send"
@@ -183,6 +186,13 @@ class Turn:
     data_class: str
     messages: tuple[dict[str, str], ...] = field(repr=False)
     masked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The gateway has taken the call."""
+
+    call_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -425,8 +435,8 @@ class Chat:
         again = await self.open(conversation_id)
         return await self._turn(replace(again, messages=kept), again.find(question_id))
 
-    async def answer(self, turn: Turn) -> AsyncGenerator[Piece | Waiting | Finished, None]:
-        """Streams the answer; whatever happens (stopped, client gone, refused) what came so far is stored."""
+    async def answer(self, turn: Turn) -> AsyncGenerator[Begun | Piece | Waiting | Finished, None]:
+        """Streams the answer; whatever happens (stopped, refused, lost) what came so far is stored."""
         text: list[str] = []
         body: dict[str, Any] = {"role": "assistant", "state": "stopped", "model": turn.model}
         stored = False
@@ -435,6 +445,7 @@ class Chat:
                 turn.messages, model=turn.model, data_class=turn.data_class, mask=turn.masked
             ) as stream:
                 body |= _processed(stream.facts)
+                yield Begun(stream.facts.call_id)
                 async for delta in stream:
                     if isinstance(delta, Queued):
                         yield Waiting(delta.ahead)
@@ -451,13 +462,14 @@ class Chat:
                         body |= {"noted": [list(n) for n in delta.note.found], "advice": list(delta.note.reasons)}
             body["state"] = "done"
         except Problem as problem:
-            body |= {
-                "state": "failed",
-                "problem_type": problem.type,
-                "problem_title": problem.title,
-                "problem_detail": problem.detail,
-                "call_id": body.get("call_id") or problem.extensions.get("call_id") or "",
-            }
+            if problem.type != STOPPED:
+                body |= {
+                    "state": "failed",
+                    "problem_type": problem.type,
+                    "problem_title": problem.title,
+                    "problem_detail": problem.detail,
+                    "call_id": body.get("call_id") or problem.extensions.get("call_id") or "",
+                }
         finally:
             if body["state"] == "stopped":
                 with anyio.CancelScope(shield=True):

@@ -160,6 +160,7 @@ def create_context(request: Request, own: Services, who: Signed, app: App) -> Ap
         documents=own.documents.of(actor.context, app=app.manifest.id, viewer=viewer),
         blobs=own.blobs.of(actor.context, app=app.manifest.id, viewer=viewer),
         gateway=gateway,
+        live=own.live.of(actor.tenant_id, actor.person_id, app.manifest.id),
         now=datetime.now(UTC),
         csrf=who.session.csrf,
         _page=render,

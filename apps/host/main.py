@@ -67,7 +67,10 @@ def create_portal(settings: Settings) -> FastAPI:
         await services.start()
         try:
             async with services.work:
-                yield
+                try:
+                    yield
+                finally:
+                    services.live.stop_all()
         finally:
             await close_intake()
             await services.stop()

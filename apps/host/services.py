@@ -8,6 +8,7 @@ from pathlib import Path
 from jinja2 import Environment
 
 from apps.host.exits import Exits
+from apps.host.live import LiveWorks
 from apps.host.sessions import Seal, Sessions
 from apps.sdk.app import App
 from apps.sdk.ui.render import create_environment
@@ -61,6 +62,7 @@ class Services:
         self._polls: list[asyncio.Task[None]] = []
         # Work that outlives its request; entered and left with the process's lifespan.
         self.work = asyncio.TaskGroup()
+        self.live = LiveWorks(self.work)
 
     async def directory(self) -> IdentityDirectory:
         """Opened when an administrator first needs it: the portal runs while the issuer's administration is away."""

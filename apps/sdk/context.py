@@ -11,6 +11,7 @@ from uuid import UUID
 from fastapi import Depends, Request
 from starlette.responses import Response
 
+from apps.sdk.live import AppLive
 from gateway.client import CallFacts, EventStream, Gateway, Queued
 from tenants.blobs import AppBlobs
 from tenants.context import Actor, DataClass
@@ -142,6 +143,10 @@ class GatewayClient:
         async with self._gateway.stream("/v1/chat/completions", body, token=self._token, headers=headers) as events:
             yield ChatStream(events)
 
+    async def stop(self, call_id: str) -> None:
+        """Ends a call of this person that streams, wherever it is made; what is over or not theirs stays as it is."""
+        await self._gateway.end_call(call_id, token=self._token())
+
     async def inspect(self, texts: Sequence[str], *, model: str, data_class: str) -> Outlook:
         """What the guard finds in the texts (200,000 characters together), and what a call with them would become."""
         answer = await self._gateway.post(
@@ -178,6 +183,7 @@ class AppContext:
     documents: AppDocuments
     blobs: AppBlobs
     gateway: GatewayClient
+    live: AppLive
     now: datetime
     csrf: str = field(repr=False)
     _page: Callable[..., Awaitable[Response]] = field(repr=False)

@@ -9,14 +9,35 @@ from docx import Document
 from openpyxl import load_workbook
 from playwright.sync_api import expect
 
-from tests.browsers import Visitor, sign_in
+from tests.browsers import Visitor, assert_accessible, sign_in
 from tests.e2e.chat_page import GARBLED, GUIDE, SURVEY, ChatPage
+from tests.gateways import eventually
 
 pytestmark = pytest.mark.browser
 
 NOTICE = (
     "次の内容で通知文を作ってください。\n\n件名：総合防災訓練\n日時：令和8年11月22日（日）午前9時30分\n場所：中央公民館"
 )
+
+
+# What is offline to a browser loses no stream that is open; this does, at both ends.
+LOSE = """
+  const own = fetch;
+  globalThis.fetch = async (url, options) => {
+    const response = await own(url, options);
+    if (!String(url).endsWith("/send") || !response.ok) return response;
+    const reader = response.body.getReader();
+    const body = new ReadableStream({ async start(rest) {
+      globalThis.lose = () => { rest.error(new TypeError("network error")); reader.cancel(); };
+      for (;;) {
+        const { value, done } = await reader.read();
+        if (done) return;
+        rest.enqueue(value);
+      }
+    } });
+    return new Response(body, { headers: response.headers });
+  };
+"""
 
 
 def test_a_clerk_signs_in_asks_stops_attaches_exports_and_signs_out(visitor: Visitor, files: dict[str, Path]) -> None:
@@ -69,6 +90,41 @@ def test_a_clerk_signs_in_asks_stops_attaches_exports_and_signs_out(visitor: Vis
     page.wait_for_url("**/?why=signed_out")
     chat.open()
     assert "/apps/chat" not in page.url.split("?")[0]
+
+
+def test_an_answer_goes_on_when_the_network_was_gone_for_a_moment(chat: ChatPage) -> None:
+    page = chat.page
+    page.add_init_script(LOSE)
+    chat.open()
+    chat.begin(NOTICE)
+    page.context.set_offline(True)
+    page.evaluate("lose()")
+    expect(page.get_by_text("つながり直しています").first).to_be_visible()
+    assert_accessible(page)
+    page.context.set_offline(False)
+    answer = chat.answered()
+    expect(answer.get_by_role("heading", name="総合防災訓練について（お知らせ）")).to_have_count(1)
+    expect(answer.get_by_text("途中で止まりました。")).to_have_count(0)
+    told = answer.locator(".p-answer").inner_text()
+    page.reload()
+    assert chat.answers.count() == 1
+    assert chat.answers.last.locator(".p-answer").inner_text() == told
+
+
+def test_an_answer_is_there_for_who_closed_the_page(chat: ChatPage) -> None:
+    chat.begin(NOTICE)
+    address = chat.page.url
+    chat.page.goto("/")
+    chat.page.goto(address)
+
+    # It needs no page to be made to its end.
+    def is_there() -> bool:
+        chat.page.reload()
+        return chat.answers.count() == 1
+
+    eventually(is_there, within_s=60)
+    expect(chat.answers.last.get_by_text("途中で止まりました。")).to_have_count(0)
+    expect(chat.answers.last.get_by_role("heading", name="総合防災訓練について（お知らせ）")).to_be_visible()
 
 
 def test_what_could_not_be_read_is_said_page_by_page(chat: ChatPage, files: dict[str, Path]) -> None:

@@ -99,6 +99,8 @@
     }
   }
   let running = null;
+  // The question whose answer is being made, once the server has it.
+  let asked = null;
   let shown = location.pathname + location.search;
   const page = document.documentElement;
   /* Changes the page and stays at its end, for who was reading there. */
@@ -128,10 +130,16 @@
     const body = $(".p-answer", article);
     const heading = $(".p-live b", article);
     const COMING = heading.textContent;
+    const LOST = "つながり直しています";
     const queue = ({ ahead }) => {
       if (!isQueued) say("利用が集中しています。順番を待っています。");
       isQueued = true;
       heading.textContent = ahead ? `順番を待っています（前に${ahead}件）` : "順番を待っています（次です）";
+    };
+    const lost = () => {
+      if (heading.textContent === LOST) return;
+      heading.textContent = LOST;
+      say("つながり直しています。");
     };
     const show = ({ from, blocks: changed }) => {
       isQueued = false;
@@ -144,7 +152,7 @@
         body.append(element);
       }
     };
-    return { article, show, queue, end: () => clearInterval(timer) };
+    return { article, show, queue, lost, end: () => clearInterval(timer) };
   };
   const setBusy = (busy) => {
     const hadFocus = [$("#send"), $("#stop")].includes(document.activeElement);
@@ -213,6 +221,23 @@
     place.scrollIntoView({ block: "nearest" });
   };
 
+  /* After a lost connection: the rest of the answer as a stream, or as it was stored meanwhile. */
+  const takeUp = async (conversation, question, live, signal) => {
+    const ATTEMPTS = 120;
+    for (let i = 0; i < ATTEMPTS; i += 1) {
+      const url = `/apps/chat/c/${conversation}/live?question=${question}`;
+      const response = await fetch(url, { headers: { accept: "text/event-stream", "kumiai-request": "fetch" }, signal }).catch(() => null);
+      signal.throwIfAborted();
+      if (response?.status === 200) return { response };
+      if (response && response.status !== 204 && response.status < 500) return {};
+      const html = response?.status === 204 && (await get(`/apps/chat/c/${conversation}/last?after=${question}`));
+      if (html) return { html };
+      live.lost();
+      await new Promise((go) => setTimeout(go, 1000));
+    }
+    return {};
+  };
+
   const ask = async (asking, submitter) => {
     if (running) return;
     if (submitter?.value === "cancel") {
@@ -245,18 +270,34 @@
         return;
       }
       let state = "";
-      for await (const { name, data: told } of serverEvents(response)) {
-        if (name === "start") {
-          conversation = told.conversation;
-          begin(told, live, isCompose);
-        } else if (name === "queue") live.queue(told);
-        else if (name === "blocks") atEnd(() => live.show(told));
-        else if (name === "done") {
-          state = told.state;
-          finish(live.article, told.html, ENDS[state]);
+      const listen = async (events) => {
+        for await (const { name, data: told } of serverEvents(events)) {
+          if (name === "start") {
+            conversation = told.conversation;
+            asked = { conversation, question: told.question, call_id: "" };
+            begin(told, live, isCompose);
+          } else if (name === "call") asked.call_id = told.id;
+          else if (name === "queue") live.queue(told);
+          else if (name === "blocks") atEnd(() => live.show(told));
+          else if (name === "done") {
+            state = told.state;
+            finish(live.article, told.html, ENDS[state]);
+          }
         }
+      };
+      for (let events = response; !state; ) {
+        await listen(events).catch((lost) => {
+          if (lost.name === "AbortError" || !asked) throw lost;
+        });
+        if (state) break;
+        if (!asked) throw offline;
+        const rest = await takeUp(conversation, asked.question, live, controller.signal);
+        if (rest.html) {
+          state = asked.isStopped ? "stopped" : "done";
+          finish(live.article, rest.html, ENDS[state]);
+        } else if (rest.response) events = rest.response;
+        else throw offline;
       }
-      if (!state) throw offline;
       tellOthers(conversation);
       await refreshAround(conversation);
     } catch (problem) {
@@ -269,7 +310,7 @@
       }
     } finally {
       live?.end();
-      running = null;
+      running = asked = null;
       setBusy(false);
       if (shownGuard) showGuard(shownGuard);
       else if (isCompose) area.focus({ preventScroll: true });
@@ -314,7 +355,15 @@
     event.preventDefault();
     ask(asking, event.submitter?.name === "way" ? event.submitter : undefined);
   });
-  $("#stop").addEventListener("click", () => running?.abort());
+  $("#stop").addEventListener("click", () => {
+    if (!asked) {
+      running?.abort();
+      return;
+    }
+    asked.isStopped = true;
+    const { conversation, question, call_id } = asked;
+    post(`/apps/chat/c/${conversation}/stop`, new URLSearchParams({ question, call_id })).catch(() => running?.abort());
+  });
 
   // ── Several tabs with one conversation ──────────────────────────────────────────────────────────────────────────
   const channel = "BroadcastChannel" in globalThis ? new BroadcastChannel("kumiai-chat") : null;
