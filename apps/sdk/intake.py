@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 from gateway.reading import CannotReadFile, Kind, Limits, Part, PartState, Reading, Table, TableRow, read_file
 from gateway.reading.confinement import confine
+from gateway.reading.pictures import is_available
 from gateway.reading.problems import FileTooLarge, ReadingTookTooLong
 from observability.problems import Unavailable
 
@@ -92,7 +93,8 @@ _reader = _Reader()
 
 
 async def read_upload(name: str, data: bytes, *, limits: Limits | None = None, timeout_s: float = 30.0) -> Reading:
-    """The text of a file and all that is doubtful about it; nothing is kept.
+    """The text of a file and all that is doubtful about it; nothing is kept. Scanned pages are read where that is
+    installed.
 
     timeout_s: from the file's turn on; waiting for earlier files does not count. Raises the kin of `CannotReadFile`
     (`ReadingTookTooLong`, `FileBrokeReader` for one that ended its reader) and `ReadingIsBusy`.
@@ -100,7 +102,8 @@ async def read_upload(name: str, data: bytes, *, limits: Limits | None = None, t
     async with _reader.turn() as pool:
         is_over = False
         try:
-            work = asyncio.get_running_loop().run_in_executor(pool, partial(read_file, name, data, limits=limits))
+            read = partial(read_file, name, data, limits=limits, reads_pictures=is_available())
+            work = asyncio.get_running_loop().run_in_executor(pool, read)
             reading = await asyncio.wait_for(work, timeout_s)
         except TimeoutError:
             raise ReadingTookTooLong("小さく分けるか、必要なページだけにして添付してください。", field="file") from None

@@ -50,8 +50,10 @@ _DAMAGE = (
 )
 
 
-def read_file(name: str, data: bytes, *, limits: Limits | None = None) -> Reading:
+def read_file(name: str, data: bytes, *, limits: Limits | None = None, reads_pictures: bool = False) -> Reading:
     """Reads a PDF, docx, xlsx, csv or txt file.
+
+    reads_pictures: also the letters on scanned pages, where the reader of pictures is installed.
 
     `name` is only used for its extension, which must agree with the content. Raises a `CannotReadFile` problem, and
     nothing else, for whatever cannot be read.
@@ -73,17 +75,17 @@ def read_file(name: str, data: bytes, *, limits: Limits | None = None) -> Readin
                 extension=extension,
                 kind=kind.value,
             )
-        return _read(kind, data, limits)
+        return _read(kind, data, limits, reads_pictures=reads_pictures)
     except MemoryError as error:
         raise FileTooLarge("広げると大きすぎます。分けて添付してください。") from error
     except _DAMAGE as error:
         raise CorruptFile("元のアプリで開けるか確かめて、保存し直してください。") from error
 
 
-def _read(kind: Kind, data: bytes, limits: Limits) -> Reading:
+def _read(kind: Kind, data: bytes, limits: Limits, *, reads_pictures: bool) -> Reading:
     match kind:
         case Kind.PDF:
-            return pdf.read_pdf(data, limits)
+            return pdf.read_pdf(data, limits, reads_pictures=reads_pictures)
         case Kind.DOCX:
             return word.read_docx(data, limits)
         case Kind.XLSX:

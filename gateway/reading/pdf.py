@@ -1,6 +1,7 @@
 """Reads PDFs page by page and says of each page whether its characters can be trusted."""
 
 import ctypes
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -10,6 +11,7 @@ import pypdfium2 as pdfium
 import pypdfium2.raw as raw
 
 from gateway.reading.legibility import garbled, misread, unreadable
+from gateway.reading.pictures import SIDE, lines_in
 from gateway.reading.problems import CorruptFile, FileTooLarge, ProtectedFile
 from gateway.reading.report import Kind, Limits, Part, PartState, Reading, Remark, joined, listed
 
@@ -20,6 +22,10 @@ _OBJECTS_LOOKED_AT = 5_000
 # Setting Japanese beside digits leaves a quarter of an em, which pdfium takes for a space; a real gap is wider.
 _NARROW_GAP_EM = 0.6
 _TINY_PT = 1.5
+# A page takes a second or two, and a person waits; what is left then stays a picture, and is said to be one.
+_SCANS_S = 10.0
+# A line of letters in the smallest size that anybody reads.
+_LETTERS_FROM_PIXELS = 10_000
 _COPY_ALLOWED = 0x10
 _MODE_INVISIBLE = 3
 _PROPERTY_WORDS = {"Author": "作成者", "Subject": "サブタイトル", "Keywords": "キーワード"}
@@ -53,6 +59,7 @@ class _PageFacts:
     is_vertical: bool = False
     images: int = 0
     image_cover: float = 0.0
+    image_pixels: int = 0
     objects: int = 0
     is_crowded: bool = False
     visible_texts: int = 0
@@ -60,9 +67,10 @@ class _PageFacts:
     pale_texts: int = 0
     fields: list[str] = field(default_factory=list)
     notes: int = 0
+    is_scan_read: bool = False
 
 
-def read_pdf(data: bytes, limits: Limits) -> Reading:
+def read_pdf(data: bytes, limits: Limits, *, reads_pictures: bool = False) -> Reading:
     try:
         document = pdfium.PdfDocument(data)
     except pdfium.PdfiumError as error:
@@ -70,14 +78,14 @@ def read_pdf(data: bytes, limits: Limits) -> Reading:
             raise ProtectedFile("パスワードを外して保存し直してから、もう一度添付してください。") from error
         raise CorruptFile("PDFを開けるか確かめて、作り直すか保存し直してください。") from error
     try:
-        return _read(document, limits)
+        return _read(document, limits, reads_pictures=reads_pictures)
     except pdfium.PdfiumError as error:
         raise CorruptFile("PDFを開けるか確かめて、作り直すか保存し直してください。") from error
     finally:
         document.close()
 
 
-def _read(document: pdfium.PdfDocument, limits: Limits) -> Reading:
+def _read(document: pdfium.PdfDocument, limits: Limits, *, reads_pictures: bool) -> Reading:
     count = len(document)
     if count == 0:
         raise CorruptFile("ページがひとつもありません。PDFを作り直してください。")
@@ -86,6 +94,7 @@ def _read(document: pdfium.PdfDocument, limits: Limits) -> Reading:
     parts: list[Part] = []
     facts: list[_PageFacts] = []
     characters = 0
+    until = time.monotonic() + _SCANS_S
     for index in range(count):
         page = _facts(document, index)
         characters += len(page.text)
@@ -94,7 +103,13 @@ def _read(document: pdfium.PdfDocument, limits: Limits) -> Reading:
                 f"{limits.max_characters:,}文字までに分けて添付してください。", limit_characters=limits.max_characters
             )
         facts.append(page)
-        parts.append(_part(index + 1, page))
+        part = _part(index + 1, page)
+        may_hold_letters = part.state is PartState.EMPTY and page.image_pixels >= _LETTERS_FROM_PIXELS
+        if reads_pictures and may_hold_letters and time.monotonic() < until:
+            part = _scanned(document, index, part)
+            page.is_scan_read = part.state is PartState.OK
+            characters += len(part.text)
+        parts.append(part)
     warnings = _warnings(facts, parts)
     return Reading(
         kind=Kind.PDF,
@@ -133,6 +148,21 @@ def _part(number: int, page: _PageFacts) -> Part:
     return Part(label, page.text, PartState.OK, note)
 
 
+def _scanned(document: pdfium.PdfDocument, index: int, part: Part) -> Part:
+    """A page that is a picture, with the letters that were read in it; as it was where there are none."""
+    page = document[index]
+    try:
+        scale = SIDE / max(page.get_width(), page.get_height(), 1.0)
+        bitmap = page.render(scale=scale)
+        text = "\n".join(lines_in(bitmap.to_numpy()[:, :, :3]))
+        bitmap.close()
+    finally:
+        page.close()
+    if not text.strip():
+        return part
+    return Part(part.label, text, PartState.OK, "画像のページから読み取った文字です。元の資料と見比べてください")
+
+
 def _warnings(facts: Sequence[_PageFacts], parts: Sequence[Part]) -> list[Remark]:
     warnings = [
         Remark("unread-page" if part.state is PartState.EMPTY else "garbled-page", f"{part.note}。", part.label)
@@ -156,10 +186,14 @@ def _warnings(facts: Sequence[_PageFacts], parts: Sequence[Part]) -> list[Remark
                 listed(vertical, "ページ"),
             )
         )
+    scans = [i for i, page in enumerate(facts, 1) if page.is_scan_read]
+    if scans:
+        words = "画像のページの文字を読み取りました。読み誤りがないか、元の資料と見比べてください。"
+        warnings.append(Remark("scan", words, listed(scans, "ページ")))
     pictures = [
         i
         for i, (page, part) in enumerate(zip(facts, parts, strict=True), 1)
-        if page.images and part.state is PartState.OK
+        if page.images and part.state is PartState.OK and not page.is_scan_read
     ]
     if pictures:
         total = sum(facts[i - 1].images for i in pictures)
@@ -356,6 +390,9 @@ def _look_at_objects(page: pdfium.PdfPage, facts: _PageFacts) -> None:
             # Rules, dots and gradients are often pictures, too; nobody can write in a strip that small.
             if share > 0.002:
                 facts.images += 1
+                wide, high = ctypes.c_uint(), ctypes.c_uint()
+                raw.FPDFImageObj_GetImagePixelSize(item, wide, high)
+                facts.image_pixels += wide.value * high.value
                 facts.image_cover += min(share, 1.0)
         elif item.type == raw.FPDF_PAGEOBJ_TEXT:
             if raw.FPDFTextObj_GetTextRenderMode(item) == _MODE_INVISIBLE:

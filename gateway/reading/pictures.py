@@ -25,7 +25,7 @@ HEAD: Final = struct.Struct(">I")
 # What a camera makes; more is a bomb.
 MAX_PIXELS: Final = 50_000_000
 # The reader's own limit for a side; what is longer than twice its width is read in pieces, or small letters are lost.
-_SIDE: Final = 2_000
+SIDE: Final = 2_000
 _SHARED: Final = 200
 _MAX_PIECES: Final = 8
 # Below this the reader itself doubts what it read; half a number still counts, and noise does no harm.
@@ -78,17 +78,17 @@ def _as_seen(picture: "Image") -> "Iterator[Image]":
 def _pieces(picture: "Image") -> "Iterator[Image]":
     long, short = max(picture.size), min(picture.size)
     if long <= 2 * short:
-        picture.thumbnail((_SIDE, _SIDE))
+        picture.thumbnail((SIDE, SIDE))
         yield picture
         return
-    shrunk = min(1.0, _SIDE / 2 / short)
+    shrunk = min(1.0, SIDE / 2 / short)
     picture = picture.resize((max(1, round(picture.width * shrunk)), max(1, round(picture.height * shrunk))))
     long = max(picture.size)
-    starts = range(0, max(1, long - _SHARED), _SIDE - _SHARED)
+    starts = range(0, max(1, long - _SHARED), SIDE - _SHARED)
     if len(starts) > _MAX_PIECES:
         raise NotRead("画像が細長すぎます。分けてください。")
     for start in starts:
-        end = min(long, start + _SIDE)
+        end = min(long, start + SIDE)
         is_wide = picture.width == long
         yield picture.crop((start, 0, end, picture.height) if is_wide else (0, start, picture.width, end))
 
@@ -96,8 +96,12 @@ def _pieces(picture: "Image") -> "Iterator[Image]":
 def _lines(picture: "Image") -> list[str]:
     import numpy
 
-    read = _reader()(numpy.asarray(picture)[:, :, ::-1])
-    return [str(text) for text in read.txts or ()]
+    return lines_in(numpy.asarray(picture)[:, :, ::-1])
+
+
+def lines_in(pixels: Any) -> list[str]:
+    """The lines of letters in an array of rows of pixels, blue first, each side of at most 2,000."""
+    return [str(text) for text in _reader()(pixels).txts or ()]
 
 
 @cache

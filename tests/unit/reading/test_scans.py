@@ -1,0 +1,62 @@
+"""Scanned pages of a PDF, read in the confined process that a clerk's file goes through."""
+
+import importlib.util
+from collections.abc import AsyncIterator
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from apps.sdk.intake import close_intake, read_upload
+from gateway.guard.inspection import inspect
+from gateway.reading import PartState, read_file
+from tests.servers import not_available
+from tests.unit.reading.files import SCAN, pdf
+
+pytestmark = pytest.mark.real
+# Its check digit is right; nobody has it.
+NUMBER = "1234 5678 9018"
+BODY = '前書きです。\n#pagebreak()\n#place(top + left, dx: -2cm, dy: -2cm, image("page.png", width: 20cm))\n'
+
+
+@pytest.fixture(autouse=True)
+async def reader() -> AsyncIterator[None]:
+    if importlib.util.find_spec("rapidocr") is None:
+        not_available("rapidocr not installed: requirements/install.sh pictures")
+    yield
+    await close_intake()
+
+
+def scanned(folder: Path) -> bytes:
+    """A written page, and one that is a picture of letters."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.truetype(str(files("noto_cjk_sans_jp_regular") / "NotoSansCJKjp-Regular.otf"), 40)
+    picture = Image.new("RGB", (1_000, 1_400), "white")
+    for at, line in ((200, "申請書の控え"), (400, f"番号　{NUMBER}")):
+        ImageDraw.Draw(picture).text((120, at), line, font=font, fill="black")
+    picture.save(folder / "page.png")
+    return pdf(BODY, folder)
+
+
+async def test_letters_of_a_scanned_page_are_read_and_doubted(tmp_path: Path) -> None:
+    data = scanned(tmp_path)
+    reading = await read_upload("控え.pdf", data, timeout_s=120)
+    assert [part.state for part in reading.parts] == [PartState.OK, PartState.OK]
+    assert "申請書の控え" in reading.text
+    assert "見比べてください" in reading.parts[1].note
+    assert [w.code for w in reading.warnings] == ["scan"]
+    # A seal, a face, a hand's writing: whatever else is on it was not read.
+    assert reading.has_unread
+    # What is sent is what is looked at.
+    assert [f.kind.value for f in inspect(reading.text, names=False)] == ["my_number"]
+    # Without the reader the page is said to be a picture, and nothing of it is sent.
+    unread = read_file("控え.pdf", data)
+    assert unread.parts[1].state is PartState.EMPTY
+    assert "9018" not in unread.text
+
+
+async def test_a_picture_without_letters_stays_one(tmp_path: Path) -> None:
+    reading = await read_upload("控え.pdf", pdf(SCAN, tmp_path), timeout_s=120)
+    assert reading.parts[0].note == "画像だけのページです。文字を読み取れません"
+    assert reading.text == ""
