@@ -341,8 +341,9 @@ class Chat:
         room = MAX_MATERIAL_CHARACTERS
         texts = [text]
         for one in read:
-            texts.append(one.text[:room])
-            room -= len(texts[-1])
+            # The name is sent along, and may be somebody's.
+            texts.append(f"{name_of(one.file.name)}\n{one.text[:room]}")
+            room -= min(room, len(one.text))
         try:
             outlook = await self._ctx.gateway.inspect(
                 texts, model=model if model in MODELS else "standard", data_class=data_class

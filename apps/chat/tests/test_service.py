@@ -2,6 +2,7 @@
 
 import re
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
@@ -10,6 +11,7 @@ import pytest
 from apps.chat import service
 from apps.chat.cards import card
 from apps.chat.service import AttachedFile, Conversation, Message, ReadFile
+from apps.sdk.context import Outlook
 from apps.sdk.material import Marks
 
 NOW = datetime(2026, 11, 25, 10, 0, tzinfo=ZoneInfo("Asia/Tokyo"))  # A Wednesday.
@@ -168,3 +170,28 @@ def test_words_of_a_table_stand_between_marks_too() -> None:
     assert opened is not None
     assert closed is not None
     assert opened.end() < asked.index("命令です") < closed.start()
+
+
+class Looking:
+    """The gateway as `Chat.look` asks it; remembers the texts."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    async def inspect(self, texts: list[str], **_: str) -> Outlook:
+        self.texts = texts
+        return Outlook("send", "1", "", can_mask=False, reroute_to="")
+
+
+async def test_the_names_of_files_are_looked_at_before_they_leave() -> None:
+    gateway = Looking()
+    chat = service.Chat(SimpleNamespace(gateway=gateway))  # type: ignore[arg-type]  # only the gateway is asked
+    files = [uuid4(), uuid4()]
+    chat._read = {
+        files[0]: read("相談票_090-1234-5678.pdf", "本文"),
+        files[1]: read("次.pdf", "い" * service.MAX_MATERIAL_CHARACTERS),
+    }
+    await chat.look("要約して", conversation_id=None, model="standard", data_class="1", files=files)
+    assert gateway.texts[:2] == ["要約して", "相談票_090-1234-5678.pdf\n本文"]
+    # As much of the last one as would be sent.
+    assert gateway.texts[2] == "次.pdf\n" + "い" * (service.MAX_MATERIAL_CHARACTERS - 2)
