@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from fractions import Fraction
 from typing import Final, Generic, TypeVar
+from uuid import UUID
 
 from apps.sdk.dates import local
 from apps.sdk.ui.charts import ZONE_FILLS, Columns, Lines, columns, lines
@@ -13,6 +14,8 @@ from apps.sdk.ui.render import ZONE_WORDS
 from observability.problems import InvalidInput
 from tenants.context import TenantId
 from tenants.db import Database
+from tenants.models import Section
+from tenants.people import Listed
 from tenants.quota.grants import read_region
 from tenants.quota.pace import dry_day, month_end
 from tenants.quota.tree import MAX_YEN, BudgetRow, budget_rows
@@ -23,7 +26,10 @@ from tenants.usage import (
     Day,
     FirstWords,
     Health,
+    SectionUsage,
     TownUsage,
+    UsageRow,
+    by_section,
     first_words_by_day,
     health_since,
     usage_by_day,
@@ -35,6 +41,7 @@ UYEN: Final = 1_000_000
 HEALTH_HOURS: Final = 24
 MIN_CALLS: Final = 10
 SOON_DAYS: Final = 3
+SYSTEMS: Final = "業務システム（APIキー）"
 ZONES: Final = ("onprem", "domestic", "overseas", "")
 T = TypeVar("T")
 
@@ -341,3 +348,27 @@ async def region_charts(db: Database, now: datetime) -> tuple[DayChart, WaitChar
         days = await usage_by_day(session, month)
         waits = await first_words_by_day(session, month)
     return day_chart(days, now, money=True), wait_chart(waits, now)
+
+
+# ── months and sections ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def months_until(now: datetime) -> list[tuple[str, str]]:
+    """This month and the twelve before it."""
+    day = local(now).date().replace(day=1)
+    found: list[tuple[str, str]] = []
+    for _ in range(13):
+        found.append((f"{day:%Y-%m}", f"{day.year}年{day.month}月"))
+        day = (day - timedelta(days=1)).replace(day=1)
+    return found
+
+
+def sections_used(
+    rows: Sequence[UsageRow], people: Sequence[Listed], sections: Sequence[Section]
+) -> list[SectionUsage]:
+    """A town's month by section, small ones together."""
+    counts: dict[UUID, int] = {}
+    for person in people:
+        if person.section_id is not None:
+            counts[person.section_id] = counts.get(person.section_id, 0) + 1
+    return by_section(rows, counts, {s.id: s.name for s in sections}, systems=SYSTEMS)

@@ -12,7 +12,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.responses import Response
 
-from apps.console import operator_budgets, operator_glass
+from apps.console import operator_budgets, operator_glass, operator_invoices
 from apps.console.figures import (
     SORTS,
     STATES,
@@ -457,4 +457,5 @@ async def _town_page(office: Office, town_id: UUID, problem: Problem | None = No
 
 
 routes.include_router(operator_budgets.routes)
+routes.include_router(operator_invoices.routes)
 routes.include_router(operator_glass.routes)

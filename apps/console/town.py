@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from fractions import Fraction
 from typing import Final
-from uuid import UUID
 
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from apps.console import town_keys, town_people, town_settings
-from apps.console.figures import day_chart
+from apps.console import town_invoice, town_keys, town_people, town_settings
+from apps.console.figures import day_chart, months_until, sections_used
 from apps.sdk.dates import local
 from apps.sdk.office import Office, OfficeContext, csv_file
 from tenants.context import Role
@@ -27,12 +26,11 @@ from tenants.quota.pace import dry_day, month_end
 from tenants.quota.tree import BudgetRow, budget_rows
 from tenants.quota.windows import parse_month, window_bounds, window_start
 from tenants.reports import KINDS, list_reports
-from tenants.usage import SectionUsage, UsageRow, by_section, people_who_asked, usage_by_day, usage_rows
+from tenants.usage import SectionUsage, UsageRow, people_who_asked, usage_by_day, usage_rows
 
 routes = APIRouter()
 
 HERE = "/console/town"
-SYSTEMS: Final = "業務システム（APIキー）"
 # What ends within this many days is told.
 ENDS_DAYS: Final = 60
 REPORTS_SHOWN: Final = 5
@@ -73,7 +71,7 @@ async def overview(office: OfficeContext) -> Response:
         rest_uyen=limit - month_end(used, today),
         people=len(people),
         asked=asked,
-        usage=_sections(rows, people, sections),
+        usage=sections_used(rows, people, sections),
         calls=sum(r.calls for r in rows),
         month=today.month,
     )
@@ -174,14 +172,6 @@ def _ends(keys: Sequence[ApiKey], now: datetime) -> list[tuple[str, str, list[En
     return [(words, mark, group) for words, mark, group in told if group]
 
 
-def _sections(rows: Sequence[UsageRow], people: Sequence[Listed], sections: Sequence[Section]) -> list[SectionUsage]:
-    counts: dict[UUID, int] = {}
-    for person in people:
-        if person.section_id is not None:
-            counts[person.section_id] = counts.get(person.section_id, 0) + 1
-    return by_section(rows, counts, {s.id: s.name for s in sections}, systems=SYSTEMS)
-
-
 # ── usage ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -207,7 +197,7 @@ async def _load(office: Office, start: date) -> _Month:
             total[i] += value
     told = [(app, alias, n, f, t, u) for (app, alias), (n, f, t, u) in models.items()]
     told.sort(key=lambda m: -m[2])
-    return _Month(start, _sections(rows, people, sections), told, rows)
+    return _Month(start, sections_used(rows, people, sections), told, rows)
 
 
 @routes.get("/usage")
@@ -223,22 +213,12 @@ async def usage_page(office: OfficeContext, month: str = "") -> Response:
         "console/usage.html",
         found=found,
         days=day_chart(days, until, money=False),
-        months=_months(office.now),
+        months=months_until(office.now),
         month=f"{start:%Y-%m}",
         start=start,
         calls=sum(s.calls for s in found.sections),
         uyen=sum(s.cost_uyen for s in found.sections),
     )
-
-
-def _months(now: datetime) -> list[tuple[str, str]]:
-    """This month and the twelve before it."""
-    day = local(now).date().replace(day=1)
-    found: list[tuple[str, str]] = []
-    for _ in range(13):
-        found.append((f"{day:%Y-%m}", f"{day.year}年{day.month}月"))
-        day = (day - timedelta(days=1)).replace(day=1)
-    return found
 
 
 @routes.get("/usage.csv")
@@ -257,3 +237,4 @@ async def usage_csv(office: OfficeContext, month: str = "", by: str = "section")
 routes.include_router(town_people.routes)
 routes.include_router(town_settings.routes)
 routes.include_router(town_keys.routes)
+routes.include_router(town_invoice.routes)

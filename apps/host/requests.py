@@ -157,6 +157,7 @@ _OPERATOR_NAV = (
     ("状況", "/console/operator", "home"),
     ("町", "/console/operator/towns", "onprem"),
     ("予算", "/console/operator/budgets", "coins"),
+    ("請求", "/console/operator/invoices", "doc"),
 )
 
 

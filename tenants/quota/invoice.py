@@ -90,6 +90,7 @@ class Suspense:
 class Invoice:
     """`is_open`: the month has not ended, or calls of it are still running; the figures will change."""
 
+    tenant_id: TenantId
     number: str
     month: date
     is_open: bool
@@ -282,6 +283,7 @@ def _invoice(
     taxes = tax_totals(lines)
     total = sum(line.amount_yen for line in lines) + sum(t.tax_yen for t in taxes)
     return Invoice(
+        tenant_id=TenantId(town.id),
         number=f"{month:%Y-%m}-{code}",
         month=month,
         is_open=not has_ended or ledger.held > 0,

@@ -21,14 +21,14 @@ PAGES: Mapping[str, tuple[str, ...]] = {
     "town_admin": (
         "/console/town", "/console/town/people", "/console/town/people?q=無い人", "/console/town/people/new",
         "/console/town/people/import", "/console/town/sections", "/console/town/policy", "/console/town/usage",
-        "/console/town/keys", "/desk/reports", "/desk/reports?state=closed", "/desk/export",
+        "/console/town/keys", "/console/town/invoice", "/desk/reports", "/desk/reports?state=closed", "/desk/export",
         "/desk/break-glass", "/desk/retention",
     ),
     "operator": (
         "/console/operator", "/console/operator/towns", "/console/operator/towns?q=無い町",
         "/console/operator/towns?state=need", "/console/operator/towns/new", "/console/operator/budgets",
         "/console/operator/budgets?q=無い町", "/console/operator/budgets/pool",
-        "/console/operator/budgets/pool?window=fiscal_year", "/console/operator/budgets/pool?q=無い町", "/missing",
+        "/console/operator/budgets/pool?window=fiscal_year", "/console/operator/budgets/pool?q=無い町", "/console/operator/invoices", "/missing",
     ),
 }  # fmt: skip
 SIZES = {"desktop": DESKTOP, "phone": PHONE, "zoomed": ZOOMED}

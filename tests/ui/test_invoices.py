@@ -1,0 +1,108 @@
+"""Bills in a browser: what is missing, the operator's list, and a town's own bill, its sections too."""
+
+import csv
+import io
+import re
+from datetime import date, datetime
+
+import pypdfium2
+import pytest
+from playwright.sync_api import Page, expect
+from sqlmodel import select
+
+from apps.sdk.testing import DemoProcess
+from tenants.audit import By
+from tenants.db import Database
+from tenants.models import Tenant
+from tenants.quota.agreements import Issuer, RegionTerms, Terms, set_agreement, set_issuer, set_region_terms
+from tenants.quota.windows import JST
+from tenants.registry import find_tenant
+from tests.browsers import DESKTOP, PHONE, ZOOMED, Visitor, assert_accessible, assert_fits
+from tests.gateways import in_thread
+from tests.month import sqlite_of
+
+pytestmark = pytest.mark.browser
+
+THIS = datetime.now(JST).date().replace(day=1)
+MONTH = f"{THIS:%Y-%m}"
+OPERATOR = f"/console/operator/invoices?month={MONTH}"
+TOWN = f"/console/town/invoice?month={MONTH}"
+
+
+def agree(demo: DemoProcess) -> str:
+    """With every town there is, for the base is shared between all. Returns the name of the first one."""
+
+    async def work() -> str:
+        db, by = Database(sqlite_of(demo.home)), By("command", "test")
+        terms = Terms("contribution", "all", "見本地区共同利用協議会規約", date(2026, 3, 20))
+        try:
+            async with db.platform_session("test") as session:
+                await set_issuer(session, Issuer("見本広域連合", "T7000012050002"), valid_from=THIS, by=by)
+                await set_region_terms(session, RegionTerms(300_000, "equal"), valid_from=THIS, by=by)
+                for tenant in (await session.exec(select(Tenant))).all():
+                    if tenant.kind == "municipality":
+                        await set_agreement(session, tenant, terms, valid_from=THIS, by=by)
+                return (await find_tenant(session, demo.towns[0])).name
+        finally:
+            await db.close()
+
+    return in_thread(work())
+
+
+def downloaded(page: Page, link: str) -> bytes:
+    with page.expect_download() as got:
+        page.get_by_role("link", name=link).first.click()
+    return got.value.path().read_bytes()
+
+
+def printed(data: bytes) -> str:
+    document = pypdfium2.PdfDocument(data)
+    text = document[0].get_textpage().get_text_range()
+    document.close()
+    return text
+
+
+def rows(data: bytes) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"))))
+
+
+def test_bills_of_a_month(visitor: Visitor) -> None:
+    operator = visitor.open(visitor.demo.person("operator"))
+    admin = visitor.open(visitor.demo.person("town_admin"))
+    clerk = visitor.open(visitor.demo.person("staff"))
+    clerk.goto("/apps/chat")
+    # Before anything is agreed the operator is told what to do, and the town that there is no bill.
+    operator.goto(OPERATOR)
+    expect(operator.get_by_text("請求の取り決めがありません")).to_be_visible()
+    expect(operator.get_by_text("kumiai agreement set")).to_be_visible()
+    assert_accessible(operator)
+    admin.goto(TOWN)
+    expect(admin.get_by_role("heading", name="請求書は、まだありません")).to_be_visible()
+    expect(admin.get_by_text("kumiai agreement")).to_have_count(0)
+    assert_accessible(admin)
+    assert clerk.goto(TOWN).status == 404  # type: ignore[union-attr]  # a page was asked for
+
+    name = agree(visitor.demo)
+    operator.goto(OPERATOR)
+    expect(operator.get_by_text("まだ締まっていません")).to_be_visible()
+    table = rows(downloaded(operator, "全部の町の明細（CSV）"))
+    assert len({r["団体"] for r in table}) == operator.locator("tbody tr").count()
+    operator.get_by_role("link", name=name, exact=True).first.click()
+    expect(operator.get_by_role("heading", name=f"{name}の請求", exact=True)).to_be_visible()
+    total = operator.locator(".p-pool__big").inner_text()
+    assert re.fullmatch(r"[\d,]+円", total)
+    sheet = printed(downloaded(operator, "請求書（PDF）"))
+    assert name in sheet
+    assert total in sheet
+    assert "見本広域連合" in sheet
+
+    admin.goto(TOWN)
+    assert admin.locator(".p-pool__big").inner_text() == total
+    assert total in printed(downloaded(admin, "請求書（PDF）"))
+    mine = rows(downloaded(admin, "明細（CSV）"))
+    assert {r["団体"] for r in mine} == {name}
+    for page, path in ((operator, OPERATOR), (operator, operator.url), (admin, TOWN)):
+        for size in (DESKTOP, PHONE, ZOOMED):
+            page.set_viewport_size(size)
+            page.goto(path)
+            assert_fits(page) if size is ZOOMED else assert_accessible(page)
