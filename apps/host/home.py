@@ -246,7 +246,12 @@ def told(person: Listed) -> str:
 
 @routes.get("/settings")
 async def settings_page(request: Request, own: OwnServices, who: SignedRequest) -> Response:
-    return await page(request, "host/settings.html", has_other_towns=len(await towns_of(own, who)) > 1)
+    return await page(
+        request,
+        "host/settings.html",
+        has_other_towns=len(await towns_of(own, who)) > 1,
+        has_second_factors=own.settings.issuer_kind == "keycloak",
+    )
 
 
 @routes.post("/settings")

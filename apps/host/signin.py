@@ -151,7 +151,33 @@ async def signin(
 async def change_password(request: Request, own: OwnServices, who: SignedRequest) -> Response:
     """To the issuer, which asks for the present password and then for a new one; then back to the settings."""
     entry = await find_entry(own, who.actor.tenant_code)
-    return await _to_issuer(request, own, entry, who.actor.login, next_page="/settings", kc_action="UPDATE_PASSWORD")
+    return await _to_issuer(
+        request,
+        own,
+        entry,
+        who.actor.login,
+        next_page="/settings",
+        done="パスワードを変えました",
+        kc_action="UPDATE_PASSWORD",
+    )
+
+
+# What stands behind a password, if its owner wants: the word in an address → the issuer's action, and what is said after.
+_SECOND_FACTORS: Final = {
+    "code": ("CONFIGURE_TOTP", "認証アプリを登録しました"),
+    "passkey": ("webauthn-register", "パスキーを登録しました"),
+}
+
+
+@routes.get("/auth/second-factor")
+async def add_second_factor(request: Request, own: OwnServices, who: SignedRequest, kind: str) -> Response:
+    """To the issuer, which registers an authenticator or a passkey and asks for it at every sign-in from then on."""
+    if kind not in _SECOND_FACTORS or own.settings.issuer_kind != "keycloak":
+        raise NotFound
+    action, done = _SECOND_FACTORS[kind]
+    entry = await find_entry(own, who.actor.tenant_code)
+    number = who.actor.login
+    return await _to_issuer(request, own, entry, number, next_page="/settings", done=done, kc_action=action)
 
 
 @routes.get("/auth/towns")
@@ -190,6 +216,7 @@ async def _to_issuer(
     *,
     next_page: str,
     has_chosen: bool = False,
+    done: str = "",
     **more: str,
 ) -> Response:
     """An authorization request; what must come back with it is sealed into a short-lived cookie."""
@@ -221,6 +248,7 @@ async def _to_issuer(
             safe_next(next_page),
             time.time(),
             has_chosen,
+            done,
         ]
     )
     sealed = base64.urlsafe_b64encode(own.seal.seal({"pending": pending}, PENDING_COOKIE)).decode()
@@ -250,7 +278,7 @@ async def callback(
     found = next((p for p in _pending(request, own) if secrets.compare_digest(str(p[0]), state)), None)
     if found is None:
         raise SignInFailed("時間が過ぎたか、別の画面で始めたサインインです。町の入口からやり直してください。")
-    _, nonce, verifier, alias, organization_id, number, next_page, began, has_chosen = found
+    _, nonce, verifier, alias, organization_id, number, next_page, began, has_chosen, done = found
     if time.time() - float(began) > PENDING_S or (iss and iss != own.issuer.url):
         raise SignInFailed("時間が過ぎました。町の入口からやり直してください。")
     if error or not code:
@@ -296,7 +324,7 @@ async def callback(
     changed = kc_action_status == "success"
     if len(places) > 1 and not has_chosen and not kc_action_status:
         next_page = f"/auth/towns?{urlencode({'next': next_page})}"
-    response = back(next_page, "パスワードを変えました") if changed else RedirectResponse(next_page, status_code=303)
+    response = back(next_page, done) if changed and done else RedirectResponse(next_page, status_code=303)
     set_session_cookie(response, own, cookie)
     response.set_cookie(
         "kumiai_town", alias, max_age=180 * 86400, httponly=True, samesite="lax", secure=own.secure_cookies

@@ -23,6 +23,8 @@ from tenants.identity.realm import (
     CODE_ATTRIBUTE,
     FIRST_SIGN_IN,
     FIRST_SIGN_IN_STEPS,
+    PASSKEY_STEP,
+    SECOND_FACTOR_FLOW,
     AccountSpec,
     ClientSpec,
     Json,
@@ -532,6 +534,21 @@ class _Reconciler:
 
         self.settle(steps)
 
+    def passkeys(self) -> None:
+        """Who has registered a passkey may use it as the second factor, like the code of an authenticator."""
+        path = f"/authentication/flows/{quote(SECOND_FACTOR_FLOW)}/executions"
+
+        def decide(found: list[Json] | None) -> Step | None:
+            step = next((s for s in found or [] if s.get("providerId") == PASSKEY_STEP), None)
+            if step is None:
+                raise KeycloakFailed(f"flow {SECOND_FACTOR_FLOW}")
+            if step["requirement"] != "DISABLED":
+                return None
+            body = {**step, "requirement": "ALTERNATIVE"}
+            return "パスキーを使えるようにしました", lambda: self.admin.write("put", path, body)
+
+        self.bring(lambda: self.admin.get(path), decide)
+
     def provider(self, wanted: ProviderSpec, organization_id: str) -> None:
         """Nobody gets in by it before it can name only people of its own town: it is enabled last.
 
@@ -757,6 +774,7 @@ def reconcile_realm(spec: RealmSpec) -> Changes:
     work.organization_scope()
     work.texts()
     work.first_sign_in()
+    work.passkeys()
     for client in (gateway_client(spec), portal_client(spec), directory_client(spec)):
         work.client(client)
     return work.changes

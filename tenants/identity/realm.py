@@ -71,6 +71,9 @@ def realm_settings(spec: RealmSpec, *, themes: frozenset[str] = frozenset()) -> 
         "editUsernameAllowed": False,
         "rememberMe": False,
         "passwordPolicy": f"length({MIN_PASSWORD}) and notUsername(undefined) and passwordHistory(3)",
+        # A passkey is tied to the server's own name; whoever holds the device shows that to it, not only that they have it.
+        "webAuthnPolicyRpEntityName": spec.product_name,
+        "webAuthnPolicyUserVerificationRequirement": "required",
         "bruteForceProtected": True,
         "permanentLockout": False,
         "failureFactor": 5,
@@ -127,6 +130,33 @@ def login_texts() -> dict[str, str]:
         "identityProviderUnexpectedErrorMessage": (
             "町のアカウントを確かめられませんでした。町の入口からやり直し、続くときは町の管理者に知らせてください。"
         ),
+        "loginTotpTitle": "認証アプリを登録する",
+        "loginTotpIntro": "スマートフォンの認証アプリに登録すると、サインインのたびに6桁の番号を尋ねます。",
+        "loginTotpStep1": "スマートフォンに、次のどれかのアプリを入れます。",
+        "loginTotpStep2": "アプリを開き、次の絵を写します。",
+        "loginTotpManualStep2": "アプリを開き、次の文字を入れます。",
+        "loginTotpManualStep3": "アプリで選べるときは、次のとおりにします。",
+        "loginTotpStep3": "アプリに出た6桁の番号を入れます。",
+        "loginTotpStep3DeviceName": "端末の名前を付けると、後で見分けられます。",
+        "loginTotpUnableToScan": "写せないとき",
+        "loginTotpScanBarcode": "絵を写すとき",
+        "loginTotpDeviceName": "端末の名前",
+        "authenticatorCode": "6桁の番号",
+        "loginOtpOneTime": "認証アプリの6桁の番号",
+        "doLogIn": "サインイン",
+        "invalidTotpMessage": "番号が違います。アプリに出ている新しい番号を入れてください。",
+        "missingTotpMessage": "番号を入れてください。",
+        "webauthn-registration-title": "パスキーを登録する",
+        "webauthn-login-title": "パスキーで確かめる",
+        "webauthn-doAuthenticate": "パスキーで確かめる",
+        "webauthn-display-name": "パスキー",
+        "webauthn-available-authenticators": "登録したパスキー",
+        "webauthn-registration-init-label": "パスキー",
+        "webauthn-registration-init-label-prompt": "パスキーの名前を付けてください",
+        "doRegisterSecurityKey": "登録する",
+        "doTryAnotherWay": "ほかの方法で確かめる",
+        "loginChooseAuthenticator": "確かめる方法を選ぶ",
+        "otp-display-name": "認証アプリ",
         "logoutConfirmTitle": "サインアウト",
         "logoutConfirmHeader": "サインアウトしますか。",
         "doLogout": "サインアウト",
@@ -349,6 +379,9 @@ class OrganizationSpec:
         return None if wanted == as_found else wanted
 
 
+# The part of Keycloak's own sign-in that asks whoever has registered a second factor; a passkey is off in it at first.
+SECOND_FACTOR_FLOW: Final = "Browser - Conditional 2FA"
+PASSKEY_STEP: Final = "webauthn-authenticator"
 # In the order in which Keycloak runs them, each required: who is known by name is linked, and nobody else is let in.
 FIRST_SIGN_IN: Final = "kumiai first sign-in"
 FIRST_SIGN_IN_STEPS: Final = ("idp-detect-existing-broker-user", "idp-auto-link")

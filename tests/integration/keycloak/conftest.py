@@ -77,18 +77,25 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(keycloak_server: Keycloak, modules_postgres: DatabaseUrls) -> Iterator[Site]:
+    with running_site(keycloak_server, modules_postgres) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def running_site(keycloak_server: Keycloak, postgres: DatabaseUrls, *, front: str = "") -> Iterator[Site]:
+    """front: what the realm calls its server, where that is another name than the one it was started under."""
     sockets = {name: listen("127.0.0.1", 0) for name in ("portal", "gateway")}
     urls = {name: f"http://127.0.0.1:{s.getsockname()[1]}" for name, s in sockets.items()}
     realm = f"test-{secrets.token_hex(4)}"
     with (
         tempfile.TemporaryDirectory() as home,
-        pooled(modules_postgres) as database,
+        pooled(postgres) as database,
     ):
         settings = Settings(
             env="test", home=Path(home), public_url=urls["portal"], gateway_url=urls["gateway"],
             database_url=database.app, platform_database_url=SecretStr(database.platform),
             ledger_database_url=SecretStr(database.ledger), content_database_url=SecretStr(database.content),
-            issuer_kind="keycloak", issuer=f"{keycloak_server.url}/realms/{realm}",
+            issuer_kind="keycloak", issuer=f"{front or keycloak_server.url}/realms/{realm}",
             keycloak_url=keycloak_server.url, keycloak_realm=realm,
             keycloak_admin_user=keycloak_server.admin_user,
             keycloak_admin_password=SecretStr(keycloak_server.admin_password),
@@ -97,6 +104,8 @@ def site(keycloak_server: Keycloak, modules_postgres: DatabaseUrls) -> Iterator[
         )  # fmt: skip
         spec = realm_spec(settings)
         admin = Admin(spec.url, realm, Administrator(spec.admin_user, spec.admin_password))
+        if front:
+            admin.create_realm({"realm": realm, "enabled": True, "attributes": {"frontendUrl": front}})
         reconcile_realm(spec)
         with (
             _served(create_gateway(settings), sockets["gateway"], f"{urls['gateway']}/health/ready"),
