@@ -33,6 +33,7 @@ class Realm:
     for_encryption: ECKey = field(default_factory=lambda: _ec("enc", use="enc"))
     claimed_issuer: str = ""
     fetches: int = 0
+    is_away: bool = False
 
     def jwks(self) -> dict[str, Any]:
         keys = (self.older, self.signing, self.for_encryption, self.rsa)
@@ -76,6 +77,9 @@ def realm() -> Iterator[Realm]:
 
     class Answers(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if made.is_away:
+                self.send_error(503)
+                return
             if self.path.endswith("/openid-configuration"):
                 base = f"{made.url}/protocol/openid-connect"
                 document = {
@@ -269,6 +273,24 @@ async def test_unknown_keys_do_not_make_us_ask_the_issuer_each_time(realm: Realm
     for number in range(30):
         await refused(issuer, realm.sign(realm.claims(), {"kid": f"unknown{number}"}))
     assert realm.fetches == 1
+
+
+async def test_while_the_issuer_is_away_known_keys_go_on_and_nothing_else(realm: Realm, issuer: Issuer) -> None:
+    await issuer.verify_access(realm.sign(realm.claims()), audience="gateway", clients=CLIENTS)
+    realm.is_away = True
+    # Also for somebody who was not seen before.
+    token = realm.sign(realm.claims() | {"sub": "another"})
+    assert (await issuer.verify_access(token, audience="gateway", clients=CLIENTS)).sub == "another"
+    with pytest.raises((BadToken, IssuerUnavailable)):
+        newer = realm.sign(realm.claims(), {"kid": "k2"}, _ec("k2"))
+        await issuer.verify_access(newer, audience="gateway", clients=CLIENTS)
+    # A process that begins meanwhile knows no key, and lets nobody in.
+    fresh = Issuer(realm.url)
+    with pytest.raises(IssuerUnavailable):
+        await fresh.verify_access(token, audience="gateway", clients=CLIENTS)
+    realm.is_away = False
+    assert (await fresh.verify_access(token, audience="gateway", clients=CLIENTS)).sub == "another"
+    await fresh.aclose()
 
 
 async def test_an_issuer_that_calls_itself_otherwise_is_refused(realm: Realm, issuer: Issuer) -> None:

@@ -6,9 +6,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from sqlmodel import col, select
 
 from tenants.context import new_id
 from tenants.db import DatabaseUrls
+from tenants.models import Account
 from tenants.quota.book import LedgerBook, open_book
 from tenants.quota.ledger import LedgerWriter
 from tenants.quota.terms import QuotaExceeded, Settlement
@@ -91,6 +93,25 @@ async def test_the_year_s_limit_outlives_the_month(town: Town, writer: LedgerWri
         await writer.reserve(town.hold(50 * YEN))
     clock.ahead = new_year - datetime.now(UTC) + timedelta(seconds=1)
     await writer.reserve(town.hold(100 * YEN))
+
+
+async def test_a_call_over_the_edge_of_the_month_is_the_old_month_s(
+    town: Town, writer: LedgerWriter, clock: Clock
+) -> None:
+    await limit(town, "month", 100)
+    begun = await writer.reserve(town.hold(80 * YEN))
+    first_day = window_start("month", datetime.now(UTC))
+    clock.ahead = window_bounds("month", first_day)[1] - datetime.now(UTC) + timedelta(seconds=1)
+    # The new month is whole while the old one's call is still under way, and after it has ended.
+    other = await writer.reserve(town.hold(100 * YEN))
+    await asyncio.wrap_future(writer.settle(begun, Settlement(30 * YEN)))
+    with pytest.raises(QuotaExceeded):
+        await writer.reserve(town.hold(YEN))
+    await asyncio.wrap_future(writer.settle(other, Settlement(0)))
+    async with town.db.platform_session("test", read_only=True) as session:
+        found = select(Account).where(col(Account.tenant_id) == town.id, col(Account.window) == "month")
+        months = sorted(await session.exec(found), key=lambda a: a.window_start)
+    assert [(a.held_uyen, a.posted_uyen) for a in months if a.node == "town"] == [(0, 30 * YEN), (0, 0)]
 
 
 async def test_a_settle_reaches_every_window(town: Town, ledger: LedgerWriter) -> None:
