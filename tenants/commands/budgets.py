@@ -66,12 +66,6 @@ def budget_set(
                 node, node_id = "section", str(found[section])
             elif app or model:
                 node, node_id = ("app", app) if app else ("model", model)
-            for window, yen in given.items():
-                await set_budget(session, tenant_id, yen=yen, node=cast("Node", node), node_id=node_id, window=window)
-                await audit.record(
-                    session, tenant_id, by_command(), "budget.set", about=("tenant", tenant_id),
-                    node=node, node_id=node_id, window=window, yen=yen,
-                )  # fmt: skip
             if sets_slots:
                 await set_slots(session, tenant_id, slots, node=cast("Node", node), node_id=node_id)
                 await audit.record(
@@ -82,6 +76,13 @@ def budget_set(
         if sets_slots:
             print(f"{whose}が同時に使える数を{'限らないように' if slots is None else f'{slots:,}に'}しました。")
         for window, yen in given.items():
+            # A transaction each: the accounts of two windows would be locked in another order than the ledger's.
+            async with db.platform_session("command") as session:
+                await set_budget(session, tenant_id, yen=yen, node=cast("Node", node), node_id=node_id, window=window)
+                await audit.record(
+                    session, tenant_id, by_command(), "budget.set", about=("tenant", tenant_id),
+                    node=node, node_id=node_id, window=window, yen=yen,
+                )  # fmt: skip
             words = _PER[window]
             print(
                 f"{whose}の{words}の上限をなくしました。"

@@ -44,6 +44,17 @@ def told(region: Region, *words: str) -> Any:
 # ── budget ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def test_of_two_windows_each_is_set_and_told_by_itself(region: Region) -> None:
+    town = region.make_town(month_yen=100)
+    done = region.command(
+        "budget", "set", town.code, "--day-yen", "50", "--fiscal-year-yen", "99999999999", check=False
+    )
+    assert (done.returncode, done.stdout) == (1, f"{town.name}の予算を1日50円にしました。\n")
+    assert "10,000,000,000円まで" in done.stderr
+    rows = told(region, "budget", "show", town.code)
+    assert {r["window"]: r["limit_uyen"] for r in rows} == {"day": 50 * YEN, "month": 100 * YEN}
+
+
 def test_budget_is_set_and_shown(region: Region) -> None:
     town = region.make_town(month_yen=100)
     said = region.command("budget", "set", town.code, "--month-yen", "12345").stdout
