@@ -166,7 +166,7 @@ def _object(value: object, param: str) -> dict[str, object]:
     return value
 
 
-def _schema(value: object, param: str) -> object:
+def check_schema(value: object, param: str) -> object:
     """A JSON Schema that every wire can carry and nobody has to fetch a part of."""
     pending = [(_object(value, param), 0)]
     while pending:
@@ -225,7 +225,7 @@ def _tools(value: object, param: str) -> object:
 def _described(value: dict[str, object], at: str, schema: str) -> dict[str, object]:
     """What tools and response formats share: a name, a description, a schema under the given key, strictness."""
     kept: dict[str, object] = {"name": _string(value.get("name"), f"{at}.name")}
-    checks: Mapping[str, Check] = {"description": _string, schema: _schema, "strict": _boolean}
+    checks: Mapping[str, Check] = {"description": _string, schema: check_schema, "strict": _boolean}
     for field, check in checks.items():
         if value.get(field) is not None:
             kept[field] = check(value[field], f"{at}.{field}")
@@ -298,7 +298,11 @@ _RUN_BY_UPSTREAM = ("web_search_options", "data_sources")
 
 def parse_request(operation: type_of_operation, raw: bytes) -> ModelRequest:
     """Checks a body for `operation`. Raises `BadRequest` or `BodyTooLarge`, naming the field."""
-    given = parse_json(raw)
+    return check_request(operation, parse_json(raw), ignored=set())
+
+
+def check_request(operation: type_of_operation, given: Mapping[str, object], *, ignored: set[str]) -> ModelRequest:
+    """Checks what was read from a body; `ignored`: what was left out of it already. Raises `BadRequest`."""
     if given.get("store"):
         raise BadRequest("会話をAIのサービス側に保存させること（store）はできません。", param="store")
     model = _string(given.get("model"), "model")
@@ -315,7 +319,6 @@ def parse_request(operation: type_of_operation, raw: bytes) -> ModelRequest:
             _wrong("stream_options", "streamがtrueのときだけ")
         include_usage = _boolean(_object(options, "stream_options").get("include_usage", False), "stream_options")
 
-    ignored: set[str] = set()
     match operation:
         case "chat/completions":
             checks, body, size, items, images = _CHAT, *_chat_input(given, ignored)
@@ -434,7 +437,7 @@ def _content_parts(parts: list[object], at: str, ignored: set[str]) -> tuple[lis
         elif kind == "image_url":
             image = _object(part.get("image_url"), f"{here}.image_url")  # type: ignore[attr-defined]  # a dict by now
             url = _string(image.get("url"), f"{here}.image_url.url")
-            _check_image(url, f"{here}.image_url.url")
+            check_image(url, f"{here}.image_url.url")
             clean: dict[str, object] = {"url": url}
             if image.get("detail") in ("low", "high", "auto"):
                 clean["detail"] = image["detail"]
@@ -451,7 +454,8 @@ def _content_parts(parts: list[object], at: str, ignored: set[str]) -> tuple[lis
     return kept, size, images
 
 
-def _check_image(url: str, param: str) -> None:
+def check_image(url: str, param: str) -> None:
+    """Raises `BadRequest` unless `url` is a picture's own data of a kind and size that may be sent."""
     head, _, data = url.partition(";base64,")
     if not head.startswith("data:"):
         raise BadRequest(

@@ -36,6 +36,7 @@ BLOCK: Final = timedelta(minutes=10)
 _SCOPE_OF_PATH: Final = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "completions",
+    "/v1/messages": "chat",
     "/v1/embeddings": "embeddings",
     "/v1/guard/inspect": "chat",
 }

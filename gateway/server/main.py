@@ -33,6 +33,9 @@ from gateway.server.routes import guard, health, models
 from gateway.server.settings import GatewaySettings, ProviderSettings
 from gateway.server.streams import PATH as STREAMS_PATH
 from gateway.server.streams import Streams
+from gateway.server.wires.messages import PATH as MESSAGES_PATH
+from gateway.server.wires.messages import parse_messages
+from gateway.server.wires.outlet import MessagesOutlet
 from observability.problems import NotFound, Problem
 from observability.tracing import configure_tracing
 from tenants.db import Database
@@ -49,7 +52,10 @@ log = structlog.get_logger("gateway")
 
 # Calls that a stop has cut off settle within this, or the sweeper finds their holds.
 DRAIN_S: Final = 3.0
-_HOT: Final[Mapping[str, Operation]] = {f"/v1/{operation.value}": operation for operation in Operation}
+_HOT: Final[Mapping[str, Operation]] = {
+    **{f"/v1/{operation.value}": operation for operation in Operation},
+    MESSAGES_PATH: Operation("chat/completions"),
+}
 
 
 class Gateway:
@@ -242,7 +248,11 @@ class GatewayApp:
             if operation is not None or scope["path"].startswith(STREAMS_PATH):
                 self.gateway.calls_in_flight += 1
                 try:
-                    if operation is not None:
+                    if scope["path"] == MESSAGES_PATH:
+                        await self.gateway.pipeline.handle(
+                            Operation("chat/completions"), scope, receive, MessagesOutlet(send), parse=parse_messages
+                        )
+                    elif operation is not None:
                         await self.gateway.pipeline.handle(operation, scope, receive, send)
                     else:
                         await self.gateway.streams.serve(scope, receive, send)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -101,8 +101,20 @@ class Pipeline:
     pictures: PictureReader
     clients: set[Client] = field(default_factory=set)
 
-    async def handle(self, operation: Operation, scope: AsgiScope, receive: AsgiReceive, send: AsgiSend) -> None:
-        """Serves one request on a hot route. Every failure we expect becomes OpenAI's error shape."""
+    async def handle(
+        self,
+        operation: Operation,
+        scope: AsgiScope,
+        receive: AsgiReceive,
+        send: AsgiSend,
+        *,
+        parse: Callable[[bytes], ModelRequest] | None = None,
+    ) -> None:
+        """Serves one request on a hot route. Every failure we expect becomes OpenAI's error shape.
+
+        parse: how the body is read where it is not in OpenAI's words.
+        """
+        parse = parse or partial(parse_request, operation.value)
         record = CallRecord.begin(operation, call_id=new_id(), started=time.monotonic())
         claim: Claim | None = None
         tape: Tape | None = None
@@ -115,13 +127,13 @@ class Pipeline:
             record.caller(caller)
             body = await read_body(scope, receive)
             if len(body) > PARSED_ASIDE_BYTES:
-                request = await anyio.to_thread.run_sync(parse_request, operation.value, body)
+                request = await anyio.to_thread.run_sync(parse, body)
             else:
-                request = parse_request(operation.value, body)
+                request = parse(body)
             if request.stream and is_resumable(scope):
                 send = outlet = self.streams.outlet(caller, record.call_id, receive, send)
             if (key := idempotency_key(scope)) is not None:
-                claimed = await self.keys.claim(caller, key, _identity_of(operation, scope, body), record.call_id)
+                claimed = await self.keys.claim(caller, key, _identity_of(scope, body), record.call_id)
                 if isinstance(claimed, Answer):
                     await claimed.send_to(send)
                     return
@@ -475,12 +487,12 @@ class Pipeline:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _identity_of(operation: Operation, scope: AsgiScope, body: bytes) -> bytes:
+def _identity_of(scope: AsgiScope, body: bytes) -> bytes:
     """What tells a request from another: what is asked, and how it is to be treated."""
     asked = sorted(
         v for n, v in scope["headers"] if n in (b"kumiai-data-class", b"kumiai-mask", b"kumiai-answer-guard")
     )
-    return b"\n".join((operation.value.encode(), *asked, body))
+    return b"\n".join((scope["path"].removeprefix("/v1/").encode(), *asked, body))
 
 
 def _reason(left: BaseException) -> str:

@@ -33,6 +33,7 @@ from gateway.server.http import (
 )
 from gateway.server.journal import Headers, Journal, Said, StreamLost, StreamNotFound
 from gateway.server.providers.base import HEARTBEAT
+from gateway.server.wires.messages import PATH as MESSAGES_PATH
 from observability.problems import Problem
 from tenants.context import new_id
 
@@ -42,8 +43,16 @@ _EVENT: Final = re.compile(rb".+?(?:\r?\n\r?\n|\Z)", re.DOTALL)
 
 
 def is_resumable(scope: AsgiScope) -> bool:
-    """Whether the caller asked for an answer that it may take up again."""
-    return (b"kumiai-resumable", b"1") in scope["headers"]
+    """Whether the caller asked for an answer that it may take up again. Raises `BadRequest` where it is kept in other
+    words than it is told in."""
+    if (b"kumiai-resumable", b"1") not in scope["headers"]:
+        return False
+    if scope["path"] == MESSAGES_PATH:
+        raise BadRequest(
+            "Kumiai-Resumable は /v1/messages では使えません。/v1/chat/completions で呼ぶか、付けずに送ってください。",
+            param="Kumiai-Resumable",
+        )
+    return True
 
 
 class Outlet:
