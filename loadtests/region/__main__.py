@@ -1,8 +1,9 @@
 """A region of many towns on one PostgreSQL: how calls/s grows with gateway processes.
 
-Every process has a load of its own, which takes the towns in turn. Two series: as the machine is, where processes
-share its cores; and with commits that wait (`commit_delay`), where a process idles between its commits and only a row
-that all of them lock could keep a second one from adding as much as the first.
+Every process has a load of its own, which takes its towns in turn. Three series: as the machine is, where processes
+share its cores; with commits that wait (`commit_delay`), where a process idles between its commits and only rows that
+several of them lock keep a second one from adding as much as the first; and the same where each process has towns of
+its own, so that only a row of the whole region could.
 """
 
 import argparse
@@ -58,27 +59,28 @@ def main() -> None:
             }
             keys = asyncio.run(prepare_towns(env, options.towns))
             print(f"{options.towns} towns, {CONNECTIONS} connections to each process, {options.seconds} s each\n")
-            print("| commits | processes | calls/s | of one process |\n|---|---|---|---|")
-            for delay_us in (0, COMMIT_DELAY_US):
+            print("| commits | towns | processes | calls/s | of one process |\n|---|---|---|---|---|")
+            for delay_us, apart in ((0, False), (COMMIT_DELAY_US, False), (COMMIT_DELAY_US, True)):
                 let_commits_wait(server, delay_us)
                 first = 0.0
                 for count in PROCESSES:
-                    rate = measure(count, keys, env, folder, options.seconds)
+                    rate = measure(count, keys, env, folder, options.seconds, apart=apart)
                     first = first or rate
                     words = f"wait {delay_us / 1000:.0f} ms" if delay_us else "as they are"
-                    print(f"| {words} | {count} | {rate:.0f} | {rate / first:.2f} |", flush=True)
+                    whose = "of one process each" if apart else "of all processes"
+                    print(f"| {words} | {whose} | {count} | {rate:.0f} | {rate / first:.2f} |", flush=True)
     finally:
         server.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def measure(count: int, keys: list[str], env: dict[str, str], folder: Path, seconds: int) -> float:
-    """Calls/s of all processes together. Raises when a call failed."""
+def measure(count: int, keys: list[str], env: dict[str, str], folder: Path, seconds: int, *, apart: bool) -> float:
+    """Calls/s of all processes together; apart: no two of them serve the same town. Raises when a call failed."""
     with ExitStack() as stack:
         ports = [stack.enter_context(_gateway(env, folder, number)) for number in range(count)]
         for port in ports:
             _warm_up(port, keys)
-        loads = [_load(port, keys, folder, seconds) for port in ports]
+        loads = [_load(port, keys[n::count] if apart else keys, folder, seconds) for n, port in enumerate(ports)]
         outputs = [load.communicate()[0] for load in loads]
     for output in outputs:
         if "Non-2xx" in output:

@@ -8,7 +8,7 @@ trap 'rm -f "$output"' EXIT
 .venv/bin/python -m loadtests.region --seconds "${SECONDS_EACH:-8}" | tee "$output"
 {
   printf '# A region of many towns\n\nWritten by `make evidence-region`: calls/s over gateway processes on one PostgreSQL (fsync on), load and model server on the same cores.\n'
-  printf 'Where commits wait (`commit_delay`), a process idles between them, so that a row which all processes locked would show as no growth.\n\n'
+  printf 'Where commits wait (`commit_delay`), a process idles between them, so that rows which\nseveral processes lock show as less growth: those of towns where all serve all, only those of the whole region where each has towns of its own.\n\n'
   printf -- '- commit: %s\n- day: %s\n- machine: %s, %s cores\n- ' "$(git rev-parse HEAD)" "$(date -u +%Y-%m-%d)" "$(uname -sm)" "$(nproc)"
   cat "$output"
 } > docs/evidence/region.md
