@@ -58,7 +58,7 @@ async def _invoice(office: Office, start: date) -> Invoice | None:
     tenant = office.actor.tenant_id
     try:
         async with office.db.platform_session("town invoice", read_only=True) as session:
-            [found] = await make_invoices(session, start, now=office.now, tenant_id=tenant)
+            [found] = await make_invoices(session, start, now=office.now, tenant_id=tenant, by_section=True)
     except NotAgreed:
         return None
     except InvalidInput as problem:
@@ -71,7 +71,7 @@ async def _invoice(office: Office, start: date) -> Invoice | None:
         sections = await list_sections(session, tenant)
     used = sections_used(rows, people, sections)
     group = next((s.name for s in used if s.is_group), "")
-    return replace(found, sections=_together(found.sections, {s.name for s in used if not s.is_group}, group))
+    return replace(found, sections=_together(found.sections or (), {s.name for s in used if not s.is_group}, group))
 
 
 def _together(shares: tuple[SectionShare, ...], large: Collection[str], group: str) -> tuple[SectionShare, ...]:

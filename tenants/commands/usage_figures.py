@@ -25,6 +25,7 @@ from tenants.text_cells import text_cell
 from tenants.usage import usage_rows
 
 _SHOWN_ROWS = 10
+_FIGURES = ("calls", "failed", "prompt_tokens", "completion_tokens", "cost_uyen")
 
 
 class UsageGroup(TyperGroup):
@@ -42,7 +43,7 @@ def usage(
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="As CSV.")] = False,
 ) -> None:
-    """Show calls, tokens and yen by town, section, app and model."""
+    """Show calls, tokens and yen by town, app and model. Sections are told to the town alone, on its own pages."""
 
     async def work(command_settings: Settings, db: Database) -> None:
         if as_json and as_csv:
@@ -52,43 +53,24 @@ def usage(
         async with db.platform_session("command", read_only=True) as session:
             codes = {t.id: t.code for t in await list_tenants(session)}
             rows = await usage_rows(session, start, tenant_id=tenant_id)
-        told: list[dict[str, Any]] = [
-            {
-                "code": codes.get(r.tenant_id, ""),
-                "month": f"{start:%Y-%m}",
-                "section": r.section_name,
-                "app": r.app,
-                "model": r.alias,
-                "calls": r.calls,
-                "failed": r.failed,
-                "prompt_tokens": r.prompt_tokens,
-                "completion_tokens": r.completion_tokens,
-                "cost_uyen": r.cost_uyen,
-            }
-            for r in rows
-        ]
+        told: dict[tuple[str, str, str], dict[str, Any]] = {}
+        for r in rows:
+            code = codes.get(r.tenant_id, "")
+            names = {"code": code, "month": f"{start:%Y-%m}", "app": r.app, "model": r.alias}
+            row = told.setdefault((code, r.app, r.alias), names | dict.fromkeys(_FIGURES, 0))
+            for figure in _FIGURES:
+                row[figure] += getattr(r, figure)
+        found = sorted(told.values(), key=lambda row: (row["code"], -row["cost_uyen"], row["app"], row["model"]))
         if as_json:
-            print_json(told)
+            print_json(found)
         elif as_csv:
-            names = [
-                "code",
-                "month",
-                "section",
-                "app",
-                "model",
-                "calls",
-                "failed",
-                "prompt_tokens",
-                "completion_tokens",
-            ]
-            writer = csv.DictWriter(sys.stdout, fieldnames=[*names, "cost_uyen"])
+            writer = csv.DictWriter(sys.stdout, fieldnames=["code", "month", "app", "model", *_FIGURES])
             writer.writeheader()
-            writer.writerows({k: text_cell(v) for k, v in row.items()} for row in told)
+            writer.writerows({k: text_cell(v) for k, v in row.items()} for row in found)
         else:
-            for row in told:
+            for row in found:
                 yen = -(-row["cost_uyen"] // UYEN_PER_YEN)
-                who = row["section"] or row["app"] or "API"
-                print(f"{row['code']}  {who:<14}{row['model']:<16}{row['calls']:>8,}件 {yen:>10,}円")
+                print(f"{row['code']}  {row['app'] or 'API':<14}{row['model']:<16}{row['calls']:>8,}件 {yen:>10,}円")
 
     run_command(work)
 

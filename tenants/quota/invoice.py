@@ -88,7 +88,10 @@ class Suspense:
 
 @dataclass(frozen=True, slots=True)
 class Invoice:
-    """`is_open`: the month has not ended, or calls of it are still running; the figures will change."""
+    """`is_open`: the month has not ended, or calls of it are still running; the figures will change.
+
+    `sections`: in the town's own copy. None in the operator's, who sees sums per town and no section.
+    """
 
     tenant_id: TenantId
     number: str
@@ -105,7 +108,7 @@ class Invoice:
     taxes: tuple[TaxTotal, ...]
     untaxed_yen: int
     total_yen: int
-    sections: tuple[SectionShare, ...]
+    sections: tuple[SectionShare, ...] | None
     suspense: Suspense
 
 
@@ -163,10 +166,11 @@ class _Month:
 
 
 async def make_invoices(
-    session: AsyncSession, month: date, *, now: datetime, tenant_id: TenantId | None = None
+    session: AsyncSession, month: date, *, now: datetime, tenant_id: TenantId | None = None, by_section: bool = False
 ) -> list[Invoice]:
     """The invoices of a month by 団体コード, in a platform session; one town's if `tenant_id` is given.
 
+    by_section: with every section's part, for the town's own copy alone, which tells small sections together.
     Every town that was there in the month must have an agreement, because the base is shared between all of them.
     Raises `NotAgreed` naming what to set, `InvalidInput` for a month that has not begun.
     """
@@ -197,7 +201,7 @@ async def make_invoices(
     bases = _share_base(region, {codes.get(t, "") or str(t): terms[t] for t in terms}, towns)
     asked = [tenant_id] if tenant_id is not None else list(towns)
     found = await _ledger(session, start, end, tenant_id)
-    names = {s.id: s.name for s in (await session.exec(select(Section))).all()}
+    names = {s.id: s.name for s in (await session.exec(select(Section))).all()} if by_section else None
     return [
         _invoice(
             month,
@@ -255,7 +259,7 @@ def _invoice(
     terms: Agreement,
     base_yen: int,
     ledger: _Month,
-    names: Mapping[UUID, str],
+    names: Mapping[UUID, str] | None,
     *,
     has_ended: bool,
 ) -> Invoice:
@@ -298,7 +302,7 @@ def _invoice(
         taxes=taxes,
         untaxed_yen=sum(line.amount_yen for line in lines if line.rate is None),
         total_yen=total,
-        sections=_section_shares(total, ledger.sections, names),
+        sections=None if names is None else _section_shares(total, ledger.sections, names),
         suspense=Suspense(ledger.suspense_calls, ledger.suspense_uyen),
     )
 

@@ -18,6 +18,8 @@ SYSTEMS: Final = "業務システム（課なし）"
 # What the totals are made of, said on every invoice.
 ROUNDING_WORDS: Final = "金額は税抜きです。1円未満は行ごとに、消費税額は税率ごとに1回、切り捨てています。"
 SECTIONS_WORDS: Final = "請求額を利用の割合で分けた額です。消費税額ではありません。"
+UNSPLIT_WORDS: Final = "利用がないため、課には分けていません。"
+ELSEWHERE_WORDS: Final = "課ごとの内訳は、町の管理者が「請求」の画面で受け取れます。"
 _HEADINGS: Final = (
     "請求番号", "対象月", "状態", "発行者", "登録番号", "団体コード", "団体", "種類",
     "区分", "内容", "税率（%）", "金額（円）", "消費税額（円）",
@@ -95,22 +97,18 @@ def _text(invoice: Invoice) -> Iterator[str]:
     yield f"  請求額    {invoice.total_yen:,}円"
     for note in notes(invoice):
         yield f"  {note}"
-    if invoice.sections:
-        yield f"  課ごとの内訳（{SECTIONS_WORDS}）"
-        for share in invoice.sections:
-            yield f"    {share.amount_yen:>12,}円  {share.name or SYSTEMS}"
 
 
 def notes(invoice: Invoice) -> list[str]:
     """What has to be said beside the figures."""
-    unsplit = "" if invoice.sections else "利用がないため、課には分けていません。"
+    unsplit = ELSEWHERE_WORDS if invoice.sections is None else UNSPLIT_WORDS if not invoice.sections else ""
     owed = "差し引きで、交付先に返す額です。" if invoice.total_yen < 0 else ""
     told = (ROUNDING_WORDS, suspense_words(invoice), final_words(invoice), owed, qualification_words(invoice), unsplit)
     return [words for words in told if words]
 
 
 def as_json(invoice: Invoice) -> dict[str, Any]:
-    """Amounts in yen, without tax where a line is; `rate_percent` is text, null where no tax is due."""
+    """Amounts in yen, without tax where a line is; `rate_percent` is text, null where no tax is due. No sections."""
     return {
         "number": invoice.number,
         "month": f"{invoice.month:%Y-%m}",
@@ -138,15 +136,12 @@ def as_json(invoice: Invoice) -> dict[str, Any]:
         "taxes": [{"rate_percent": percent(t.rate), "net_yen": t.net_yen, "tax_yen": t.tax_yen} for t in invoice.taxes],
         "untaxed_yen": invoice.untaxed_yen,
         "total_yen": invoice.total_yen,
-        "sections": [
-            {"name": s.name, "usage_uyen": s.usage_uyen, "amount_yen": s.amount_yen} for s in invoice.sections
-        ],
         "suspense": {"calls": invoice.suspense.calls, "cost_uyen": invoice.suspense.cost_uyen},
     }
 
 
 def as_csv(invoices: Sequence[Invoice]) -> str:
-    """One row per line, rate, total and section, told apart by 区分; with BOM and CRLF, formulas kept as text."""
+    """One row per line, rate, total and section if told, told apart by 区分; with BOM and CRLF, formulas kept as text."""
     out = io.StringIO(newline="")
     out.write("\ufeff")
     writer = csv.writer(out, lineterminator="\r\n")
@@ -174,7 +169,7 @@ def _csv_rows(invoice: Invoice) -> Iterator[tuple[object, ...]]:
     if any(line.rate is None for line in invoice.lines):
         yield "課税しないものの合計", invoice.legal_basis, "", invoice.untaxed_yen, ""
     yield "請求額", "税込みの合計", "", invoice.total_yen, ""
-    for share in invoice.sections:
+    for share in invoice.sections or ():
         yield "課ごとの内訳", share.name or SYSTEMS, "", share.amount_yen, ""
     if invoice.suspense.calls:
         amount = invoice.suspense.cost_uyen // UYEN_PER_YEN
@@ -205,6 +200,6 @@ def sheet_data(invoice: Invoice, *, product_name: str) -> Mapping[str, Any]:
         ),
         "total": f"{invoice.total_yen:,}円",
         "notes": notes(invoice),
-        "sections": [[s.name or SYSTEMS, f"{s.amount_yen:,}円"] for s in invoice.sections],
+        "sections": [[s.name or SYSTEMS, f"{s.amount_yen:,}円"] for s in invoice.sections or ()],
         "sections_words": SECTIONS_WORDS,
     }

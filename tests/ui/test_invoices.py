@@ -3,17 +3,18 @@
 import csv
 import io
 import re
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 
 import pypdfium2
 import pytest
 from playwright.sync_api import Page, expect
-from sqlmodel import select
+from sqlmodel import col, delete, select
 
 from apps.sdk.testing import DemoProcess
 from tenants.audit import By
+from tenants.context import new_id
 from tenants.db import Database
-from tenants.models import Tenant
+from tenants.models import Call, Section, Tenant
 from tenants.quota.agreements import Issuer, RegionTerms, Terms, set_agreement, set_issuer, set_region_terms
 from tenants.quota.windows import JST
 from tenants.registry import find_tenant
@@ -26,13 +27,17 @@ pytestmark = pytest.mark.browser
 THIS = datetime.now(JST).date().replace(day=1)
 MONTH = f"{THIS:%Y-%m}"
 OPERATOR = f"/console/operator/invoices?month={MONTH}"
+MADE_HERE = "invoices-seen"
 TOWN = f"/console/town/invoice?month={MONTH}"
 
 
-def agree(demo: DemoProcess) -> str:
-    """With every town there is, for the base is shared between all. Returns the name of the first one."""
+def agree(demo: DemoProcess) -> tuple[str, list[str]]:
+    """With every town there is, for the base is shared between all.
 
-    async def work() -> str:
+    Returns the name of the first one, and two sections of it that used something.
+    """
+
+    async def work() -> tuple[str, list[str]]:
         db, by = Database(sqlite_of(demo.home)), By("command", "test")
         terms = Terms("contribution", "all", "見本地区共同利用協議会規約", date(2026, 3, 20))
         try:
@@ -42,11 +47,37 @@ def agree(demo: DemoProcess) -> str:
                 for tenant in (await session.exec(select(Tenant))).all():
                     if tenant.kind == "municipality":
                         await set_agreement(session, tenant, terms, valid_from=THIS, by=by)
-                return (await find_tenant(session, demo.towns[0])).name
+                tenant = await find_tenant(session, demo.towns[0])
+                sections = await session.exec(select(Section).where(col(Section.tenant_id) == tenant.id))
+                names = []
+                for section in sections.all()[:2]:
+                    names.append(section.name)
+                    session.add(
+                        Call(
+                            tenant_id=tenant.id, created_at=datetime.now(UTC), id=new_id(), month=THIS,
+                            state="settled", section_id=section.id, app=MADE_HERE, operation="chat/completions", alias="standard",
+                            cost_uyen=1_234_567_890,
+                        )
+                    )  # fmt: skip
+                return tenant.name, names
         finally:
             await db.close()
 
     return in_thread(work())
+
+
+def forget_use(demo: DemoProcess) -> None:
+    """The demo's month is as it was: other tests look at it, too."""
+
+    async def work() -> None:
+        db = Database(sqlite_of(demo.home))
+        try:
+            async with db.platform_session("test") as session:
+                await session.exec(delete(Call).where(col(Call.app) == MADE_HERE))
+        finally:
+            await db.close()
+
+    in_thread(work())
 
 
 def downloaded(page: Page, link: str) -> bytes:
@@ -82,7 +113,7 @@ def test_bills_of_a_month(visitor: Visitor) -> None:
     assert_accessible(admin)
     assert clerk.goto(TOWN).status == 404  # type: ignore[union-attr]  # a page was asked for
 
-    name = agree(visitor.demo)
+    name, sections = agree(visitor.demo)
     operator.goto(OPERATOR)
     expect(operator.get_by_text("まだ締まっていません")).to_be_visible()
     table = rows(downloaded(operator, "全部の町の明細（CSV）"))
@@ -101,8 +132,19 @@ def test_bills_of_a_month(visitor: Visitor) -> None:
     assert total in printed(downloaded(admin, "請求書（PDF）"))
     mine = rows(downloaded(admin, "明細（CSV）"))
     assert {r["団体"] for r in mine} == {name}
+    # Few people are in either section: the town is told of both together, and the operator of none.
+    parts = [r for r in mine if r["区分"] == "課ごとの内訳"]
+    assert parts
+    assert not {r["内容"] for r in parts} & set(sections)
+    assert sum(int(r["金額（円）"]) for r in parts) == int(re.sub(r"[円,]", "", total))
+    shown = operator.locator("main").inner_text()
+    for words in (sheet, shown):
+        assert "課ごとの内訳は、町の管理者が" in words
+    for words in (sheet, shown, str(table), str(rows(downloaded(operator, "明細（CSV）")))):
+        assert not [s for s in (*sections, "課あわせて", "ほかの") if s in words]
     for page, path in ((operator, OPERATOR), (operator, operator.url), (admin, TOWN)):
         for size in (DESKTOP, PHONE, ZOOMED):
             page.set_viewport_size(size)
             page.goto(path)
             assert_fits(page) if size is ZOOMED else assert_accessible(page)
+    forget_use(visitor.demo)

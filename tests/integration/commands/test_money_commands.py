@@ -215,7 +215,6 @@ def test_usage_as_json(region: Region, town: Town) -> None:
     assert row == {
         "code": town.code,
         "month": MONTH,
-        "section": "",
         "app": "minutes",
         "model": "sample",
         "calls": 2,
