@@ -105,8 +105,10 @@ def budget_show(
         tenant_id = (await find_town(db, town))[1] if town else None
         async with db.platform_session("command", read_only=True) as session:
             codes = {t.id: t.code for t in await list_tenants(session)}
-            rows = await budget_rows(session, tenant_id=tenant_id, windows=WINDOWS)
+            nodes = await budget_rows(session, tenant_id=tenant_id, windows=WINDOWS)
             slots = await slots_of(session, tenant_id)
+        # What a section or a person used without a limit of its own is nobody's here: sums per town are.
+        rows = [r for r in nodes if r.node == "town" or r.limit_uyen is not None]
         told = [
             {
                 "code": codes.get(r.tenant_id, ""),
