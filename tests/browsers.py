@@ -120,8 +120,9 @@ def sign_in(page: Page, town: str, login: str, password: str) -> None:
     page.get_by_role("button", name="続ける").click()
     # At Keycloak a button beside it is named after it.
     page.get_by_role("textbox", name="パスワード").fill(password)
-    page.get_by_role("button", name="サインイン").click()
-    page.wait_for_load_state()
+    # Without this the page that goes away would be taken for the next one.
+    with page.expect_navigation():
+        page.get_by_role("button", name="サインイン").click()
 
 
 def assert_accessible(page: Page) -> None:

@@ -24,7 +24,9 @@ def look(page: Page, size: str, *, room: int = 0) -> None:
     which axe would take for targets too small to touch.
 
     room: pixels for what the page still grows by while axe looks, as under an answer that comes.
+    Whoever left a page waits for something of the next one before, or looks at a page that goes away.
     """
+    page.wait_for_load_state()
     width, height = SIZES[size]["width"], int(page.evaluate("document.documentElement.scrollHeight")) + room
     page.set_viewport_size({"width": width, "height": max(height, SIZES[size]["height"])})
     assert_accessible(page)
@@ -67,6 +69,8 @@ def test_an_answer_coming_stopped_done_and_made_anew(visitor: Visitor, size: str
     chat.answered().get_by_text("作り直す前の回答を見る（1件）").click()
     look(chat.page, size)
     chat.questions.first.get_by_role("link", name="直して送り直す").click()
+    # The page of before is still there for a moment; this button is the next one's.
+    expect(chat.page.get_by_role("button", name="直して送り直す")).to_be_visible()
     look(chat.page, size)
 
 
@@ -132,6 +136,7 @@ def test_history_search_folder_trash_and_prompts(visitor: Visitor, size: str) ->
     dialog = chat.more("フォルダーに移す")
     dialog.get_by_label("フォルダー").fill("冬")
     dialog.get_by_role("button", name="移す").click()
+    expect(page.get_by_text("「冬」に移しました")).to_be_visible()
     if size == "desktop":
         page.get_by_role("searchbox", name="会話を探す").fill("除雪")
         expect(page.get_by_text("件見つかりました")).to_be_visible()

@@ -130,6 +130,24 @@ async def test_a_server_that_closed_an_idle_connection_is_connected_to_anew() ->
         assert server.connections == 2
 
 
+async def test_an_idle_connection_whose_end_was_seen_a_moment_ago_carries_no_call() -> None:
+    async with talking([OK + b"content-length: 2\r\n\r\nok"], [OK + b"content-length: 0\r\n\r\n"]) as (server, _):
+        connections = Connections(ssl.create_default_context())
+        target = target_of(f"http://127.0.0.1:{server.port}/v1")
+        response = await (await connections.post(target, {}, b"", connect_s=2))
+        assert await whole(response) == b"ok"
+        response.release()
+        connection = response._connection
+        assert not connection.is_closing
+        # As when the end of the line comes: the loop tells of it only in its next round.
+        assert connection._transport is not None
+        connection._transport.close()
+        assert connection.is_closing
+        assert (await (await connections.post(target, {}, b"", connect_s=2))).status == 200
+        assert server.connections == 2
+        connections.close()
+
+
 async def test_a_body_without_a_length_ends_with_its_connection() -> None:
     async with talking([OK + b"\r\nall of it", "close"]) as (_, ask):
         assert await whole(await ask()) == b"all of it"
