@@ -116,6 +116,8 @@ class Policy(BaseModel):
     the house only into the country and only with `personal_data_contract`: under which contract, of what day.
     rates: by `town`, `person` (each), `key` (each), `app:<id>` or `model:<alias>`. weight: the town's share of what is
     short, beside towns of weight 1. keep: by app id; an app that is not listed keeps as long as its manifest says.
+    shared_after_own: whether a call goes on by the region's contracts, at the town's cost, where a provider fails with
+    which the town has a key of its own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -130,6 +132,7 @@ class Policy(BaseModel):
     rates: dict[str, Rate] = Field(default_factory=dict)
     weight: int = Field(default=1, ge=1, le=100)
     keep: dict[str, KeepFor] = Field(default_factory=dict)
+    shared_after_own: bool = False
 
     def allows(self, data_class: DataClass, zone: Zone, *, isolated: bool) -> bool:
         """Whether data of this class may be processed there. What is not listed is denied."""

@@ -30,6 +30,7 @@ from tenants.policy import (
     preset_of,
     save_policy,
 )
+from tenants.provider_keys import list_provider_keys
 from tenants.quota.tree import BudgetRow, budget_rows, set_budget
 from tenants.usage import MIN_SECTION_PEOPLE
 
@@ -211,6 +212,9 @@ async def policy_page(office: OfficeContext) -> Response:
 async def _policy_page(office: Office, problem: Problem | None = None) -> Response:
     async with office.db.tenant_session(office.actor.context, read_only=True) as session:
         policy, version = await load_policy(session, office.actor.tenant_id)
+    # The keys themselves are the platform's; here only whether there are any.
+    async with office.db.platform_session("town policy", read_only=True) as session:
+        has_own_keys = bool(await list_provider_keys(session, office.actor.tenant_id))
     return await office.page(
         "console/policy.html",
         status=200 if problem is None else int(problem.status),
@@ -228,6 +232,7 @@ async def _policy_page(office: Office, problem: Problem | None = None) -> Respon
         when_found=_when_found(policy.guard),
         names_too=policy.guard.action(Kind.NAME.value) is not GuardAction.WARN,
         found_words=FOUND_WORDS,
+        has_own_keys=has_own_keys,
         problem=problem,
     )
 
@@ -248,6 +253,7 @@ async def save(
     ng_words: Annotated[str, Form(max_length=200_000)] = "",
     wordings: Annotated[str, Form(max_length=200_000)] = "",
     public: Annotated[str, Form(max_length=200_000)] = "",
+    shared_after_own: Annotated[str, Form()] = "",
     confirmed: Annotated[str, Form()] = "",
 ) -> Response:
     """Everything on the page at once. First what would change is told; saved when that is confirmed."""
@@ -264,6 +270,7 @@ async def save(
                 ),
                 "models": _models(model or ()),
                 "apps_off": frozenset(a.id for a in office.apps) - frozenset(app_on or ()),
+                "shared_after_own": bool(shared_after_own),
             }
         )
     except (KeyError, ValueError):
@@ -282,6 +289,7 @@ async def save(
         fields += [("allow", a) for a in allow or ()]
         fields += [("contract", contract), ("when_found", when_found), ("ng_words", ng_words)]
         fields += [("wordings", wordings), ("public", public), ("names_too", names_too), ("masking", masking)]
+        fields += [("shared_after_own", shared_after_own)]
         return await ask(
             office,
             title="次のように変えますか",
@@ -389,6 +397,9 @@ def _differences(office: Office, old: Policy, new: Policy) -> list[str]:
             lines.append(
                 f"モデル「{words}」：{'使えるようにする' if new.allows_model(alias) else '使えないようにする'}"
             )
+    if old.shared_after_own != new.shared_after_own:
+        does = "共同の契約のモデルに切り替える" if new.shared_after_own else "切り替えずに止める"
+        lines.append(f"町の契約のモデルが止まったとき：{does}")
     for app in office.apps:
         if old.allows_app(app.id) != new.allows_app(app.id):
             lines.append(

@@ -46,19 +46,25 @@ class Configuration:
         return self.policies.get(tenant_id) or Policy()
 
 
-def with_own_keys(deployments: Sequence[Deployment], keys: Mapping[str, str | None]) -> tuple[Deployment, ...]:
+def with_own_keys(
+    deployments: Sequence[Deployment], keys: Mapping[str, str | None], *, shared_after_own: bool = False
+) -> tuple[Deployment, ...]:
     """The deployments as a town with own keys has them. keys: target → key, None for one that does not open.
 
-    What such a key is for is left out: it is called with the town's key or not at all.
+    What such a key is for is left out: it is called with the town's key or not at all. Nor does the region's contract
+    stand in for it behind it in the same alias, unless `shared_after_own`.
     """
     found: list[Deployment] = []
+    closed: set[str] = set()
     for deployment in deployments:
         target = nearest(keys, deployment.id)
         if target is None:
-            if not deployment.needs_own_key:
+            if not deployment.needs_own_key and deployment.alias not in closed:
                 found.append(deployment)
         elif (key := keys[target]) is not None:
             found.append(replace(deployment, api_key=key, is_own_key=True))
+        elif not shared_after_own:
+            closed.add(deployment.alias)
     real = {d.alias for d in found if d.provider != "demo"}
     return tuple(d for d in found if d.provider != "demo" or d.alias not in real)
 
@@ -108,9 +114,10 @@ class ConfigurationSource:
             }
             prices = await PriceBook.load(session)
             sealed = await list_provider_keys(session)
-        self._current = Configuration(generation, self._shared, await self._own(sealed), policies, prices)
+        own = await self._own(sealed, policies)
+        self._current = Configuration(generation, self._shared, own, policies, prices)
 
-    async def _own(self, sealed: Sequence[ProviderKey]) -> dict[TenantId, ByAlias]:
+    async def _own(self, sealed: Sequence[ProviderKey], policies: Mapping[TenantId, Policy]) -> dict[TenantId, ByAlias]:
         """Per town with keys of its own. One that was opened before is not opened again."""
         keys: dict[TenantId, dict[str, str | None]] = {}
         opened: dict[bytes, str] = {}
@@ -124,7 +131,14 @@ class ConfigurationSource:
             else:
                 of_town[row.target] = opened[row.cipher] = key
         self._opened = opened
-        return {town: by_alias(with_own_keys(self._deployments, of_town)) for town, of_town in keys.items()}
+        return {
+            town: by_alias(
+                with_own_keys(
+                    self._deployments, of_town, shared_after_own=policies.get(town, Policy()).shared_after_own
+                )
+            )
+            for town, of_town in keys.items()
+        }
 
     async def poll(self) -> None:
         """Runs until cancelled; a failing poll keeps the last good snapshot."""

@@ -53,7 +53,7 @@ from gateway.server.providers.base import (
 from gateway.server.queueing import FairQueue, Teller, Turn
 from gateway.server.rates import RateExceeded, Rates, Taken
 from gateway.server.record import CallRecord, Recorder, parent_of
-from gateway.server.routing import ZoneRefused, route, zone_guard
+from gateway.server.routing import ZoneRefused, route, without_shared_after_own, zone_guard
 from gateway.server.streams import Outlet, Streams, is_resumable
 from observability.problems import InvalidInput, NotAllowed, Problem
 from tenants.context import DataClass, new_id
@@ -190,6 +190,9 @@ class Pipeline:
         outlet: Outlet | None,
     ) -> None:
         verdict, candidates, request = await self._candidates(caller, policy, request, verdict, record)
+        possible = len(candidates)
+        if possible > 1 and caller.tenant_id in self.configuration.current.own and not policy.shared_after_own:
+            candidates = without_shared_after_own(candidates)
         tokens = metering.tokens_bound(request, candidates[0])
         record.rates = await self.rates.take(policy, caller, request.model, tokens)
         data_class = verdict.data_class
@@ -257,6 +260,8 @@ class Pipeline:
             if failed is not None:
                 self.admission.end(failed, record)
         assert failure is not None
+        if len(candidates) < possible and isinstance(failure, UpstreamProblem) and may_try_next(failure):
+            raise not_gone_on(failure) from failure
         raise failure
 
     def cut_all(self, *, also_resumable: bool) -> None:
@@ -516,6 +521,16 @@ def may_try_next(problem: UpstreamProblem) -> bool:
     if isinstance(problem, UpstreamRefused) and problem.dispatched:
         return problem.extensions.get("upstream_status") in (401, 404)
     return not problem.dispatched or "upstream_status" in problem.extensions
+
+
+def not_gone_on(failure: UpstreamProblem) -> UpstreamProblem:
+    """The same failure of a provider that the town pays itself, saying that the region's contracts were left alone."""
+    return type(failure)(
+        "町が契約しているAIのサービスが応答していません。費用が変わるため、共同の契約のAIには切り替えていません。"
+        "少し待つか、別のモデルを選んでください。切り替えてよいかは、町の管理者が設定で決められます。",
+        dispatched=failure.dispatched,
+        **failure.extensions,
+    )
 
 
 def effective_class(caller: Caller, policy: Policy, images: int, scope: AsgiScope) -> DataClass:

@@ -80,3 +80,9 @@ def route(
     if not permitted:
         zone_guard(policy, able[0], data_class)
     return tuple(permitted)
+
+
+def without_shared_after_own(candidates: tuple[Deployment, ...]) -> tuple[Deployment, ...]:
+    """Behind what a town pays itself stand only others of that kind: an outage there is no order to buy elsewhere."""
+    first = next((i for i, d in enumerate(candidates) if d.is_own_key), len(candidates))
+    return candidates[:first] + tuple(d for d in candidates[first:] if d.is_own_key)

@@ -34,7 +34,7 @@ PLAIN: Final[Mapping[str, str]] = {
     "public": "", "q": "水", "reason": "", "remove_absent": "", "role": "staff", "scope": "chat", "sections": "総務課",
     "send_key": "enter", "sort": "", "state": "open", "suggest": "", "text": "水", "then": "", "title": "題",
     "town": "", "typed_name": "違う名前", "version": "0", "via": "", "way": "", "when_found": "", "why": "", "window": "month",
-    "with_content": "", "wordings": "", "yen": "1", "packed": "[]", "file": "",
+    "shared_after_own": "", "with_content": "", "wordings": "", "yen": "1", "packed": "[]", "file": "",
 }  # fmt: skip
 # The bodies of the API's addresses, without which nothing would be asked.
 BODIES: Final[Mapping[str, Mapping[str, Any]]] = {

@@ -228,6 +228,26 @@ def test_a_policy_is_saved_after_its_changes_were_read(office: Office) -> None:
         expect(page.get_by_role("row").filter(has_text=example)).to_contain_text("入れられません")
 
 
+def test_a_town_with_a_key_of_its_own_says_whether_the_region_s_contracts_stand_in(
+    office: Office, visitor: Visitor
+) -> None:
+    page = office.page
+    page.goto("/console/town/policy")
+    choice = page.get_by_label("町が契約したモデルが止まったら")
+    expect(choice).to_have_count(0)
+    visitor.demo.run("provider-key", "set", office.town.code, "--provider", "azure", stdin="towns-own-secret-ab12\n")
+    page.goto("/console/town/policy")
+    expect(choice).not_to_be_checked()
+    assert_accessible(page)
+    choice.check()
+    page.get_by_role("button", name="変わることを確かめる").click()
+    told = "町の契約のモデルが止まったとき：共同の契約のモデルに切り替える"
+    expect(page.get_by_role("listitem").filter(has_text=told)).to_be_visible()
+    page.get_by_role("button", name="このとおり変える").click()
+    expect(page.get_by_text("設定を保存しました")).to_be_visible()
+    expect(choice).to_be_checked()
+
+
 def test_an_app_that_is_off_is_nowhere(office: Office) -> None:
     page = office.page
     page.goto("/console/town/policy")

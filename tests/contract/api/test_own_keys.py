@@ -10,9 +10,11 @@ import pytest
 from sqlmodel import col, select
 
 from loadtests.upstream import RunningUpstream
+from tenants.context import DataClass
 from tenants.db import Database
 from tenants.models import Attempt, Audit, ProviderKey
-from tests.contract.api.conftest import ONPREM, OVERSEAS
+from tenants.policy import Policy, bump_configuration
+from tests.contract.api.conftest import EITHER, ONPREM, OVERSEAS
 from tests.contract.api.test_chat import ASK
 from tests.gateways import Done, Region, RunningGateway, Town, eventually
 
@@ -87,20 +89,73 @@ def test_a_refused_key_is_said_so_and_nothing_else_is_tried(
     assert keys == {MINE}
 
 
+@pytest.mark.parametrize("broken", ["provider", "key"])
+@pytest.mark.parametrize("may_go_on", [False, True])
+def test_an_outage_of_a_town_s_own_provider_costs_it_the_region_s_money_only_if_it_said_so(
+    region: Region,
+    gateway: RunningGateway,
+    onprem: RunningUpstream,
+    overseas: RunningUpstream,
+    may_go_on: bool,
+    broken: str,
+) -> None:
+    policy = Policy(default_class=DataClass.C1, shared_after_own=may_go_on)
+    mine = region.make_town(policy=policy)
+    give(region, mine, MINE, "--provider", "compatible")
+
+    def answers() -> str | None:
+        with mine.client(gateway.url) as client:
+            client.chat.completions.create(model=EITHER, messages=ASK)
+        found: str | None = onprem.seen(last=1)["requests"][-1]["headers"].get("authorization")
+        return found
+
+    eventually(lambda: answers() == f"Bearer {MINE}")
+    if broken == "provider":
+        onprem.control("error", status=503)
+    else:
+        damage(region, mine)
+    overseas.reset()
+
+    def told() -> str:
+        with mine.client(gateway.url) as client:
+            try:
+                client.chat.completions.create(model=EITHER, messages=ASK)
+            except openai.APIStatusError as refused:
+                return f"{refused.status_code} {refused.code} {refused.message}"
+            return "answered"
+
+    if may_go_on:
+        eventually(lambda: told() == "answered" and overseas.seen()["requests"])
+        assert region.settled(mine)[-1].cost_uyen > 0
+        return
+    refusal = "503 upstream_unavailable" if broken == "provider" else "404 model_not_found"
+    eventually(lambda: told().startswith(refusal))
+    if broken == "provider":
+        assert "共同の契約のAIには切り替えていません" in told()
+    assert overseas.seen()["requests"] == []
+    assert all(c.cost_uyen == 0 for c in region.settled(mine))
+
+
+def damage(region: Region, town: Town) -> None:
+    """Makes a town's key one that does not open."""
+
+    async def change(db: Database) -> None:
+        async with db.platform_session("test") as session:
+            [row] = (await session.exec(select(ProviderKey).where(col(ProviderKey.tenant_id) == town.id))).all()
+            row.cipher = row.cipher[:-1] + bytes([row.cipher[-1] ^ 1])
+            session.add(row)
+            await bump_configuration(session)
+
+    region.with_database(change)
+
+
 def test_a_key_that_does_not_open_stops_the_town_s_calls_and_nobody_else_s(
     region: Region, gateway: RunningGateway, town: Town, mine: Town, overseas: RunningUpstream
 ) -> None:
     give(region, mine, MINE, *AZURE)
     eventually(lambda: sent(gateway, mine, overseas) == MINE)
 
-    async def damage(db: Database) -> None:
-        async with db.platform_session("test") as session:
-            [row] = (await session.exec(select(ProviderKey).where(col(ProviderKey.tenant_id) == mine.id))).all()
-            row.cipher = row.cipher[:-1] + bytes([row.cipher[-1] ^ 1])
-            session.add(row)
-
-    region.with_database(damage)
-    give(region, town, MINE, "--provider", "plamo")
+    damage(region, mine)
 
     def is_refused() -> bool:
         try:
@@ -110,7 +165,6 @@ def test_a_key_that_does_not_open_stops_the_town_s_calls_and_nobody_else_s(
         return False
 
     eventually(is_refused)
-    region.command("provider-key", "remove", town.code, "--provider", "plamo")
     assert sent(gateway, town, overseas) == SHARED
 
 
