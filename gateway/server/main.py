@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
@@ -34,8 +34,10 @@ from gateway.server.settings import GatewaySettings, ProviderSettings
 from gateway.server.streams import PATH as STREAMS_PATH
 from gateway.server.streams import Streams
 from gateway.server.wires.messages import PATH as MESSAGES_PATH
-from gateway.server.wires.messages import parse_messages
-from gateway.server.wires.outlet import MessagesOutlet
+from gateway.server.wires.messages import MessagesWire
+from gateway.server.wires.outlet import Wire
+from gateway.server.wires.responses import PATH as RESPONSES_PATH
+from gateway.server.wires.responses import ResponsesWire
 from observability.problems import NotFound, Problem
 from observability.tracing import configure_tracing
 from tenants.db import Database
@@ -52,9 +54,11 @@ log = structlog.get_logger("gateway")
 
 # Calls that a stop has cut off settle within this, or the sweeper finds their holds.
 DRAIN_S: Final = 3.0
+# Paths whose callers speak otherwise than the operation that answers them.
+_WIRES: Final[Mapping[str, Callable[[], Wire]]] = {MESSAGES_PATH: MessagesWire, RESPONSES_PATH: ResponsesWire}
 _HOT: Final[Mapping[str, Operation]] = {
     **{f"/v1/{operation.value}": operation for operation in Operation},
-    MESSAGES_PATH: Operation("chat/completions"),
+    **dict.fromkeys(_WIRES, Operation.CHAT),
 }
 
 
@@ -248,12 +252,11 @@ class GatewayApp:
             if operation is not None or scope["path"].startswith(STREAMS_PATH):
                 self.gateway.calls_in_flight += 1
                 try:
-                    if scope["path"] == MESSAGES_PATH:
+                    if operation is not None:
+                        wire = _WIRES.get(scope["path"])
                         await self.gateway.pipeline.handle(
-                            Operation("chat/completions"), scope, receive, MessagesOutlet(send), parse=parse_messages
+                            operation, scope, receive, send, wire=None if wire is None else wire()
                         )
-                    elif operation is not None:
-                        await self.gateway.pipeline.handle(operation, scope, receive, send)
                     else:
                         await self.gateway.streams.serve(scope, receive, send)
                 finally:

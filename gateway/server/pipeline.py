@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -55,6 +55,7 @@ from gateway.server.rates import RateExceeded, Rates, Taken
 from gateway.server.record import CallRecord, Recorder, parent_of
 from gateway.server.routing import ZoneRefused, route, without_shared_after_own, zone_guard
 from gateway.server.streams import Outlet, Streams, is_resumable
+from gateway.server.wires.outlet import Wire, WireOutlet
 from observability.problems import InvalidInput, NotAllowed, Problem
 from tenants.context import DataClass, new_id
 from tenants.policy import Policy
@@ -108,18 +109,20 @@ class Pipeline:
         receive: AsgiReceive,
         send: AsgiSend,
         *,
-        parse: Callable[[bytes], ModelRequest] | None = None,
+        wire: Wire | None = None,
     ) -> None:
         """Serves one request on a hot route. Every failure we expect becomes OpenAI's error shape.
 
-        parse: how the body is read where it is not in OpenAI's words.
+        wire: the caller's words, where they are not those of `operation`.
         """
-        parse = parse or partial(parse_request, operation.value)
+        parse = partial(parse_request, operation.value) if wire is None else wire.parse
         record = CallRecord.begin(operation, call_id=new_id(), started=time.monotonic())
         claim: Claim | None = None
         tape: Tape | None = None
         outlet: Outlet | None = None
         server_send = send
+        if wire is not None:
+            send = WireOutlet(wire, server_send)
         if self.recorder.traces:
             record.parent = parent_of(scope)
         try:
@@ -131,7 +134,9 @@ class Pipeline:
             else:
                 request = parse(body)
             if request.stream and is_resumable(scope):
-                send = outlet = self.streams.outlet(caller, record.call_id, receive, send)
+                # What is kept is what the caller heard.
+                outlet = self.streams.outlet(caller, record.call_id, receive, server_send)
+                send = outlet if wire is None else WireOutlet(wire, outlet)
             if (key := idempotency_key(scope)) is not None:
                 claimed = await self.keys.claim(caller, key, _identity_of(scope, body), record.call_id)
                 if isinstance(claimed, Answer):

@@ -212,7 +212,14 @@ def test_a_town_grants_no_role_beyond_its_own(running: DemoProcess, role: str) -
 
 @pytest.mark.parametrize(
     "path",
-    [*(f"/v1/{o.value}" for o in Operation), "/v1/messages", "/v1/guard/inspect", "/v1/models", "/v1/models/standard"],
+    [
+        *(f"/v1/{o.value}" for o in Operation),
+        "/v1/messages",
+        "/v1/responses",
+        "/v1/guard/inspect",
+        "/v1/models",
+        "/v1/models/standard",
+    ],
 )
 def test_the_api_refuses_who_has_no_key(running: DemoProcess, path: str) -> None:
     assert "/v1/chat/completions" in {f"/v1/{o.value}" for o in Operation}

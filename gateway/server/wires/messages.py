@@ -6,12 +6,13 @@ wire can say and the other cannot is refused when leaving it out would change th
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 from uuid import uuid4
 
 import orjson
 
 from gateway.contracts import BadRequest, ModelRequest, check_image, check_request, check_schema, parse_json
+from gateway.server.wires.fields import boolean_at, list_at, note_unread, object_at, text_at, wrong
 
 PATH: Final = "/v1/messages"
 MAX_STOPS: Final = 4
@@ -43,70 +44,42 @@ def to_chat(given: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
     ignored = {field for field in given.keys() - _READ - _SILENT if given[field] is not None}
     chat = {field: given[field] for field in _SAME if given.get(field) is not None}
     if "max_tokens" not in chat:
-        _wrong("max_tokens", "1以上の整数（この形では必ず書くもの）")
+        wrong("max_tokens", "1以上の整数（この形では必ず書くもの）")
     if chat.get("stream") is True:
         chat["stream_options"] = {"include_usage": True}
     if (stops := given.get("stop_sequences")) is not None:
         if not _is_texts(stops) or len(stops) > MAX_STOPS:
-            _wrong("stop_sequences", f"{MAX_STOPS}つまでの文字列の配列")
+            wrong("stop_sequences", f"{MAX_STOPS}つまでの文字列の配列")
         if stops:
             chat["stop"] = stops
     if given.get("tools"):
-        chat["tools"] = [_tool(t, f"tools[{i}]", ignored) for i, t in enumerate(_list(given["tools"], "tools"))]
+        chat["tools"] = [_tool(t, f"tools[{i}]", ignored) for i, t in enumerate(list_at(given["tools"], "tools"))]
     if (choice := given.get("tool_choice")) is not None:
-        _tool_choice(_object(choice, "tool_choice"), chat)
+        _tool_choice(object_at(choice, "tool_choice"), chat)
     if (config := given.get("output_config")) is not None:
-        _output_config(_object(config, "output_config"), chat, ignored)
+        _output_config(object_at(config, "output_config"), chat, ignored)
     chat["messages"] = [*_system(given.get("system"), ignored), *_messages(given.get("messages"), ignored)]
     return chat, ignored
-
-
-def _wrong(param: str, expected: str) -> NoReturn:
-    raise BadRequest(f"「{param}」は{expected}にしてください。", param=param)
-
-
-def _object(value: object, at: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        _wrong(at, "オブジェクト")
-    return value
-
-
-def _list(value: object, at: str) -> list[Any]:
-    if not isinstance(value, list):
-        _wrong(at, "配列")
-    return value
-
-
-def _text(value: object, at: str) -> str:
-    if not isinstance(value, str):
-        _wrong(at, "文字列")
-    return value
 
 
 def _is_texts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(v, str) for v in value)
 
 
-def _note_unread(block: Mapping[str, Any], read: frozenset[str], at: str, ignored: set[str]) -> None:
-    ignored |= {f"{at}.{field}" for field in block.keys() - read if block[field] is not None}
-
-
 def _tool(value: object, at: str, ignored: set[str]) -> dict[str, Any]:
-    tool = _object(value, at)
+    tool = object_at(value, at)
     if tool.get("type") not in (None, "custom"):
         raise BadRequest(
             "使えるツールは自分で実行するもの（type: custom）だけです。AIのサービス側で実行されるツールは使えません。",
             param=f"{at}.type",
         )
-    function: dict[str, Any] = {"name": _text(tool.get("name"), f"{at}.name")}
+    function: dict[str, Any] = {"name": text_at(tool.get("name"), f"{at}.name")}
     if tool.get("description") is not None:
-        function["description"] = _text(tool["description"], f"{at}.description")
+        function["description"] = text_at(tool["description"], f"{at}.description")
     function["parameters"] = check_schema(tool.get("input_schema"), f"{at}.input_schema")
     if tool.get("strict") is not None:
-        if not isinstance(tool["strict"], bool):
-            _wrong(f"{at}.strict", "trueかfalse")
-        function["strict"] = tool["strict"]
-    _note_unread(tool, frozenset({"type", "name", "description", "input_schema", "strict"}), "tools[]", ignored)
+        function["strict"] = boolean_at(tool["strict"], f"{at}.strict")
+    note_unread(tool, frozenset({"type", "name", "description", "input_schema", "strict"}), "tools[]", ignored)
     return {"type": "function", "function": function}
 
 
@@ -117,25 +90,23 @@ def _tool_choice(choice: Mapping[str, Any], chat: dict[str, Any]) -> None:
         case "any":
             chat["tool_choice"] = "required"
         case "tool":
-            name = _text(choice.get("name"), "tool_choice.name")
+            name = text_at(choice.get("name"), "tool_choice.name")
             chat["tool_choice"] = {"type": "function", "function": {"name": name}}
         case _:
-            _wrong("tool_choice.type", "auto・any・tool・noneのどれか")
+            wrong("tool_choice.type", "auto・any・tool・noneのどれか")
     if (is_single := choice.get("disable_parallel_tool_use")) is not None:
-        if not isinstance(is_single, bool):
-            _wrong("tool_choice.disable_parallel_tool_use", "trueかfalse")
-        chat["parallel_tool_calls"] = not is_single
+        chat["parallel_tool_calls"] = not boolean_at(is_single, "tool_choice.disable_parallel_tool_use")
 
 
 def _output_config(config: Mapping[str, Any], chat: dict[str, Any], ignored: set[str]) -> None:
     if (wanted := config.get("format")) is not None:
         at = "output_config.format"
-        if _object(wanted, at).get("type") != "json_schema":
-            _wrong(f"{at}.type", "json_schema")
+        if object_at(wanted, at).get("type") != "json_schema":
+            wrong(f"{at}.type", "json_schema")
         schema = check_schema(wanted.get("schema"), f"{at}.schema")
         named = {"name": "output", "schema": schema, "strict": True}
         chat["response_format"] = {"type": "json_schema", "json_schema": named}
-    _note_unread(config, frozenset({"format"}), "output_config", ignored)
+    note_unread(config, frozenset({"format"}), "output_config", ignored)
 
 
 def _system(value: object, ignored: set[str]) -> Iterator[dict[str, Any]]:
@@ -145,41 +116,41 @@ def _system(value: object, ignored: set[str]) -> Iterator[dict[str, Any]]:
         yield {"role": "system", "content": value}
         return
     parts = []
-    for i, item in enumerate(_list(value, "system")):
-        block = _object(item, f"system[{i}]")
+    for i, item in enumerate(list_at(value, "system")):
+        block = object_at(item, f"system[{i}]")
         if block.get("type") != "text":
-            _wrong(f"system[{i}].type", "text")
+            wrong(f"system[{i}].type", "text")
         parts.append(_text_part(block, f"system[{i}]", "system[]", ignored))
     if parts:
         yield {"role": "system", "content": parts}
 
 
 def _text_part(block: Mapping[str, Any], at: str, name: str, ignored: set[str]) -> dict[str, Any]:
-    _note_unread(block, frozenset({"type", "text"}), name, ignored)
-    return {"type": "text", "text": _text(block.get("text"), f"{at}.text")}
+    note_unread(block, frozenset({"type", "text"}), name, ignored)
+    return {"type": "text", "text": text_at(block.get("text"), f"{at}.text")}
 
 
 def _messages(value: object, ignored: set[str]) -> Iterator[dict[str, Any]]:
-    messages = _list(value, "messages")
+    messages = list_at(value, "messages")
     if not messages:
-        _wrong("messages", "1件以上の配列")
+        wrong("messages", "1件以上の配列")
     for i, item in enumerate(messages):
         at = f"messages[{i}]"
-        message = _object(item, at)
-        _note_unread(message, frozenset({"role", "content"}), "messages[]", ignored)
+        message = object_at(item, at)
+        note_unread(message, frozenset({"role", "content"}), "messages[]", ignored)
         content = message.get("content")
         if not isinstance(content, str | list):
-            _wrong(f"{at}.content", "文字列または配列")
+            wrong(f"{at}.content", "文字列または配列")
         role = message.get("role")
         if role not in ("user", "assistant"):
-            _wrong(f"{at}.role", "userかassistant（全体への指示はsystem）")
+            wrong(f"{at}.role", "userかassistant（全体への指示はsystem）")
         if role == "assistant" and i == len(messages) - 1:
             # Most servers would answer it instead of going on with it.
             raise BadRequest("最後の発言は、userのものにしてください。答えの書き出しは指定できません。", param=at)
         if isinstance(content, str):
             yield {"role": role, "content": content}
         else:
-            blocks = [(_object(b, f"{at}.content[{j}]"), f"{at}.content[{j}]") for j, b in enumerate(content)]
+            blocks = [(object_at(b, f"{at}.content[{j}]"), f"{at}.content[{j}]") for j, b in enumerate(content)]
             if role == "user":
                 yield from _asked(blocks, ignored)
             else:
@@ -196,7 +167,7 @@ def _asked(blocks: list[tuple[dict[str, Any], str]], ignored: set[str]) -> Itera
         if block.get("type") == "tool_result":
             texts, pictures = _result(block, at, ignored)
             parts += pictures
-            call_id = _text(block.get("tool_use_id"), f"{at}.tool_use_id")
+            call_id = text_at(block.get("tool_use_id"), f"{at}.tool_use_id")
             yield {"role": "tool", "tool_call_id": call_id, "content": texts}
         else:
             parts.append(_shown(block, at, ignored))
@@ -205,15 +176,15 @@ def _asked(blocks: list[tuple[dict[str, Any], str]], ignored: set[str]) -> Itera
 
 
 def _result(block: Mapping[str, Any], at: str, ignored: set[str]) -> tuple[Any, list[dict[str, Any]]]:
-    _note_unread(block, frozenset({"type", "tool_use_id", "content", "is_error"}), _BLOCK, ignored)
+    note_unread(block, frozenset({"type", "tool_use_id", "content", "is_error"}), _BLOCK, ignored)
     content = block.get("content") or ""
     # The other wire has no field for it, and a model must not take a failure for an outcome.
     failed = "Error: " if block.get("is_error") else ""
     if isinstance(content, str):
         return failed + content, []
     shown = [
-        _shown(_object(part, f"{at}.content[{i}]"), f"{at}.content[{i}]", ignored)
-        for i, part in enumerate(_list(content, f"{at}.content"))
+        _shown(object_at(part, f"{at}.content[{i}]"), f"{at}.content[{i}]", ignored)
+        for i, part in enumerate(list_at(content, f"{at}.content"))
     ]
     return failed + "\n".join(part["text"] for part in shown if part["type"] == "text"), [
         part for part in shown if part["type"] != "text"
@@ -224,24 +195,24 @@ def _shown(block: Mapping[str, Any], at: str, ignored: set[str]) -> dict[str, An
     kind = block.get("type")
     if kind == "text":
         return _text_part(block, at, _BLOCK, ignored)
-    if kind == "image":
-        _note_unread(block, frozenset({"type", "source"}), _BLOCK, ignored)
-        source = _object(block.get("source"), f"{at}.source")
-        if source.get("type") != "base64":
-            raise BadRequest(
-                "画像はURLや番号ではなく、データ（type: base64）で送ってください。"
-                "AIのサービスに外部のURLを取りに行かせることはできません。",
-                param=f"{at}.source.type",
-            )
-        media_type = _text(source.get("media_type"), f"{at}.source.media_type")
-        url = f"data:{media_type};base64,{_text(source.get('data'), f'{at}.source.data')}"
-        check_image(url, f"{at}.source")
-        return {"type": "image_url", "image_url": {"url": url}}
     if kind == "document":
         raise BadRequest(
             "ファイルは、中を確かめられないので送れません。文字にしてから、textで送ってください。", param=f"{at}.type"
         )
-    _wrong(f"{at}.type", "text・image・tool_resultのどれか")
+    if kind != "image":
+        wrong(f"{at}.type", "text・image・tool_resultのどれか")
+    note_unread(block, frozenset({"type", "source"}), _BLOCK, ignored)
+    source = object_at(block.get("source"), f"{at}.source")
+    if source.get("type") != "base64":
+        raise BadRequest(
+            "画像はURLや番号ではなく、データ（type: base64）で送ってください。"
+            "AIのサービスに外部のURLを取りに行かせることはできません。",
+            param=f"{at}.source.type",
+        )
+    media_type = text_at(source.get("media_type"), f"{at}.source.media_type")
+    url = f"data:{media_type};base64,{text_at(source.get('data'), f'{at}.source.data')}"
+    check_image(url, f"{at}.source")
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def _answered(blocks: list[tuple[dict[str, Any], str]], ignored: set[str]) -> dict[str, Any]:
@@ -252,15 +223,15 @@ def _answered(blocks: list[tuple[dict[str, Any], str]], ignored: set[str]) -> di
             case "text":
                 parts.append(_text_part(block, at, _BLOCK, ignored))
             case "tool_use":
-                _note_unread(block, frozenset({"type", "id", "name", "input"}), _BLOCK, ignored)
-                arguments = json.dumps(_object(block.get("input"), f"{at}.input"), ensure_ascii=False)
-                function = {"name": _text(block.get("name"), f"{at}.name"), "arguments": arguments}
-                calls.append({"id": _text(block.get("id"), f"{at}.id"), "type": "function", "function": function})
+                note_unread(block, frozenset({"type", "id", "name", "input"}), _BLOCK, ignored)
+                arguments = json.dumps(object_at(block.get("input"), f"{at}.input"), ensure_ascii=False)
+                function = {"name": text_at(block.get("name"), f"{at}.name"), "arguments": arguments}
+                calls.append({"id": text_at(block.get("id"), f"{at}.id"), "type": "function", "function": function})
             case "thinking" | "redacted_thinking" as kind:
                 # What a model thought on its way belongs to that answer; no other server takes it back.
                 ignored.add(f"{_BLOCK}.{kind}")
             case _:
-                _wrong(f"{at}.type", "text・tool_use・thinkingのどれか")
+                wrong(f"{at}.type", "text・tool_use・thinkingのどれか")
     message: dict[str, Any] = {"role": "assistant", "content": parts or ("" if not calls else None)}
     if calls:
         message["tool_calls"] = calls
@@ -439,3 +410,31 @@ class MessageStream:
 
 def _event(kind: str, **fields: object) -> bytes:
     return f"event: {kind}\ndata: ".encode() + orjson.dumps({"type": kind, **fields}) + b"\n\n"
+
+
+# ── Both ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class MessagesWire:
+    """See `Wire`."""
+
+    def __init__(self) -> None:
+        self._request_id = ""
+        self._stream = MessageStream("")
+
+    def parse(self, raw: bytes) -> ModelRequest:
+        return parse_messages(raw)
+
+    def begin(self, call_id: str) -> list[tuple[bytes, bytes]]:
+        self._request_id = call_id
+        self._stream = MessageStream(call_id)
+        return [(b"request-id", call_id.encode())]
+
+    def event(self, data: bytes) -> bytes:
+        return self._stream.event(data)
+
+    def answer(self, body: bytes) -> bytes:
+        return message_of(body)
+
+    def error(self, body: bytes, status: int) -> bytes:
+        return error_of(orjson.loads(body)["error"], status, self._request_id)

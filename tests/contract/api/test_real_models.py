@@ -121,6 +121,19 @@ def test_json_schema_is_obeyed(client: OpenAI, *, stream: bool) -> None:
     assert isinstance(told["urgent"], bool)
 
 
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_response(client: OpenAI, *, is_streamed: bool) -> None:
+    shape = {"format": {"type": "json_schema"} | SHAPE["json_schema"]}
+    asked: dict[str, Any] = {"model": "onprem", "input": ASK, "text": shape, "max_output_tokens": 200}
+    if is_streamed:
+        with client.responses.stream(**asked) as stream:
+            response = stream.get_final_response()
+    else:
+        response = client.responses.create(**asked)
+    assert json.loads(response.output_text)["department"] in ("総務課", "福祉課", "税務課")
+    assert response.usage is not None and 0 < response.usage.output_tokens <= 200
+
+
 def test_completion(client: OpenAI) -> None:
     answer = client.completions.create(model="onprem", prompt="町の花は", max_tokens=8, seed=1)
     assert answer.choices[0].text

@@ -63,14 +63,14 @@ def test_curl_examples_run(gateway: RunningGateway, town: Town) -> None:
     if shutil.which("curl", path=os.defpath) is None:
         pytest.skip("curl is not installed")
     calls = [b for b in blocks(API, "bash") + blocks(MODELS, "bash") if "curl" in b]
-    assert len(calls) == 5
+    assert len(calls) == 6
     for call in calls:
         lines = "\n".join(line for line in call.splitlines() if not line.startswith("kumiai "))
         done = subprocess.run(
             ["bash", "-ec", lines], env=environment(gateway, town), capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
-        assert '"error"' not in done.stdout
+        assert '"error":{' not in done.stdout
         assert '"object"' in done.stdout
 
 

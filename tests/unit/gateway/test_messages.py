@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from gateway.contracts import BadRequest
 from gateway.server.http import AsgiMessage
-from gateway.server.wires.messages import message_of, parse_messages, to_chat
-from gateway.server.wires.outlet import MessagesOutlet
+from gateway.server.wires.messages import MessagesWire, message_of, parse_messages, to_chat
+from gateway.server.wires.outlet import WireOutlet
 
 ASKED: dict[str, Any] = {"model": "standard", "max_tokens": 100, "messages": [{"role": "user", "content": "水"}]}
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -148,7 +148,7 @@ async def told(answer: bytes, kind: bytes, *, cut_at: int = 10**9) -> tuple[Asgi
     async def send(message: AsgiMessage) -> None:
         sent.append(message)
 
-    outlet = MessagesOutlet(send)
+    outlet = WireOutlet(MessagesWire(), send)
     headers = [(b"content-type", kind), (b"kumiai-call-id", CALL_ID.encode())]
     await outlet({"type": "http.response.start", "status": 200, "headers": headers})
     for at in range(0, len(answer), cut_at):
