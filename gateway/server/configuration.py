@@ -59,7 +59,8 @@ def with_own_keys(
     for deployment in deployments:
         target = nearest(keys, deployment.id)
         if target is None:
-            if not deployment.needs_own_key and deployment.alias not in closed:
+            costs = deployment.provider != "demo"
+            if not deployment.needs_own_key and not (costs and deployment.alias in closed):
                 found.append(deployment)
         elif (key := keys[target]) is not None:
             found.append(replace(deployment, api_key=key, is_own_key=True))

@@ -175,6 +175,16 @@ def test_what_is_for_own_keys_only_is_there_for_who_has_one(tmp_path: Path) -> N
     assert names({"azure": "k", "azure/of-a-town": None, "town": None}) == [("demo/sample", None, False)]
 
 
+@pytest.mark.parametrize("may_go_on", [False, True])
+def test_behind_a_key_that_does_not_open_the_region_s_is_used_only_where_the_town_said_so(
+    tmp_path: Path, may_go_on: bool
+) -> None:
+    mine, shared = entry(id="azure/of-a-town", own_keys_only=True), entry(id="other/llm")
+    found = compile_all(settings(kumiai_catalogue_file=own(tmp_path, mine, shared)), production=True, today=TODAY)
+    left = with_own_keys(found, {"azure": None}, shared_after_own=may_go_on)
+    assert [d.id for d in left if d.alias == "onprem"] == (["other/llm"] if may_go_on else [])
+
+
 def test_key_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("secret\n")
     path = own(tmp_path, entry(key_file=str(tmp_path / "key")))
