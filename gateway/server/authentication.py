@@ -37,6 +37,7 @@ _SCOPE_OF_PATH: Final = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "completions",
     "/v1/messages": "chat",
+    "/v1/messages/count_tokens": "chat",
     "/v1/responses": "chat",
     "/v1/embeddings": "embeddings",
     "/v1/guard/inspect": "chat",

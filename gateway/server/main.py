@@ -29,7 +29,7 @@ from gateway.server.providers.outbound import Egress
 from gateway.server.queueing import Capacity, FairQueue
 from gateway.server.rates import Rates
 from gateway.server.record import Recorder
-from gateway.server.routes import guard, health, models
+from gateway.server.routes import counting, guard, health, models
 from gateway.server.settings import GatewaySettings, ProviderSettings
 from gateway.server.streams import PATH as STREAMS_PATH
 from gateway.server.streams import Streams
@@ -282,6 +282,7 @@ def create_gateway(settings: Settings, *, gateway_settings: GatewaySettings | No
     rest.include_router(health.router(gateway.db, gateway.configuration, lambda: gateway.is_draining))
     rest.include_router(models.router(gateway.authenticator, gateway.configuration))
     rest.include_router(guard.router(gateway.authenticator, gateway.configuration))
+    rest.include_router(counting.router(gateway.authenticator, gateway.configuration))
 
     @rest.exception_handler(Problem)
     async def _problem(request: object, problem: Problem) -> Response:

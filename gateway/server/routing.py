@@ -51,6 +51,19 @@ def zone_guard(policy: Policy, deployment: Deployment, data_class: DataClass) ->
         )
 
 
+def check_alias(
+    deployments: Mapping[str, tuple[Deployment, ...]], policy: Policy, *, alias: str, allowed_aliases: Iterable[str]
+) -> tuple[Deployment, ...]:
+    """Everything that answers to `alias`, whatever it can do and wherever it is; see `route`. Raises `UnknownModel`."""
+    allowed = frozenset(allowed_aliases)
+    candidates = deployments.get(alias, ())
+    if not candidates or not policy.allows_model(alias) or (allowed and alias not in allowed):
+        raise UnknownModel(
+            f"モデル「{alias[:64]}」はこの団体では使えません。GET /v1/models で一覧を確かめてください。", param="model"
+        )
+    return candidates
+
+
 def route(
     deployments: Mapping[str, tuple[Deployment, ...]],
     policy: Policy,
@@ -66,12 +79,7 @@ def route(
     deployments: by alias. allowed_aliases: the API key's own list; empty means all the policy allows.
     Raises `UnknownModel`, `NotSupported` or `ZoneRefused`; never returns an empty tuple.
     """
-    allowed = frozenset(allowed_aliases)
-    candidates = deployments.get(alias, ())
-    if not candidates or not policy.allows_model(alias) or (allowed and alias not in allowed):
-        raise UnknownModel(
-            f"モデル「{alias[:64]}」はこの団体では使えません。GET /v1/models で一覧を確かめてください。", param="model"
-        )
+    candidates = check_alias(deployments, policy, alias=alias, allowed_aliases=allowed_aliases)
     able = [d for d in candidates if operation in d.operations and needs <= d.capabilities]
     if not able:
         missing = sorted(needs - candidates[0].capabilities)

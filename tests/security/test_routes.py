@@ -215,6 +215,7 @@ def test_a_town_grants_no_role_beyond_its_own(running: DemoProcess, role: str) -
     [
         *(f"/v1/{o.value}" for o in Operation),
         "/v1/messages",
+        "/v1/messages/count_tokens",
         "/v1/responses",
         "/v1/guard/inspect",
         "/v1/models",
@@ -241,7 +242,8 @@ def test_the_gateway_serves_nothing_else(tmp_path: Path) -> None:
     gateway._rest.openapi_url = "/described"
     described = set(gateway._rest.openapi()["paths"])
     assert described == {
-        "/health/live", "/health/ready", "/metrics", "/v1/guard/inspect", "/v1/models", "/v1/models/{alias}",
+        "/health/live", "/health/ready", "/metrics", "/v1/guard/inspect", "/v1/messages/count_tokens", "/v1/models",
+        "/v1/models/{alias}",
     }  # fmt: skip
 
 

@@ -133,6 +133,37 @@ def test_what_was_masked_comes_back_in_the_stream(claude: Anthropic, overseas: R
     assert "山田" not in sent(overseas) and "5678" not in sent(overseas)
 
 
+# ── counting ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_counting_is_never_less_than_what_is_billed_and_sends_nothing(
+    claude: Anthropic, onprem: RunningUpstream
+) -> None:
+    image: Any = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PIXEL}}
+    request = asked(messages=[{"role": "user", "content": [{"type": "text", "text": "町" * 500}, image]}], tools=[TOOL])
+    counted = claude.messages.count_tokens(**{k: v for k, v in request.items() if k != "max_tokens"})
+    assert onprem.seen()["calls"] == 0
+    assert counted.to_dict()["kumiai"] == {"counted": "upper_bound"}
+    assert counted.input_tokens >= claude.messages.create(**request).usage.input_tokens
+    less = claude.messages.count_tokens(model=ONPREM, messages=ASK)
+    assert len(ASK[0]["content"].encode()) < less.input_tokens < counted.input_tokens
+
+
+def test_counting_refuses_what_a_message_would_be_refused_for(
+    gateway: RunningGateway, region: Region, town: Town, claude: Anthropic
+) -> None:
+    with pytest.raises(anthropic.NotFoundError) as missing:
+        claude.messages.count_tokens(model="claude-none", messages=ASK)
+    assert missing.value.body["error"]["code"] == "model_not_found"  # type: ignore[index]  # an object
+    with pytest.raises(anthropic.BadRequestError) as wrong:
+        claude.messages.count_tokens(model=ONPREM, messages=[])
+    assert wrong.value.body["error"]["param"] == "messages"  # type: ignore[index]  # an object
+    key = region.make_key(town, scopes=frozenset({"embeddings"}))
+    other = Anthropic(base_url=gateway.url, api_key=key, max_retries=0)
+    with other, pytest.raises(anthropic.PermissionDeniedError):
+        other.messages.count_tokens(model=ONPREM, messages=ASK)
+
+
 # ── refusals ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
