@@ -211,6 +211,14 @@ def test_every_wording_says_what_is_written_instead_and_who_decided_it() -> None
         assert w.source[:2] in ("昭和", "平成", "令和")
         assert not list(find_wordings(Folded(w.instead)))
     assert AS_OF.year >= 2026
+    assert [w.word for w in WORDINGS if not w.is_confirmed] == ["保母"]
+    [found] = find_wordings(Folded("保母の募集"))
+    assert "出典は未確認" in found.reason
+
+
+def test_the_longer_of_two_wordings_is_meant() -> None:
+    [found] = find_wordings(Folded("準禁治産者の届出"))
+    assert "「準禁治産」は「保佐」と書きます" in found.reason
 
 
 def test_words_that_only_look_like_one_are_left_alone() -> None:
