@@ -4,6 +4,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Final
 
 from gateway.guard.ng_words import WordIndex, lowered
@@ -65,20 +66,28 @@ class LabelAt:
 
 
 class Labels:
-    """The labels of one text, in order."""
+    """The labels of one text, in order; looked for when they are first asked for."""
 
     def __init__(self, folded: str) -> None:
+        self._folded = folded
+
+    @cached_property
+    def _all(self) -> list[LabelAt]:
         found = sorted(
-            (LabelAt(Label(value), start, end) for start, end, value in _INDEX.find(lowered(folded))),
+            (LabelAt(Label(value), start, end) for start, end, value in _INDEX.find(lowered(self._folded))),
             key=lambda at: (at.start, -at.end),
         )
-        self._all: list[LabelAt] = []
+        longest: list[LabelAt] = []
         for at in found:
             # 被保険者番号 holds 保険者番号, 基礎年金番号 holds 年金番号: the longer word is meant.
-            if self._all and at.end <= self._all[-1].end:
+            if longest and at.end <= longest[-1].end:
                 continue
-            self._all.append(at)
-        self._starts = [at.start for at in self._all]
+            longest.append(at)
+        return longest
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [at.start for at in self._all]
 
     def __bool__(self) -> bool:
         return bool(self._all)

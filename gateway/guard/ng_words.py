@@ -1,5 +1,6 @@
 """Words that a town lets nobody send, and the labels beside numbers: all found in one pass (Aho–Corasick)."""
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Final
@@ -12,7 +13,7 @@ from gateway.guard.fold import Folded, fold
 MAX_WORDS: Final = 5_000
 MAX_CHARACTERS: Final = 100
 # What somebody may put between the letters of a word. Not a hyphen: folded, ー is one.
-_BETWEEN_LETTERS: Final = dict.fromkeys(map(ord, " ・.,_*/|、。"))
+_BETWEEN_LETTERS: Final = re.compile("[ ・.,_*/|、。]+")
 _TELLING: Final = 3
 
 
@@ -68,18 +69,18 @@ def clean_words(words: Iterable[str]) -> tuple[str, ...]:
 @lru_cache(maxsize=2_048)
 def _close_index_of(words: tuple[str, ...]) -> WordIndex:
     """The same without what may stand between letters. Latin words need their borders, and two letters meet by chance."""
-    close = {lowered(fold(word)).translate(_BETWEEN_LETTERS) for word in words}
+    close = {_BETWEEN_LETTERS.sub("", lowered(fold(word))) for word in words}
     return WordIndex({w: "" for w in close if len(w) >= _TELLING and not _is_latin(w)})
 
 
 def _spaced(text: str, words: tuple[str, ...]) -> Iterator[tuple[int, int]]:
     """Places of words that are written with something between their letters: ア サ ガ オ."""
-    close = text.translate(_BETWEEN_LETTERS)
+    close = _BETWEEN_LETTERS.sub("", text)
     if len(close) == len(text):
         return
     places: list[int] = []
     for start, end, _ in _close_index_of(words).find(close):
-        places = places or [i for i, c in enumerate(text) if ord(c) not in _BETWEEN_LETTERS]
+        places = places or [i for i, c in enumerate(text) if _BETWEEN_LETTERS.match(c) is None]
         yield places[start], places[end - 1] + 1
 
 
