@@ -234,7 +234,7 @@ async def send(
         ids += [(await _attach(chat, f)).id for f in file or () if f.filename]
         data_class = _class(data_class)
         if way == "onprem":
-            model, data_class = "onprem", "3C"
+            model, data_class = "onprem", max(data_class, "3C", key=service.WEIGHTS.index)
         look = None
         if way != "cancel":
             look = await chat.look(text, conversation_id=conversation_id, model=model, data_class=data_class, files=ids)

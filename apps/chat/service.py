@@ -40,7 +40,7 @@ MAX_SHOWN_ROWS: Final = 100
 
 MODELS: Final = {"fast": "速い", "standard": "標準", "onprem": "庁内専用"}
 # In rising order. A conversation never gets lighter: what was said in it is sent again with every question.
-WEIGHTS: Final = ("1", "2", "3C")
+WEIGHTS: Final = ("1", "2", "3C", "3B")
 
 State = Literal["done", "stopped", "failed"]
 
@@ -765,15 +765,20 @@ class Look:
     """What a clerk is shown before a question leaves.
 
     parts: the question, cut to what stands around the findings: (text, what it is called, or nothing). in_files: a name
-    and what was found there, in words. count: places in all.
+    and what was found there, in words. count: places in all; to_mask: those that placeholders can stand for. heavy: what
+    makes more of it than personal data, in words.
     """
 
     outlook: Outlook
     parts: tuple[tuple[str, str], ...] = field(repr=False)
     in_files: tuple[tuple[str, str], ...]
     count: int
+    to_mask: int
+    heavy: tuple[str, ...]
 
 
+# What is said of somebody weighs nothing any more once nobody knows of whom.
+_NOT_MASKED: Final = frozenset({"sensitive", "people_list", "class_mark", "ng_word"})
 _AROUND: Final = 60
 
 
@@ -784,7 +789,14 @@ def _look(outlook: Outlook, text: str, names: Sequence[str]) -> Look:
         if labels:
             in_files.append((name, "、".join(f"{label}{n}か所" for label, n in labels.items())))
     found = [f for f in outlook.found if f.text == 0]
-    return Look(outlook, tuple(_parts(text, found)), tuple(in_files), len(outlook.found))
+    return Look(
+        outlook,
+        tuple(_parts(text, found)),
+        tuple(in_files),
+        count=len(outlook.found),
+        to_mask=sum(f.kind not in _NOT_MASKED for f in outlook.found),
+        heavy=tuple(dict.fromkeys(f.label for f in outlook.found if f.data_class == "3B")),
+    )
 
 
 def _parts(text: str, found: Sequence[GuardFinding]) -> Iterator[tuple[str, str]]:

@@ -185,7 +185,8 @@ def choices(
             continue
         facts: dict[str, object] = model["kumiai"]  # type: ignore[assignment]  # our own gateway's answer
         zones = [Zone(z) for z in facts["zones"]]  # type: ignore[attr-defined]  # a list of names
-        allowed = [z for z in zones if policy.allows(data_class, z, isolated=False)]
+        is_isolated = bool(facts.get("isolated"))
+        allowed = [z for z in zones if policy.allows(data_class, z, isolated=is_isolated and z is Zone.ONPREM)]
         zone = (allowed or zones)[0]
         heaviest = max(
             (c for c in DataClass if policy.allows(c, zone, isolated=False)), key=lambda c: c.weight, default=None

@@ -33,7 +33,10 @@ class ModelChoice:
 
 @dataclass(frozen=True, slots=True)
 class GuardFinding:
-    """Something the guard found: in which of the texts, from where to where (in characters), and what it is called."""
+    """Something the guard found: in which of the texts, from where to where (in characters), and what it is called.
+
+    data_class: what it raises a call to; empty where it raises nothing by itself.
+    """
 
     text: int
     start: int
@@ -41,6 +44,7 @@ class GuardFinding:
     kind: str
     label: str
     reason: str
+    data_class: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +167,7 @@ class GatewayClient:
             can_mask=body["can_mask"],
             reroute_to=body["reroute_to"] or "",
             found=tuple(
-                GuardFinding(f["text"], f["start"], f["end"], f["kind"], f["label"], f["reason"])
+                GuardFinding(f["text"], f["start"], f["end"], f["kind"], f["label"], f["reason"], f["data_class"] or "")
                 for f in body["findings"]
             ),
         )

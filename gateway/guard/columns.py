@@ -4,14 +4,14 @@ A label reaches a line of text; a heading reaches its whole column, in CSV, in w
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from gateway.guard.findings import Finding, Kind
 from gateway.guard.fold import Folded
 from gateway.guard.labels import Label, Labels
-from tenants.context import DataClass
+from gateway.guard.weights import PERSONS, class_of
 
 # Longer lines are no rows that somebody typed or exported.
 _LONGEST_ROW: Final = 4_000
@@ -29,11 +29,16 @@ class _Column:
 
     kind: Kind
     digits: range
-    data_class: DataClass = DataClass.C3C
 
 
+# Of what a person has one, or nearly.
+_ONE_EACH: Final = frozenset(
+    {
+        Kind.NAME, Kind.PHONE, Kind.EMAIL, Kind.ADDRESS, Kind.RESIDENT_CODE, Kind.PENSION, Kind.LICENCE, Kind.INSURANCE, Kind.BANK,
+    }
+)  # fmt: skip
 _COLUMNS: Final = {
-    Label.MY_NUMBER: _Column(Kind.MY_NUMBER, range(12, 13), DataClass.C3B),
+    Label.MY_NUMBER: _Column(Kind.MY_NUMBER, range(12, 13)),
     Label.RESIDENT_CODE: _Column(Kind.RESIDENT_CODE, range(11, 12)),
     Label.PENSION: _Column(Kind.PENSION, range(10, 11)),
     Label.LICENCE: _Column(Kind.LICENCE, range(12, 13)),
@@ -66,6 +71,67 @@ def find_in_columns(text: str) -> Iterator[Finding]:
                 place += len(cell) + 1
 
 
+_NAME_HEADING: Final = re.compile(
+    r"[\"「]?(?:(?:申請者|対象者|世帯主|保護者|児童|本人|患者|受給者|滞納者|参加者|応募者|職員)の?)?(?:氏名|名前|お名前|フリガナ|ふりがな|姓名)[\"」]?(?:\(.{0,8}\))?"
+)
+_LAST_OF_HEADING: Final = re.compile("[名前なナﾅ]")
+_NO_NAME: Final = re.compile(r"[\s\-:|\"]*")
+
+
+def find_people_lists(text: str, found: Iterable[Finding]) -> Iterator[Finding]:
+    """Lists of more people than `PERSONS`: as many different ones of one kind, or as many cells below 氏名.
+
+    found: what the other detectors said. Each list is marked at its heading or at its first finding.
+    """
+    if text.count("\n") < PERSONS:
+        return
+    first: dict[Kind, Finding] = {}
+    different: dict[Kind, set[str]] = {}
+    for f in found:
+        if f.kind in _ONE_EACH:
+            first.setdefault(f.kind, f)
+            different.setdefault(f.kind, set()).add(text[f.start : f.end])
+    for kind, ones in different.items():
+        if len(ones) > PERSONS:
+            yield _list(first[kind].start, first[kind].end)
+            return
+    yield from _named_rows(text)
+
+
+def _named_rows(text: str) -> Iterator[Finding]:
+    mark, width, column = "", 0, -1
+    different: set[str] = set()
+    heading = (0, 0)
+    at = 0
+    for line in text.split("\n"):
+        start, at = at, at + len(line) + 1
+        by = next((m for m in _MARKS if m in line), "") if len(line) <= _LONGEST_ROW else ""
+        cells = line.split(by) if by else []
+        if by and by == mark and len(cells) == width and column >= 0 and not _is_named(cells):
+            cell = cells[column]
+            # ⟦氏名1⟧ is nobody any more.
+            if _NO_NAME.fullmatch(cell) is None and "⟦" not in cell:
+                different.add(cell)
+                if len(different) > PERSONS:
+                    yield _list(*heading)
+                    return
+        elif _is_named(cells):
+            column = next(i for i, c in enumerate(cells) if _NAME_HEADING.fullmatch(Folded(c).text.strip()))
+            mark, width, different, heading = by, len(cells), set(), (start, start + len(line))
+
+
+def _is_named(cells: list[str]) -> bool:
+    """Whether this is a row of headings with one for names; every such heading ends in 名, 前 or ナ."""
+    return any(
+        len(c) <= 24 and _LAST_OF_HEADING.search(c) and _NAME_HEADING.fullmatch(Folded(c).text.strip()) for c in cells
+    )
+
+
+def _list(start: int, end: int) -> Finding:
+    reason = f"{PERSONS}人を超える人の一覧です。"
+    return Finding(Kind.PEOPLE_LIST, start, end, class_of(Kind.PEOPLE_LIST), reason)
+
+
 def _headings(cells: list[str]) -> dict[int, Label]:
     """Column → what its numbers are, if this is a row of headings: words in every cell, and numbers in none."""
     headed = {}
@@ -87,8 +153,8 @@ def _cell(cell: str, place: int, label: Label) -> Finding | None:
     reason = "表の見出しが、この列を示しています。"
     if label is Label.BIRTH:
         is_found = _DATE.fullmatch(folded) is not None
-        return Finding(Kind.BIRTHDAY, start, start + len(bare), DataClass.C3C, reason) if is_found else None
+        return Finding(Kind.BIRTHDAY, start, start + len(bare), class_of(Kind.BIRTHDAY), reason) if is_found else None
     column = _COLUMNS[label]
     if _NUMBER.fullmatch(folded) is None or sum(c.isdigit() for c in folded) not in column.digits:
         return None
-    return Finding(column.kind, start, start + len(bare), column.data_class, reason)
+    return Finding(column.kind, start, start + len(bare), class_of(column.kind), reason)

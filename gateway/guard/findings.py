@@ -27,6 +27,9 @@ class Kind(StrEnum):
     NAME = "name"
     NG_WORD = "ng_word"
     MARK = "class_mark"
+    # What is said of somebody, and how many are: told by what stands beside other findings.
+    SENSITIVE = "sensitive"
+    PEOPLE_LIST = "people_list"
     # In answers only.
     WORDING = "wording"
 
@@ -53,11 +56,14 @@ _WORDS: Final = {
     Kind.NAME: "氏名",
     Kind.NG_WORD: "町が止めている言葉",
     Kind.MARK: "取扱いの表示",
+    Kind.SENSITIVE: "病歴・障害など",
+    Kind.PEOPLE_LIST: "100人を超える名簿",
     Kind.WORDING: "言い換えが要る言葉",
 }
 
 # Which of two overlapping findings stays: the one that weighs more, then the one that is harder to be by chance.
 _RANK: Final = {kind: rank for rank, kind in enumerate(Kind)}
+_APART: Final = frozenset({Kind.NG_WORD, Kind.WORDING, Kind.SENSITIVE, Kind.PEOPLE_LIST})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +83,12 @@ class Finding:
 def without_overlaps(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """In the order of the text; where two meet, the heavier kind stays and the other goes.
 
-    NG words and wordings stand apart: they mark a word, not a person, and may lie inside anything.
+    Some kinds stand apart: they mark a word or a table, not a person, and may lie inside anything.
     """
     kept: list[Finding] = []
     words: list[Finding] = []
     for finding in sorted(findings, key=lambda f: (f.start, _RANK[f.kind], -f.end)):
-        if finding.kind in (Kind.NG_WORD, Kind.WORDING):
+        if finding.kind in _APART:
             words.append(finding)
         elif kept and finding.start < kept[-1].end:
             if _RANK[finding.kind] < _RANK[kept[-1].kind]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Final
 
-from gateway.guard.columns import find_in_columns
+from gateway.guard.columns import find_in_columns, find_people_lists
 from gateway.guard.findings import Finding, Kind, without_overlaps
 from gateway.guard.fold import Folded, comparable
 from gateway.guard.labels import Labels
@@ -21,7 +21,9 @@ from gateway.guard.patterns import (
     find_marks,
     find_papers,
 )
+from gateway.guard.sensitive import find_sensitive
 from gateway.guard.texts import PIECE, pieces_of
+from gateway.guard.weights import PERSONS
 
 # Without an @ (or a word for it) and without six digits close together, nothing is ever found in plain ASCII.
 _SIX_DIGITS: Final = re.compile(r"[0-9](?:[ \-._()\n]{0,6}[0-9]){5}")
@@ -34,9 +36,23 @@ _DIGITS: Final = re.compile(f"[{_DIGIT}]")
 # A house, a birthday and a mark need no more than one to three digits, but always something of this beside.
 _FEW_DIGITS: Final = 3
 _BESIDE_FEW: Final = re.compile(
-    f"[番丁生秘㊙機@＠﹫]|[{_DIGIT}][^あ-んァ-ヺ亜-龥]{{0,4}}[\\-‐-―−ーｰ－〜～~のノﾉ]|at[)\\]）］]|アット|ｱｯﾄ|birth|dob",
+    f"[番丁生秘㊙機厳@＠﹫]|[{_DIGIT}][^あ-んァ-ヺ亜-龥]{{0,4}}[\\-‐-―−ーｰ－〜～~のノﾉ]|at[)\\]）］]|アット|ｱｯﾄ|birth|dob",
     re.IGNORECASE,
 )
+# Signs of everyday texts. Others (no width, other digits, signs that unfold to several) take the longer look.
+_COMMON: Final = (
+    r"\n\t -~、-〃々-〇〈-】〔〕〜ぁ-ゖゝゞァ-ヺ・-ヾ㐀-龥\uff01-\uff20\uff3b-\uff40\uff5b-\uff5e\u3000※…→○●◎□■◇◆△▲▽▼☆★"
+)
+_STRANGE: Final = re.compile(f"[^{_COMMON}]")
+_COMMON_DIGIT: Final = "0-9０-９〇零一二三四五六七八九"
+_HYPHEN: Final = r"\-~ー〜－～"
+# What may stand within a number, see `numbers`; … unfolds to three points.
+_WITHIN: Final = rf"[ \t\u3000\n.・_(){_HYPHEN}．＿（）…]"
+# A telephone number has ten, an account and a passport seven, and so has a birthday in one piece.
+_MANY_DIGITS: Final = re.compile(f"[{_COMMON_DIGIT}](?:{_WITHIN}*[{_COMMON_DIGIT}]){{6}}")
+_HOUSE: Final = re.compile(f"[{_COMMON_DIGIT}十百千](?:[ \\t\u3000]?[番丁]|[{_HYPHEN}のノ][{_COMMON_DIGIT}])")
+_BORN: Final = re.compile(f"生(?:年|まれ)|誕生|出生|[日{_COMMON_DIGIT}十)）][ \\t\u3000]?日?生")
+_AT_WORD: Final = re.compile(r"[(\[（［][ \u3000]?(?:[aA][tT]|アット)")
 _MAY_BE_PUBLIC: Final = frozenset({Kind.PHONE, Kind.EMAIL, Kind.ADDRESS, Kind.NAME, Kind.BANK})
 
 
@@ -48,10 +64,17 @@ def inspect(
     ng_words: as `clean_words` made them. public: telephone numbers, addresses and names that the town itself
     publishes, as it writes them. names: also look for people's names, which takes ten times as long.
     """
-    if not ng_words and not names and _is_plain(text):
+    is_plain = text.count("\n") < PERSONS and _is_plain(text)
+    if is_plain and not ng_words and not names:
         return ()
-    found = [*_all(text, ng_words, names=names), *find_in_columns(text)]
-    return without_overlaps(_not_public(found, text, public)) if found else ()
+    folded = Folded(text)
+    found = [] if is_plain else [*_all(folded), *find_in_columns(text)]
+    if ng_words:
+        found += find_ng_words(folded, ng_words)
+    if names:
+        found += find_names(text)
+    found = _not_public(found, text, public)
+    return without_overlaps([*found, *find_sensitive(folded, found), *find_people_lists(text, found)])
 
 
 def _not_public(found: list[Finding], text: str, public: Collection[str]) -> list[Finding]:
@@ -61,9 +84,8 @@ def _not_public(found: list[Finding], text: str, public: Collection[str]) -> lis
     return [f for f in found if f.kind not in _MAY_BE_PUBLIC or comparable(text[f.start : f.end]) not in known]
 
 
-def _all(text: str, ng_words: tuple[str, ...], *, names: bool) -> list[Finding]:
-    """What every detector says."""
-    folded = Folded(text)
+def _all(folded: Folded) -> list[Finding]:
+    """What every detector says of which a quick look can show that it has nothing to say."""
     labels = Labels(folded.text)
     return [
         *find_numbers(folded, labels),
@@ -73,8 +95,6 @@ def _all(text: str, ng_words: tuple[str, ...], *, names: bool) -> list[Finding]:
         *find_birthdays(folded, labels),
         *find_addresses(folded),
         *find_marks(folded),
-        *(find_ng_words(folded, ng_words) if ng_words else ()),
-        *(find_names(text) if names else ()),
     ]
 
 
@@ -96,11 +116,30 @@ def inspect_long(
         # A heading stands in one piece and its rows in others.
         for f in _not_public(list(find_in_columns(text)), text, public):
             found.setdefault((f.kind, f.start, f.end), f)
+        if all(kind is not Kind.PEOPLE_LIST for kind, _, _ in found):
+            for f in find_people_lists(text, tuple(found.values())):
+                found.setdefault((f.kind, f.start, f.end), f)
     return without_overlaps(found.values())
 
 
 def _is_plain(text: str) -> bool:
-    """Whether one quick look shows that nothing but a name can be in it."""
-    if not text.isascii():
-        return len(_DIGITS.findall(text)) <= _FEW_DIGITS and _BESIDE_FEW.search(text) is None
-    return "@" not in text and "at)" not in text and "at]" not in text and _SIX_DIGITS.search(text) is None
+    """Whether one quick look shows that nothing but a name or a word of the town's can be in it."""
+    if text.isascii():
+        return "@" not in text and "at)" not in text and "at]" not in text and _SIX_DIGITS.search(text) is None
+    if _STRANGE.search(text) is None:
+        return _is_plainly_harmless(text)
+    return len(_DIGITS.findall(text)) <= _FEW_DIGITS and _BESIDE_FEW.search(text) is None
+
+
+def _is_plainly_harmless(text: str) -> bool:
+    """The same for texts of common signs, where every number stands as it looks: dates and counts are let through."""
+    if "@" in text or "＠" in text or "秘" in text or "機密性" in text or "厳重" in text or "記号" in text:
+        return False
+    if _MANY_DIGITS.search(text) is not None or "被保険者" in text or "受給者番号" in text or _AT_WORD.search(text):
+        return False
+    if _HOUSE.search(text) is not None:
+        return False
+    if "生" in text and _BORN.search(text) is not None:
+        return False
+    lower = text.lower()
+    return "birth" not in lower and "dob" not in lower

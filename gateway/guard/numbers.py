@@ -14,7 +14,7 @@ from gateway.guard import check_digits
 from gateway.guard.findings import Finding, Kind
 from gateway.guard.fold import Folded
 from gateway.guard.labels import Label, Labels
-from tenants.context import DataClass
+from gateway.guard.weights import class_of
 
 _RUN: Final = re.compile(r"[0-9](?:[ \-.・_()\n]{0,6}[0-9])*")
 _GROUP: Final = re.compile(r"[0-9]+")
@@ -109,8 +109,7 @@ def find_numbers(folded: Folded, labels: Labels) -> Iterator[Finding]:
                 found = judge(window, labels)
                 if found is not None:
                     kind, reason = found
-                    data_class = DataClass.C3B if kind is Kind.MY_NUMBER else DataClass.C3C
-                    yield Finding(kind, *folded.span(window.start, window.end), data_class, reason)
+                    yield Finding(kind, *folded.span(window.start, window.end), class_of(kind), reason)
                     break
 
 

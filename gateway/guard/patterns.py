@@ -48,8 +48,14 @@ _MACHINE_READABLE: Final = re.compile(r"(?<![A-Z0-9<])[A-Z]{2}[0-9]{7}[0-9<][A-Z
 _PAPERS: Final = frozenset({Label.PASSPORT, Label.RESIDENCE_CARD, Label.OFFICE})
 
 
+# Both begin so; few texts have it, and it is found many times faster.
+_LATIN_THEN_DIGIT: Final = re.compile(r"[A-Za-z][ \-]{0,2}[0-9]")
+
+
 def find_papers(folded: Folded, labels: Labels) -> Iterator[Finding]:
     text = folded.text
+    if _LATIN_THEN_DIGIT.search(text) is None:
+        return
     for found in _LETTERS_AND_DIGITS.finditer(text):
         written = re.sub(r"[ \-]", "", found.group())
         digits = sum(c.isdigit() for c in written)
@@ -87,8 +93,14 @@ _ACCOUNT_WORD: Final = re.compile(
 )
 
 
+# Of the numbers below one with a 記号 may have a single digit, the others have four.
+_FOUR_DIGITS: Final = re.compile(r"[0-9](?:[ \-]?[0-9]){3}")
+
+
 def find_insurance_and_accounts(folded: Folded, labels: Labels) -> Iterator[Finding]:
     text = folded.text
+    if "記号" not in text and _FOUR_DIGITS.search(text) is None:
+        return
     personal: list[int] = []
     for at in labels.of(Label.SYMBOL):
         found = _SYMBOL_AND_NUMBER.match(text, at.start)
@@ -175,11 +187,15 @@ _NO_QUARTER: Final = re.compile(
     r"(?:[課係室例第条項号版階図表回組班校部局年度月日時分円人名件個棟期]|番|令和|平成|昭和|規則|要綱|内線)\Z"
 )
 _ADDRESS_BEFORE: Final = 32
+_MAY_BE_HOUSE: Final = re.compile(r"[0-9十百千](?: ?(?:番|丁)|[-のノ][0-9])")
+_MAY_BE_PLACE: Final = re.compile("[市区町村郡]")
 
 
 def find_addresses(folded: Folded) -> Iterator[Finding]:
     """A place down to the house. A quarter, a town or a post code alone is nobody's."""
     text = folded.text
+    if _MAY_BE_HOUSE.search(text) is None or _MAY_BE_PLACE.search(text) is None:
+        return
     last_end = 0
     for house in _HOUSE.finditer(text):
         if house.start() < last_end:
@@ -208,9 +224,13 @@ def find_addresses(folded: Folded) -> Iterator[Finding]:
 
 
 # ── marks ────────────────────────────────────────────────────────────────────────────────────────────────────────
-_MARK_WORD: Final = r"(?P<word>極秘|厳秘|秘密文書|部外秘密|秘|(?:自治体)?機密性 ?3 ?[ABCabc](?: ?情報)?)"
+# 秘密文書 are 極秘文書 and 秘文書 (行政文書の管理に関するガイドライン); what ministries stamped 機密性3 means the same. 特定秘密
+# has a law of its own. 取扱厳重注意 stands on papers of the state and is taken for one of them, unconfirmed.
+_MARK_WORD: Final = r"(?P<word>極秘(?:文書)?|厳秘|秘密文書|部外秘密|秘文書|時限秘|時秘|特定秘密|取扱厳重注意|秘|(?:自治体)?機密性 ?3 ?[ABCabc]?(?: ?情報)?)"
+# 【秘・取扱注意】, (秘 令和9年3月31日まで): what else a stamp says.
+_MORE: Final = r"(?:[ ・:/、,(-][^】\]〕>》)\n]{0,24}\)?)?"
 _MARK: Final = re.compile(
-    rf"(?:[【\[〔<《(] ?{_MARK_WORD} ?[】\]〕>》)]|^ {{0,8}}{_MARK_WORD.replace('?P<word>', '?P<alone>')} {{0,8}}$)",
+    rf"(?:[【\[〔<《(] ?{_MARK_WORD}{_MORE} ?[】\]〕>》)]|^ {{0,8}}{_MARK_WORD.replace('?P<word>', '?P<alone>')} {{0,8}}$)",
     re.MULTILINE,
 )
 _CLASS_OF_MARK: Final = {"A": DataClass.C3A, "B": DataClass.C3B, "C": DataClass.C3C}
@@ -218,6 +238,8 @@ _CLASS_OF_MARK: Final = {"A": DataClass.C3A, "B": DataClass.C3B, "C": DataClass.
 
 def find_marks(folded: Folded) -> Iterator[Finding]:
     """A stamp on a document, in brackets or alone on its line; a text about such documents has none."""
+    if "秘" not in folded.text and "機密性" not in folded.text and "厳重" not in folded.text:
+        return
     for found in _MARK.finditer(folded.text):
         word = found["word"] or found["alone"]
         letter = word.replace(" ", "").removesuffix("情報")[-1].upper()

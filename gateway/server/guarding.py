@@ -13,6 +13,7 @@ from gateway.guard.decision import Verdict, decide, wants_names
 from gateway.guard.findings import Finding, Kind
 from gateway.guard.inspection import inspect, inspect_long
 from gateway.guard.masking import Restorer, mask, slipped
+from gateway.guard.sensitive import may_be_sensitive
 from gateway.guard.texts import BETWEEN, texts_of
 from gateway.server import metering
 from gateway.server.authentication import Caller
@@ -178,6 +179,8 @@ async def masked(policy: Policy, request: ModelRequest, verdict: Verdict) -> tup
 async def _find(policy: Policy, request: ModelRequest, *, names: bool) -> tuple[Finding, ...]:
     text = BETWEEN.join((*texts_of(request.body), *request.picture_texts))
     guard = policy.guard
+    # A name beside an illness weighs more than either: there names are looked for, whatever the town says of names.
+    names = names or may_be_sensitive(text)
     if len(text) <= _AT_ONCE and not names:
         return inspect(text, ng_words=guard.ng_words, public=guard.public, names=False)
     return await anyio.to_thread.run_sync(
@@ -200,9 +203,11 @@ def rerouted(
 def refusal(verdict: Verdict) -> PersonalDataFound:
     match verdict.data_class:
         case DataClass.C3A:
-            way_out = "秘密文書にあたる情報（機密性3A）は、どこでもAIに送れません。"
+            way_out = "秘密文書にあたる情報は、どこでもAIに送れません。"
         case DataClass.C3B:
-            way_out = "町の閉じた設備のモデルのほかでは扱えません。その部分を消してから送ってください。"
+            way_out = (
+                "町の閉じた設備のモデルのほかでは扱えません。だれのことか分かる部分を消すか、伏せて送ってください。"
+            )
         case _:
             way_out = "その部分を消すか、庁内専用のモデルを選んでください。"
     return PersonalDataFound(f"{verdict.words}があります。{way_out}", data_class=verdict.data_class.value)

@@ -38,7 +38,7 @@ def zone_guard(policy: Policy, deployment: Deployment, data_class: DataClass) ->
     if not policy.allows(data_class, deployment.zone, isolated=deployment.isolated):
         if data_class is DataClass.C3A:
             raise ZoneRefused(
-                "秘密文書にあたる情報（機密性3A）は、どこでもAIに送れません。",
+                "秘密文書にあたる情報は、どこでもAIに送れません。",
                 zone=str(deployment.zone),
                 data_class=str(data_class),
             )

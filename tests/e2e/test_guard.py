@@ -18,6 +18,7 @@ LETTER = (
     "川西地区の申請者（山田太郎様、090-1234-5678、神奈川県横須賀市小川町11番地）から、避難所の段差について"
     "再度お問い合わせがありました。おわびと今後の対応を伝える返信文を作ってください。"
 )
+HEAVY = "申請者の山田太郎様は統合失調症で通院中です。受給者証の更新の手続を案内する文を作ってください。"
 NUMBER = "個人番号 1234 5678 9018 の方への通知を書いてください。"
 HEADING = "まだ送っていません。個人の情報が3か所あります"
 
@@ -49,6 +50,26 @@ def test_what_was_found_is_marked_and_three_ways_are_offered(abroad: Abroad, siz
     expect(chat.box).to_have_value(LETTER)
     look(page, size)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@by_size
+def test_what_weighs_more_says_so_and_how_it_may_still_be_sent(abroad: Abroad, size: str) -> None:
+    person = abroad.visitor.demo.person("staff", nth=1)
+    chat = ChatPage(abroad.visitor.open(person, viewport=SIZES[size])).open()
+    page = stopped(abroad, chat, HEAVY)
+    expect(page.get_by_role("heading", name="まだ送っていません。とくに重い個人の情報があります")).to_be_focused()
+    expect(page.locator("#guard")).to_contain_text(
+        "病歴・障害などは、町の閉じた設備のAIでしか扱えません。いまこの町では、このまま送れません。"
+    )
+    marks = page.locator("#guard mark")
+    assert marks.all_inner_texts() == ["氏名山田太郎", "病歴・障害など統合失調症", "病歴・障害など通院"]
+    assert page.locator("#guard button").all_inner_texts() == ["伏せて送る", "やめる"]
+    expect(page.locator("#guard")).to_contain_text("1か所を記号に置き換えて送り")
+    look(page, size)
+    page.get_by_role("button", name="伏せて送る").click()
+    expect(chat.answered()).to_contain_text("個人の情報を記号に替えて送り")
+    assert "⟦氏名1⟧様は統合失調症" in sent(abroad)
+    assert "山田" not in sent(abroad)
 
 
 def test_masked_it_leaves_without_the_originals(abroad: Abroad) -> None:

@@ -95,7 +95,9 @@ def _outlook(
     """What would be done with a call to `model`, and which other ways there are."""
     if verdict.banned is not None:
         return {"then": "block", "blocked_by": verdict.banned.value, "can_mask": False, "reroute_to": None}
-    left = [f for f in findings if f.kind not in MASKABLE and f.kind is not Kind.NG_WORD]
+    # Placeholders are nobody's: what was said of them, and how many they were, weighs no more.
+    goes = MASKABLE | {Kind.NG_WORD, Kind.SENSITIVE, Kind.PEOPLE_LIST}
+    left = [f for f in findings if f.kind not in goes]
     masked_class = decide(policy.guard, verdict.declared, left).data_class
     can_mask = policy.guard.masking and any(f.kind in MASKABLE for f in findings)
     can_mask = can_mask and (not model or _goes(current, policy, caller, model, masked_class))

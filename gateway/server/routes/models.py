@@ -59,6 +59,7 @@ def _model(alias: str, deployments: tuple[Deployment, ...]) -> dict[str, Any]:
         "owned_by": first.vendor,
         "kumiai": {
             "zones": sorted({d.zone.value for d in deployments}),
+            "isolated": any(d.isolated for d in deployments),
             "zone_owner": first.owner,
             "vendor_country": first.country,
             "operations": sorted({o.value for d in deployments for o in d.operations}),

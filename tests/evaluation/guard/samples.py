@@ -223,10 +223,20 @@ def insurance(rng: random.Random) -> str:
     return f"記号 {rng.randint(10, 999)}-{rng.randint(1, 99)} 番号 {rng.randint(1, 99999)}"
 
 
+def matter(rng: random.Random) -> str:
+    """What may not be said of somebody without care."""
+    return rng.choice((
+        "統合失調症", "うつ病", "胃がん", "糖尿病", "認知症", "てんかん", "アルコール依存症", "療育手帳", "身体障害者手帳2級", "発達障害", "生活保護",
+        "前科", "執行猶予", "保護観察", "性被害", "DV被害", "人工透析",
+    ))  # fmt: skip
+
+
+# What a slot is called where its kind has another name.
+KINDS: Final = {"surname": "name", "matter": "sensitive"}
 MAKERS: Final[dict[str, Callable[[random.Random], str]]] = {
     "my_number": my_number, "resident_code": resident_code, "driving_licence": licence, "card_number": card, "phone": phone,
     "email": email, "passport": passport, "residence_card": residence_card, "pension_number": pension, "bank_account": account,
-    "name": name, "surname": surname, "birthday": birthday, "address": address, "insurance_number": insurance,
+    "name": name, "surname": surname, "matter": matter, "birthday": birthday, "address": address, "insurance_number": insurance,
 }  # fmt: skip
 
 # Slots are written <kind>; <surname> is a name that counts only where a person is plainly meant.
@@ -281,7 +291,12 @@ TEXTS: Final = (
     "出席者：<name>、<name>、<name>",
     "氏名 <name>　住所 <address>　電話 <phone>",
     "申請者 <name>\n住所 <address>\n生年月日 <birthday>\n電話番号 <phone>\nメール <email>",
-    "被相談者：<name>。夫の<name>から暴力を受けたとの訴え。",
+    "被相談者：<name>。夫の<name>からどなられるとの訴え。",
+    "<name>さんは<matter>のため、来月の面談は自宅で行う。",
+    "氏名：<name>\n状況：<matter>\n今後：家族と話し合う",
+    "<birthday>生、<matter>あり。単身で暮らす。",
+    "主訴 <matter>。<address>の自宅に訪問した。",
+    "<name>様の<matter>の件で、ご家族から問合せがあった。",
     "受付簿\n<name>,<phone>,<email>\n<name>,<phone>,<email>",
     "保護者の<name>です。子の<name>の入園について伺います。",
     "滞納者リスト：<name> <address> <phone>",
@@ -289,6 +304,12 @@ TEXTS: Final = (
 )
 
 CLEAN: Final = (
+    "認知症の人と家族を支える町の取組を、広報紙の1ページにまとめてください。",
+    "生活保護の申請手続を、やさしい日本語で説明してください。",
+    "障害者差別解消法の研修の資料を、30分で話せる長さにする。",
+    "がん検診の受診率を上げるための、はがきの文案を作って。",
+    "入院のときに持っていくものの一覧を、2ページで作ってください。",
+    "犯罪被害者等支援条例の素案に、用語の定義を加える。",
     "令和8年度一般会計予算は123億4567万8千円で、前年度より2.5%増えました。",
     "法人番号 7000012050002 の事業者から届出がありました。",
     "登録番号T7000012050002の適格請求書を受け取った。",
@@ -370,7 +391,7 @@ def _filled(template: str, rng: random.Random) -> Sample:
             break
         text += rest[:slot]
         value = MAKERS[maker](rng)
-        kind = "name" if maker == "surname" else maker
+        kind = KINDS.get(maker, maker)
         truth.append((kind, len(text), len(text) + len(value)))
         text += value
         rest = rest[slot + len(maker) + 2 :]

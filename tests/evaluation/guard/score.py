@@ -26,9 +26,12 @@ class Score:
 
 
 def covers(finding: Finding, kind: str, start: int, end: int) -> bool:
-    """The right kind, and all but three characters of it (a title or a bracket): else part of it would be sent."""
+    """The right kind, and all but three characters of it (a title or a bracket): else part of it would be sent.
+
+    What is said of somebody is not taken out but weighed: any part of it does.
+    """
     overlap = min(finding.end, end) - max(finding.start, start)
-    return finding.kind == kind and overlap >= max(1, end - start - 3)
+    return finding.kind == kind and overlap >= max(1, 0 if kind == "sensitive" else end - start - 3)
 
 
 def score(samples: Iterable[Sample]) -> tuple[list[Score], list[str]]:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.guard.check_digits import is_corporate_number, my_number
+from gateway.guard.columns import find_in_columns
 from gateway.guard.findings import Kind
 from gateway.guard.fold import Folded, fold
 from gateway.guard.inspection import _all, _is_plain, inspect, inspect_long
@@ -225,7 +226,27 @@ def test_findings_lie_in_the_text_and_do_not_overlap(text: str) -> None:
     )
 )
 def test_the_quick_look_passes_nothing_that_the_long_one_would_find(text: str) -> None:
-    assert not (_is_plain(text) and _all(text, (), names=False))
+    assert not (_is_plain(text) and _all(Folded(text)))
+
+
+COMMON = [*"0129０９一二〇十百 　\n-ー〜～－のノ号丁番地町市区生年月日元昭出誕SあいAt@(（)）[]・._…、。,記口座普電話秘", "被保険者番号", "アット", "birth"]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(COMMON), max_size=24).map("".join))
+def test_neither_does_the_quicker_one_at_texts_of_common_signs(text: str) -> None:
+    assert not (_is_plain(text) and [*_all(Folded(text)), *find_in_columns(text)])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "令和8年11月23日の午後1時から3時まで、45人が参加します。",
+        "予算は1億2,345万円で、前年より2.5%増えました（第3条第2項）。",
+        "学生と先生が、生活の場の衛生について話し合う。",
+    ],
+)
+def test_dates_and_counts_do_not_need_the_long_look(text: str) -> None:
+    assert _is_plain(text)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,9 @@ LEAST_PRECISION = 0.99
 
 def test_recall_and_precision_of_every_kind() -> None:
     scores, notes = score(samples(seed=20261128, rounds=6))
-    assert {s.kind for s in scores} == {k.value for k in Kind} - {Kind.NG_WORD, Kind.MARK, Kind.WORDING}
+    assert {s.kind for s in scores} == {k.value for k in Kind} - {
+        Kind.NG_WORD, Kind.MARK, Kind.WORDING, Kind.PEOPLE_LIST,
+    }  # fmt: skip
     for s in scores:
         assert s.found + s.missed >= 6
         assert s.recall >= RECALL.get(s.kind, LEAST_RECALL), (s, notes)
