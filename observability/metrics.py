@@ -48,6 +48,12 @@ BREAKER_STATE = Gauge(
     ("deployment",),
     registry=REGISTRY,
 )
+PROBES = Counter(
+    "kumiai_probes",
+    "Probes of deployments whose breaker was open, by how they ended; one gateway makes them for all.",
+    ("deployment", "outcome"),
+    registry=REGISTRY,
+)
 RETRIES = Counter(
     "kumiai_retries",
     "Attempts beyond a call's first: made, or refused because their share of all calls was used up.",

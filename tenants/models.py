@@ -566,6 +566,19 @@ class ConfigGeneration(SQLModel, table=True):
     updated_at: datetime = _time()
 
 
+class DeploymentProbe(SQLModel, table=True):
+    """Which gateway finds out whether a deployment is well again, and how often one of them did.
+
+    `beats` moves while `owner` lives; `answered` moves when an answer came.
+    """
+
+    __tablename__: ClassVar[str] = "deployment_probe"
+    deployment: str = Field(primary_key=True)
+    owner: str = ""
+    beats: int = Field(default=0, sa_type=BigInteger)
+    answered: int = Field(default=0, sa_type=BigInteger)
+
+
 class PlatformSetting(SQLModel, table=True):
     """Region-wide settings of the operator: product name, exchange-rate notes, agreement texts."""
 

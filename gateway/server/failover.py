@@ -5,7 +5,7 @@ Everything is counted in this process, without a lock and without waiting. See d
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,6 +24,8 @@ OBSERVED: Final = 64
 # A first word may take so many times what 95 of 100 took; half of that is slow already.
 TIMES_USUAL: Final = 4
 MAX_OPEN_S: Final = 60.0
+# Where a probe finds out, a real call does it only when nobody has been there to probe for so long.
+UNPROBED_S: Final = 30.0
 # Calls that may be tried again before any share has been earned.
 RETRIES_AT_FIRST: Final = 10.0
 
@@ -45,16 +47,20 @@ class FailoverTerms:
 
 
 class Standing:
-    """One deployment. It is closed (asked), open (not asked) or half open: one real call finds out for all."""
+    """One deployment. It is closed (asked), open (not asked) or half open: one call or one probe finds out for all."""
 
-    def __init__(self, deployment_id: str, terms: FailoverTerms, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, deployment_id: str, terms: FailoverTerms, clock: Callable[[], float], *, is_probed: bool = False
+    ) -> None:
         self._id = deployment_id
+        self._is_probed = is_probed
         self._terms = terms
         self._clock = clock
         self._bad: deque[bool] = deque(maxlen=WINDOW)
         self._first_s: deque[float] = deque(maxlen=OBSERVED)
         self._open_s = terms.breaker_open_s
         self._open_until: float | None = None
+        self._call_from = 0.0
         self._probe_until = 0.0
         # Within what a stream must have begun, as far as is known now.
         self.first_byte_s = terms.first_byte_max_s
@@ -70,12 +76,44 @@ class Standing:
         if self._open_until is None:
             return True
         now = self._clock()
-        if now < self._open_until or now < self._probe_until:
+        if now < self._call_from or now < self._probe_until:
             return False
         # A probe that never comes back does not stand in the way of the next one for ever.
+        self._probing(now)
+        return True
+
+    def _probing(self, now: float) -> None:
         self._probe_until = now + self._terms.first_byte_max_s
         self._state.set(_HALF_OPEN)
-        return True
+
+    @property
+    def is_open(self) -> bool:
+        """Nobody is asked there, or one call or probe is finding out."""
+        return self._open_until is not None
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for a probe, and none is under way."""
+        now = self._clock()
+        return self._open_until is not None and now >= self._open_until and now >= self._probe_until
+
+    def is_cared_for(self) -> None:
+        """Some process is there that probes."""
+        self._call_from = max(self._call_from, self._clock() + UNPROBED_S)
+
+    def is_left_to_calls(self) -> None:
+        """No probe may be made: as with any other deployment a real call finds out."""
+        self._is_probed = False
+        self._call_from = self._open_until or 0.0
+
+    def begin_probe(self) -> None:
+        """Whoever probes says how it went: `answered`, `failed` or `left`."""
+        self._probing(self._clock())
+
+    def is_well(self) -> None:
+        """Another process heard an answer."""
+        if self._open_until is not None:
+            self._close()
 
     @property
     def opens_in_s(self) -> int:
@@ -122,6 +160,9 @@ class Standing:
             self._open_s = min(2 * self._open_s, MAX_OPEN_S)
             self._open()
             return
+        self._close()
+
+    def _close(self) -> None:
         log.info("breaker_closed", deployment=self._id)
         self._bad.clear()
         self._open_s = self._terms.breaker_open_s
@@ -131,6 +172,7 @@ class Standing:
     def _open(self) -> None:
         log.warning("breaker_opened", deployment=self._id, seconds=self._open_s)
         self._open_until, self._probe_until = self._clock() + self._open_s, 0.0
+        self._call_from = self._open_until + (UNPROBED_S if self._is_probed else 0.0)
         self._state.set(_OPEN)
 
     def _observe(self, first_s: float) -> None:
@@ -145,16 +187,22 @@ class Standing:
 class Fleet:
     """All deployments as this process sees them, and the share of calls that may be tried a second time."""
 
-    def __init__(self, terms: FailoverTerms, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, terms: FailoverTerms, clock: Callable[[], float] = time.monotonic, *, probed: Collection[str] = ()
+    ) -> None:
+        """probed: deployments of which a probe finds out whether they are well again; see `gateway.server.probing`."""
         self._terms = terms
         self._clock = clock
+        self._probed = frozenset(probed)
         self._standings: dict[str, Standing] = {}
         self._retries = RETRIES_AT_FIRST
 
     def standing(self, deployment_id: str) -> Standing:
         standing = self._standings.get(deployment_id)
         if standing is None:
-            standing = self._standings[deployment_id] = Standing(deployment_id, self._terms, self._clock)
+            standing = self._standings[deployment_id] = Standing(
+                deployment_id, self._terms, self._clock, is_probed=deployment_id in self._probed
+            )
         return standing
 
     def called(self) -> None:

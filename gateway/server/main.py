@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
+from random import Random
 from typing import Any, Final
 from uuid import uuid4
 
@@ -23,6 +24,7 @@ from gateway.server.idempotency import IdempotencyKeys
 from gateway.server.journal import Journal
 from gateway.server.pictures import PictureReader
 from gateway.server.pipeline import Deadlines, Pipeline
+from gateway.server.probing import Prober
 from gateway.server.providers.base import Deployment, Operation
 from gateway.server.providers.factory import compile_all, create_providers
 from gateway.server.providers.outbound import Egress
@@ -68,13 +70,14 @@ class Gateway:
     def __init__(
         self, settings: Settings, gateway_settings: GatewaySettings, deployments: tuple[Deployment, ...]
     ) -> None:
+        self.name = f"gateway-{uuid4()}"
         self.db = Database(settings.urls, push_url=settings.valkey_url.get_secret_value())
         self.access = AccessList(self.db)
         vault = Vault(self.db, FileRootKeys(settings.key_file("root")))
         self.configuration = ConfigurationSource(self.db, vault, deployments)
         self.ledger = LedgerWriter(
             settings.urls.filled(),
-            owner_epoch=f"gateway-{uuid4()}",
+            owner_epoch=self.name,
             spool_dir=settings.home / "spool",
             lease=timedelta(seconds=gateway_settings.hold_lease_s),
         )
@@ -146,8 +149,18 @@ class Gateway:
                     gateway_settings.retry_share,
                     gateway_settings.first_byte_min_s,
                     gateway_settings.first_byte_timeout_s,
-                )
+                ),
+                probed={d.id for d in deployments if d.probe},
             ),
+        )
+        self.prober = Prober(
+            self.db,
+            self.pipeline.fleet,
+            self.providers,
+            self.configuration,
+            deployments,
+            owner=self.name,
+            rng=Random(),  # noqa: S311 - when to look, nothing secret
         )
         self.calls_in_flight = 0
         self.is_draining = False
@@ -166,7 +179,9 @@ class Gateway:
         await self.configuration.load()
         await self.access.load()
         self.ledger.start()
-        polls = (self.configuration.poll(), self.access.poll(), self.journal.write(), self.journal.read())
+        polls = [self.configuration.poll(), self.access.poll(), self.journal.write(), self.journal.read()]
+        if any(deployment.probe for deployment in self._deployments):
+            polls.append(self.prober.run())
         self._polls = [asyncio.create_task(poll) for poll in polls]
         log.info("gateway_started", reads_pictures=self.pictures.is_on, deployments=[d.id for d in self._deployments])
 

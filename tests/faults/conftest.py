@@ -100,10 +100,12 @@ def gateway_in_thread(region: Region) -> Iterator[GatewayInThread]:
 
 # ── A catalogue of servers, each with another trouble ────────────────────────────────────────────────────────────
 
-ALIASES: Final = ("faulty", "paired", "refused", "blackhole", "unknown-host", "expired", "trusted")
+ALIASES: Final = ("faulty", "paired", "refused", "blackhole", "unknown-host", "expired", "trusted", "listed", "free")
 
 
-def deployment(name: str, url: str, aliases: list[str], zone: str = "onprem") -> dict[str, Any]:
+def deployment(
+    name: str, url: str, aliases: list[str], zone: str = "onprem", *, price_u: int = _U_PER_MTOK, **more: Any
+) -> dict[str, Any]:
     fact = {"unconfirmed": True, "note": "見本"}
     facts = ("retention_days", "abuse_monitoring_days", "trains_on_input", "ismap", "lgwan_asp", "subprocessors")
     return {
@@ -111,10 +113,10 @@ def deployment(name: str, url: str, aliases: list[str], zone: str = "onprem") ->
         "base_url": url, "zone": zone, "owner": "shared" if zone == "onprem" else "vendor", "country": "JP",
         "operator": "見本", "operations": ["chat/completions"], "capabilities": ["tools"],
         "max_input_tokens": 100_000, "max_output_tokens": 4096,
-        "price": {"currency": "JPY", "input_u_per_mtok": _U_PER_MTOK, "output_u_per_mtok": _U_PER_MTOK,
+        "price": {"currency": "JPY", "input_u_per_mtok": price_u, "output_u_per_mtok": price_u,
                   "source": "見本", "checked": "2026-11-27"},
         **dict.fromkeys(facts, fact),
-        "contract_expires_on": None, "retires_on": None, "successor": "", "verified": "見本",
+        "contract_expires_on": None, "retires_on": None, "successor": "", "verified": "見本", **more,
     }  # fmt: skip
 
 
@@ -206,6 +208,8 @@ def prepared(
             deployment("unknown-host", "http://no-such-host.invalid/v1", ["unknown-host"]),
             deployment("expired", f"{stale.url}/first/v1", ["expired"]),
             deployment("trusted", f"{secure.url}/first/v1", ["trusted"]),
+            deployment("listed", f"{upstream.url}/listed/v1", ["listed"], probe="models"),
+            deployment("free", f"{upstream.url}/free/v1", ["free"], price_u=0, probe="answer"),
             deployment("abroad", f"{upstream.url}/abroad/v1", list(ALIASES), zone="overseas"),
         ]
         catalogue.write_text(yaml.safe_dump({"deployments": servers}, allow_unicode=True))

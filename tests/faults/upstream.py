@@ -195,6 +195,12 @@ async def nothing(x: Exchange) -> None:
 
 
 @fault
+async def model_list(x: Exchange) -> None:
+    body = b'{"object":"list","data":[{"id":"m","object":"model"}]}'
+    await x.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+
+
+@fault
 async def reset_before_headers(x: Exchange) -> None:
     x.reset()
 
@@ -531,6 +537,10 @@ class FaultUpstream:
     tls: ssl.SSLContext | None = None
     url: str = ""
     seen: Counter[str] = field(default_factory=Counter)
+    # Whoever is asked by these parts of the path fails, whatever the prompt says.
+    down: set[str] = field(default_factory=set)
+    # What gateways asked to find out whether it is well again, by the same part: the request's line and its body.
+    probes: list[tuple[str, str, bytes]] = field(default_factory=list)
     busy: int = 0
     flooded: int = 0
     _numbers: Counter[tuple[str, int]] = field(default_factory=Counter)
@@ -551,13 +561,22 @@ class FaultUpstream:
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = await reader.readuntil(b"\r\n\r\n")
-        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-        body = json.loads(await reader.readexactly(length))
-        self.seen[head.split(b" ")[1].decode().split("/")[1]] += 1
-        asked = json.loads(body["messages"][-1]["content"])
-        name, seed = asked["fault"], asked["seed"]
+        line = head.split(b"\r\n")[0].decode()
+        part = line.split("/")[1]
+        sized = head.lower().split(b"content-length: ")
+        raw = await reader.readexactly(int(sized[1].split(b"\r\n")[0])) if len(sized) > 1 else b""
+        body = json.loads(raw) if raw else {}
+        asked = json.loads(body["messages"][-1]["content"]) if raw else 1
+        if asked == 1:
+            self.probes.append((part, line, raw))
+            name, seed = "model_list" if not raw else "nothing", 0
+        else:
+            self.seen[part] += 1
+            name, seed = asked["fault"], asked["seed"]
+        if part in self.down:
+            name = "internal_error"
         # Deployments of the same name fail alike, unless the prompt spares one.
-        if head.split(b" ")[1].decode().split("/")[1] == asked.get("spared"):
+        elif isinstance(asked, dict) and part == asked.get("spared"):
             name = "nothing"
         self._numbers[name, seed] += 1
         exchange = Exchange(reader, writer, body, name, seed, self._numbers[name, seed], self)

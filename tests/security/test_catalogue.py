@@ -11,10 +11,10 @@ from tenants.schema import LOGINS
 
 pytestmark = pytest.mark.real
 
-# They hold nothing of one town: prices, rates, the region's pool, keys that sign, our own list of what no longer counts,
+# They hold nothing of one town: prices, rates, who probes, the region's pool, keys that sign, our own list of what no longer counts,
 # counters of failures.
 SHARED = {
-    "public.alembic_version", "public.audit_key", "public.config_generation", "public.fx_rate", "public.platform_setting",
+    "public.alembic_version", "public.audit_key", "public.config_generation", "public.deployment_probe", "public.fx_rate", "public.platform_setting",
     "public.pool", "public.price", "public.throttle",
 }  # fmt: skip
 LEDGER = {"account", "attempt", "budget", "call", "correction", "grant", "idempotency"}

@@ -61,6 +61,8 @@ class Deployment:
     extra: Mapping[str, str] = field(default_factory=dict)
     # How many calls one gateway process has under way there at once; None: as many as come.
     concurrency: int | None = None
+    # How it is found out without a town's call that it is well again: by its list of models, or by one free token.
+    probe: Literal["", "models", "answer"] = ""
     # Off but for towns that have a key of their own.
     needs_own_key: bool = False
     # `api_key` is the calling town's; it pays the provider itself.

@@ -61,7 +61,8 @@ class CatalogueEntry(_Entry):
     base_url_from, model_from, key_from: environment variables; key_file: for an operator's own entries. A `base_url`
     that begins with / is a path below what `base_url_from` says. own_keys_only: for towns that bring their own key and
     for nobody else. concurrency: how many calls each gateway process may
-    have under way there; further ones wait their turn.
+    have under way there; further ones wait their turn. probe: how it is found out that it is well again after a
+    failure, without a town's call: by its list of `models`, or by an `answer` of one token that costs nothing.
     """
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9._/-]*$")
@@ -87,6 +88,7 @@ class CatalogueEntry(_Entry):
     max_input_tokens: int = Field(gt=0)
     max_output_tokens: int = Field(ge=0)
     concurrency: int | None = Field(default=None, ge=1)
+    probe: Literal["", "models", "answer"] = ""
     price: CataloguePrice | None
     retention_days: Checked
     abuse_monitoring_days: Checked
@@ -109,7 +111,17 @@ class CatalogueEntry(_Entry):
             raise ValueError("an entry for own keys only has no `key_from` and no `key_file`")
         if self.isolated and self.zone is not Zone.ONPREM:
             raise ValueError("only what is on-prem can be isolated")
+        if self.probe and (self.wire != "openai_wire" or self.own_keys_only):
+            raise ValueError("only wire `openai_wire` with a key of the region can have a `probe`")
+        if self.probe == "answer" and not self._answers_for_nothing:
+            raise ValueError("`probe: answer` is for chat, completions or embeddings on-prem at a price of 0")
         return self
+
+    @property
+    def _answers_for_nothing(self) -> bool:
+        is_free = self.price is not None and not (self.price.input_u_per_mtok or self.price.output_u_per_mtok)
+        can_answer = {Operation.CHAT, Operation.COMPLETIONS, Operation.EMBEDDINGS} & set(self.operations)
+        return self.zone is Zone.ONPREM and is_free and bool(can_answer)
 
     def ended(self, today: date) -> bool:
         """Whether the contract or the model itself has come to its end."""

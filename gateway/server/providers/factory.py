@@ -90,6 +90,7 @@ def _compiled(entry: CatalogueEntry, keys: Mapping[str, str]) -> list[Deployment
             max_output_tokens=entry.max_output_tokens,
             extra=entry.extra,
             concurrency=entry.concurrency,
+            probe=entry.probe,
             needs_own_key=entry.own_keys_only,
         )
         for alias in entry.aliases

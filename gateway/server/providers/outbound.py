@@ -131,8 +131,11 @@ class Outbound:
     async def get_json(self, request: UpstreamRequest, url: str, headers: dict[str, str]) -> object:
         """A GET beside the hot path (lists of models)."""
         timeout = aiohttp.ClientTimeout(total=request.total_timeout_s, sock_connect=request.connect_timeout_s)
+        proxy = self._egress.proxy if request.deployment.zone is not Zone.ONPREM else None
         try:
-            async with self._open().get(url, headers=headers, timeout=timeout, allow_redirects=False) as response:
+            async with self._open().get(
+                url, headers=headers, timeout=timeout, allow_redirects=False, proxy=proxy or None
+            ) as response:
                 if response.status != 200:
                     raise_for(response.status)
                 return await response.json(content_type=None)

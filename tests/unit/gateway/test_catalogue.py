@@ -185,6 +185,26 @@ def test_behind_a_key_that_does_not_open_the_region_s_is_used_only_where_the_tow
     assert [d.id for d in left if d.alias == "onprem"] == (["other/llm"] if may_go_on else [])
 
 
+FREE = {"currency": "JPY", "input_u_per_mtok": 0, "output_u_per_mtok": 0, "source": "自営", "checked": "2026-11-27"}
+
+
+@pytest.mark.parametrize(
+    "declared",
+    [
+        {"probe": "answer", "price": FREE | {"output_u_per_mtok": 1}},
+        {"probe": "answer", "price": None},
+        {"probe": "answer", "price": FREE, "zone": "domestic", "isolated": False},
+        {"probe": "models", "own_keys_only": True},
+        {"probe": "models", "wire": "litellm"},
+        {"probe": "ping"},
+    ],
+)
+def test_a_probe_that_somebody_would_pay_for_is_refused(tmp_path: Path, declared: dict[str, object]) -> None:
+    assert load_catalogue(own(tmp_path, entry(probe="answer", price=FREE)))[0].probe == "answer"
+    with pytest.raises(CatalogueError, match="probe"):
+        load_catalogue(own(tmp_path, entry(**declared)))
+
+
 def test_key_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("secret\n")
     path = own(tmp_path, entry(key_file=str(tmp_path / "key")))
