@@ -13,9 +13,9 @@ from typing import Any, Final, Literal
 import orjson
 
 from gateway.guard.findings import Finding, Kind, without_overlaps
-from gateway.guard.fold import Folded
+from gateway.guard.fold import Folded, comparable
 from gateway.guard.inspection import inspect
-from gateway.guard.texts import pieces_of
+from gateway.guard.texts import pieces_of, texts_of
 from gateway.guard.wordings import find_wordings
 
 Action = Literal["warn", "withhold"]
@@ -33,26 +33,52 @@ _BORDER: Final = re.compile(r"[。．！？!?\n][」』）)\]]*[ \u3000\n]*")
 _NO_TEXT: Final = frozenset({"role", "type", "id", "tool_call_id"})
 _FOR_RESIDENTS: Final = frozenset({"role", "content", "refusal", "tool_calls"})
 _MAX_REASONS: Final = 5
+# They weigh what leaves; an answer has arrived.
+_ABOUT_THE_CALL: Final = frozenset({Kind.SENSITIVE, Kind.PEOPLE_LIST})
+
+
+class Asked:
+    """The texts of a question, read when somebody is named in its answer."""
+
+    def __init__(self, body: Mapping[str, object]) -> None:
+        self._body = body
+        self._text: str | None = None
+
+    def names(self, name: str) -> bool:
+        """Whether the name stood in the question, however it was spaced."""
+        if self._text is None:
+            self._text = comparable("\n".join(texts_of(self._body)))
+        return comparable(name) in self._text
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerRules:
-    """What is looked for in answers, by a town's rules, and what is done about it."""
+    """What is looked for in answers, by a town's rules, and what is done about it.
+
+    names: where it is given, people are looked for as well, but for those whom the question named. That takes a
+    millisecond for a thousand characters: callers on an event loop read such answers in a thread.
+    """
 
     action: Action
     ng_words: tuple[str, ...] = ()
     wordings: tuple[str, ...] = ()
     public: Collection[str] = frozenset()
+    names: Asked | None = None
 
     def find(self, text: str) -> tuple[Finding, ...]:
-        """Numbers and the like of people, the town's words, and wordings; no names: in answers they are everywhere."""
+        """Numbers and the like of people, the town's words, wordings, and with `names` people who were not asked about."""
         found: dict[tuple[Kind, int, int], Finding] = {}
         for start, piece in pieces_of(text):
-            inspected = inspect(piece, ng_words=self.ng_words, public=self.public, names=False)
+            inspected = inspect(piece, ng_words=self.ng_words, public=self.public, names=self.names is not None)
             for f in (*inspected, *find_wordings(Folded(piece), self.wordings)):
+                if f.kind in _ABOUT_THE_CALL or (f.kind is Kind.NAME and self._was_named(piece[f.start : f.end])):
+                    continue
                 there = Finding(f.kind, start + f.start, start + f.end, f.data_class, f.reason)
                 found.setdefault((f.kind, there.start, there.end), there)
         return without_overlaps(found.values())
+
+    def _was_named(self, name: str) -> bool:
+        return self.names is None or self.names.names(name)
 
 
 @dataclass(slots=True)
@@ -157,6 +183,11 @@ class AnswerWatch:
         self._choices = choices
         self._told: dict[int, _Told] = {}
         self._texts: dict[tuple[int, str], _Reader | _Gate] = {}
+
+    @property
+    def takes_long(self) -> bool:
+        """Whether reading it would hold up other streams on the same loop."""
+        return self._rules.names is not None
 
     @property
     def counts(self) -> Counter[Kind]:

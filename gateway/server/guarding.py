@@ -8,7 +8,7 @@ from typing import Final
 import anyio.to_thread
 
 from gateway.contracts import BadRequest, ModelRequest
-from gateway.guard.answers import AnswerRules, AnswerWatch
+from gateway.guard.answers import AnswerRules, AnswerWatch, Asked
 from gateway.guard.decision import Verdict, decide, wants_names
 from gateway.guard.findings import Finding, Kind
 from gateway.guard.inspection import inspect, inspect_long
@@ -104,11 +104,13 @@ def listening(request: ModelRequest, caller: Caller, policy: Policy, scope: Asgi
     if request.operation == "embeddings":
         return request
     guard = policy.guard
+    is_strict = caller.faces_residents or b"withhold" in given
     rules = AnswerRules(
-        "withhold" if caller.faces_residents or b"withhold" in given else "warn",
+        "withhold" if is_strict else "warn",
         ng_words=guard.ng_words,
         wordings=guard.wordings,
         public=guard.public,
+        names=Asked(request.body) if is_strict or wants_names(guard) else None,
     )
     return replace(request, answer_rules=rules)
 
@@ -120,13 +122,15 @@ def watch(request: ModelRequest) -> AnswerWatch | None:
 
 
 async def read_event(watch: AnswerWatch, event: bytes) -> bytes:
-    """A piece of an answer as it may go on; one of an unusual size is read aside."""
-    return watch.event(event) if len(event) <= _AT_ONCE else await anyio.to_thread.run_sync(watch.event, event)
+    """A piece of an answer as it may go on; one of an unusual size, or with names to look for, is read aside."""
+    is_short = len(event) <= _AT_ONCE and not watch.takes_long
+    return watch.event(event) if is_short else await anyio.to_thread.run_sync(watch.event, event)
 
 
 async def read_answer(watch: AnswerWatch, body: bytes) -> bytes:
     """A whole answer as it may go on."""
-    return watch.body(body) if len(body) <= _AT_ONCE else await anyio.to_thread.run_sync(watch.body, body)
+    is_short = len(body) <= _AT_ONCE and not watch.takes_long
+    return watch.body(body) if is_short else await anyio.to_thread.run_sync(watch.body, body)
 
 
 def told(watch: AnswerWatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.guard.answers import HANDOVER, WITHHELD, AnswerRules, AnswerWatch
+from gateway.guard.answers import HANDOVER, WITHHELD, AnswerRules, AnswerWatch, Asked
 from gateway.guard.findings import Finding, Kind
 from gateway.guard.fold import Folded
 from gateway.guard.wordings import AS_OF, WORDINGS, find_wordings
@@ -198,6 +198,56 @@ def test_what_is_read_grows_with_the_answer_alone(action: Any, piece: str) -> No
     assert passed == text
     # By whole sentences, each with what stands before it: some hundred characters for a short one.
     assert sum(counting.read) <= 220 * max(1, text.count("。")) + 4 * len(text)
+
+
+# ── names ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+NAMED = "申請したのは山田太郎さんです。"
+
+
+def question(text: str) -> Asked:
+    return Asked({"messages": [{"role": "system", "content": "町の案内係です。"}, {"role": "user", "content": text}]})
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_residents_get_no_name_that_was_not_asked_about(seed: int) -> None:
+    watch = AnswerWatch(rules("withhold", names=question("だれが申請しましたか")), choices=1)
+    passed, events = streamed(watch, cut(FILLER * 3 + NAMED + FILLER, seed))
+    assert passed == FILLER * 3 + HANDOVER
+    assert watch.counts == Counter([Kind.NAME])
+    assert events[-1]["choices"][0]["finish_reason"] == WITHHELD
+
+
+@pytest.mark.parametrize("written", ["山田太郎の申請は届きましたか", "山田　太郎です。申請は届きましたか"])
+def test_who_was_asked_about_may_be_named(written: str) -> None:
+    watch = AnswerWatch(rules("withhold", names=question(written)), choices=1)
+    assert streamed(watch, list(FILLER + NAMED))[0] == FILLER + NAMED
+    assert not watch.counts
+
+
+def test_whom_the_town_itself_names_may_be_named() -> None:
+    published = rules("withhold", names=question("町長はだれですか"), public=frozenset({"山田 太郎"}))
+    assert streamed(AnswerWatch(published, choices=1), list(NAMED))[0] == NAMED
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_staff_are_told_of_names_where_a_town_counts_them(seed: int) -> None:
+    text = FILLER * 20 + NAMED + FILLER * 20 + "窓口は鈴木花子様が待つ。" + FILLER * 20
+    watch = AnswerWatch(rules(names=question("鈴木花子様への返事")), choices=1)
+    passed, events = streamed(watch, cut(text, seed))
+    assert passed == text
+    [note] = events[-1]["kumiai"]["answer_guard"]
+    assert note["findings"] == [{"kind": "name", "label": "氏名", "count": 1}]
+    unasked = AnswerWatch(rules(), choices=1)
+    streamed(unasked, cut(text, seed))
+    assert not unasked.counts
+
+
+def test_what_weighs_a_call_is_no_finding_of_an_answer() -> None:
+    text = "横須賀市小川町11番地の方はうつ病で、山田太郎さんも統合失調症です。"
+    watch = AnswerWatch(rules(names=question("山田太郎さんの統合失調症")), choices=1)
+    streamed(watch, list(text))
+    assert watch.counts == Counter([Kind.ADDRESS])
 
 
 # ── wordings ─────────────────────────────────────────────────────────────────────────────────────────────────────
