@@ -24,7 +24,7 @@ from tenants.db import Database
 from tenants.documents import Documents
 from tenants.keyfiles import KeyFileError
 from tenants.models import PortalSession, Revocation, Tenant, Throttle
-from tenants.quota.grants import move_slices
+from tenants.quota.grants import move_slices, move_wanted
 from tenants.quota.ledger import sweep
 from tenants.quota.soft_limits import raise_notices
 from tenants.quota.suspense import finalise
@@ -88,6 +88,10 @@ class Worker:
         """Lends and gives back slices of the region's pools, so that no town stops while another has too much."""
         return await move_slices(self._db, self._clock())
 
+    async def wanted_grants(self) -> int:
+        """The same at once for a town that has just run low: calls of it wait for that."""
+        return await move_wanted(self._db, self._clock())
+
     async def purge(self) -> int:
         """What was kept or lay in the trash for its time goes for good, files without a document too."""
         async with self._db.platform_session("retention", read_only=True) as session:
@@ -148,6 +152,7 @@ async def work(settings: Settings, stop: asyncio.Event) -> None:
         ("sweep_holds", 15, worker.sweep_holds),
         ("final_suspense", 3600, worker.final_suspense),
         ("grants", 2, worker.grants),
+        ("wanted_grants", 0.2, worker.wanted_grants),
         ("break_glass", 30, worker.break_glass),
         ("soft_limits", 30, worker.soft_limits),
         ("purge", 3600, worker.purge),

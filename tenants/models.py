@@ -378,6 +378,16 @@ class PoolShare(TenantOwned, table=True):
     )
 
 
+class GrantWanted(TenantOwned, table=True):
+    """A town that fell under a tenth of its grant and could get more; written by a trigger, emptied by the worker."""
+
+    __tablename__: ClassVar[str] = "grant_wanted"
+    tenant_id: UUID = Field(index=False)
+    id: UUID = Field(default_factory=new_id)
+
+    __table_args__ = (PrimaryKeyConstraint("tenant_id", "id"),)
+
+
 class Call(TenantPartitioned, table=True):
     """One request: inserted when money is reserved, completed when it is settled. It is the usage row."""
 

@@ -9,10 +9,11 @@ from gateway.server.authentication import Caller
 from gateway.server.configuration import ConfigurationSource
 from gateway.server.providers.base import Deployment, Usage
 from gateway.server.record import CallRecord
+from gateway.server.slices import Slices
 from tenants.context import DataClass, new_id
 from tenants.quota import pricing
 from tenants.quota.ledger import LedgerWriter
-from tenants.quota.terms import Ending, FrozenPrice, Hold, Reservation, Settlement
+from tenants.quota.terms import Ending, FrozenPrice, Hold, QuotaExceeded, Reservation, Settlement
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class Ticket:
 class Admission:
     ledger: LedgerWriter
     configuration: ConfigurationSource
+    slices: Slices
 
     def price(self, deployment: Deployment, record: CallRecord) -> FrozenPrice:
         """What sending to `deployment` costs now; nothing where the town pays the provider. Raises `UnknownPrice`."""
@@ -78,27 +80,31 @@ class Admission:
         record.deployment(deployment)
         if after is not None:
             record.cost_uyen += after.cost_uyen
-        reservation = await self.ledger.reserve(
-            Hold(
-                call_id=record.call_id,
-                attempt_id=new_id(),
-                tenant_id=caller.tenant_id,
-                person_id=caller.person_id,
-                section_id=caller.section_id,
-                api_key_id=caller.api_key_id,
-                app=caller.app,
-                operation=request.operation,
-                alias=request.model,
-                deployment=deployment.id,
-                zone=deployment.zone.value,
-                data_class=data_class,
-                streamed=request.stream,
-                price=price,
-                hold_uyen=wanted,
-                floor_uyen=floor,
-            ),
-            after,
+        hold = Hold(
+            call_id=record.call_id,
+            attempt_id=new_id(),
+            tenant_id=caller.tenant_id,
+            person_id=caller.person_id,
+            section_id=caller.section_id,
+            api_key_id=caller.api_key_id,
+            app=caller.app,
+            operation=request.operation,
+            alias=request.model,
+            deployment=deployment.id,
+            zone=deployment.zone.value,
+            data_class=data_class,
+            streamed=request.stream,
+            price=price,
+            hold_uyen=wanted,
+            floor_uyen=floor,
         )
+        try:
+            reservation = await self.ledger.reserve(hold, after)
+        except QuotaExceeded as refusal:
+            if after is not None:
+                # The refusal has ended the call.
+                raise
+            reservation = await self.slices.reserve(hold, refusal)
         affordable = cap
         if reservation.hold_uyen < wanted:
             affordable = min(

@@ -33,6 +33,7 @@ from gateway.server.rates import Rates
 from gateway.server.record import Recorder
 from gateway.server.routes import counting, guard, health, models
 from gateway.server.settings import GatewaySettings, ProviderSettings
+from gateway.server.slices import Slices
 from gateway.server.streams import PATH as STREAMS_PATH
 from gateway.server.streams import Streams
 from gateway.server.wires.messages import PATH as MESSAGES_PATH
@@ -130,7 +131,9 @@ class Gateway:
                     gateway_settings.queue_wait_s,
                 )
             ),
-            admission=Admission(self.ledger, self.configuration),
+            admission=Admission(
+                self.ledger, self.configuration, Slices(self.db, self.ledger, wait_s=gateway_settings.grant_wait_s)
+            ),
             pictures=self.pictures,
             providers=self.providers,
             recorder=Recorder(

@@ -76,6 +76,8 @@ class GatewaySettings(BaseSettings):
     max_calls_per_town: int = Field(default=500, ge=1)
     max_waiting: int = Field(default=2_000, ge=0)
     queue_wait_s: float = Field(default=30.0, gt=0)
+    # How long a call of a town that has used up its grant waits for a slice that the worker may borrow for it.
+    grant_wait_s: float = Field(default=1.0, ge=0)
     # For how long a hold stands without a sign of life of its gateway; then the worker moves it to suspense.
     hold_lease_s: float = Field(default=120.0, ge=1)
     # Whether letters in pictures are read before they leave, where the reader is installed.

@@ -21,7 +21,7 @@ _FADES_AFTER: Final = timedelta(minutes=9)
 # What a person of the town itself writes by using the product: their sessions, their calls, the chain of both.
 BOOKS: Final = frozenset(
     {
-        "portal_session", "call", "attempt", "account", "budget", "grant", "idempotency", "audit", "audit_head",
+        "portal_session", "call", "attempt", "account", "budget", "grant", "grant_wanted", "idempotency", "audit", "audit_head",
         "seal_queue", "outbox", "job", "content.answer", "content.stream",
         "content.stream_part", "content.tenant_key",
     }

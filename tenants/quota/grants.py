@@ -20,7 +20,7 @@ from tenants import audit
 from tenants.audit import By
 from tenants.context import TenantId, new_id
 from tenants.db import Database
-from tenants.models import UNLIMITED_UYEN, Account, Budget, Grant, Pool, PoolShare, Tenant, utcnow
+from tenants.models import UNLIMITED_UYEN, Account, Budget, Grant, GrantWanted, Pool, PoolShare, Tenant, utcnow
 from tenants.quota.book import LEVELS
 from tenants.quota.grant_notices import tell_once
 from tenants.quota.lending import Share, level, reshare, shrink
@@ -288,6 +288,19 @@ async def move_slices(db: Database, now: datetime) -> int:
         async with db.platform_session("grants") as session:
             moved += await _move(session, window, now)
     return moved
+
+
+async def move_wanted(db: Database, now: datetime) -> int:
+    """The same for towns that ran low since it was last asked, so that a burst need not wait for the next round.
+
+    Returns how many grants changed. What says so is taken away first: a town that runs low meanwhile says it again.
+    """
+    async with db.platform_session("grants", read_only=True) as session:
+        if (await session.exec(select(GrantWanted.id).limit(1))).first() is None:
+            return 0
+    async with db.platform_session("grants") as session:
+        await session.exec(delete(GrantWanted))
+    return await move_slices(db, now)
 
 
 async def _is_due(session: AsyncSession, window: Window, now: datetime) -> bool:

@@ -158,6 +158,8 @@ def test_the_ledgers_login_reaches_the_ledgers_tables_only(catalogue: Catalogue)
     rights = _rights(catalogue, "kumiai_ledger")
     # A closed call is told to the sealer, and nothing is read back.
     assert rights.pop("public.seal_queue") == {"insert"}
+    # So is a town that runs low to the worker.
+    assert rights.pop("public.grant_wanted") == {"insert"}
     # What a town may spend is decided elsewhere; a new window's account is checked against it.
     assert rights.pop("public.pool_share") == {"select"}
     assert set(rights) == {f"public.{t}" for t in LEDGER}

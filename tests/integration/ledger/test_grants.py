@@ -19,7 +19,7 @@ from tenants.audit import By
 from tenants.audit.verification import verify_chain
 from tenants.context import Actor, PersonId, Role, TenantId, new_id
 from tenants.db import Database, DatabaseUrls
-from tenants.models import Account, Audit, Budget, Call, Grant, Pool, PoolShare, Tenant
+from tenants.models import Account, Audit, Budget, Call, Grant, GrantWanted, Pool, PoolShare, Tenant
 from tenants.quota.book import AccountKey, open_book
 from tenants.quota.grant_notices import grant_notices_of, mark_grant_seen
 from tenants.quota.grants import (
@@ -28,6 +28,7 @@ from tenants.quota.grants import (
     leave_pools,
     lock_region,
     move_slices,
+    move_wanted,
     read_region,
     read_share,
     set_lending,
@@ -127,6 +128,31 @@ async def test_a_town_that_runs_low_spends_what_another_lends(region: Region, le
     assert await region.move() == 2
     assert (await region.loans(poor), await region.loans(rich)) == ((20, 0), (0, 20))
     assert [a.limit_uyen // YEN for a in (await region.account(poor), await region.account(rich))] == [120, 80]
+
+
+async def test_a_town_that_runs_low_is_told_to_the_worker_once(region: Region, ledger: LedgerWriter) -> None:
+    poor, rich, alone = await region.town(100), await region.town(100), await region.town(100)
+    await region.pool(300)
+    await region.lending(poor, borrow=30)
+    await region.lending(rich, lend=30)
+
+    async def wanted() -> list[TenantId]:
+        async with region.db.platform_session("test", read_only=True) as session:
+            return list((await session.exec(select(GrantWanted.tenant_id))).all())
+
+    for town in (poor, alone):
+        await spend(ledger, town, 90)
+    assert await wanted() == []
+    # The hold takes it across, before anything is settled; who may borrow nothing asks for nothing.
+    for town in (poor, alone):
+        await ledger.reserve(town.hold(YEN))
+        await ledger.reserve(town.hold(YEN))
+    assert await wanted() == [poor.id]
+    assert await move_wanted(region.db, datetime.now(UTC)) == 2
+    assert (await wanted(), await region.loans(poor)) == ([], (10, 0))
+    assert await move_wanted(region.db, datetime.now(UTC)) == 0
+    await spend(ledger, poor, 9)
+    assert await wanted() == [poor.id]
 
 
 async def test_every_move_is_in_both_towns_chains_and_told_once_to_their_administrators(
