@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Literal, NoReturn
+from typing import Final, Literal, NoReturn
 
 from gateway.guard.answers import AnswerRules
 from gateway.guard.masking import Restorer
@@ -23,12 +23,15 @@ MAX_BODY_BYTES = 16 * 1024 * 1024
 MAX_MESSAGES = 2_000
 MAX_CHOICES = 8
 MAX_EMBEDDING_INPUTS = 2_048
+MAX_RANKED_DOCUMENTS = 1_000
 MAX_IMAGE_BYTES = 10 * 1024 * 1024
 MAX_SCHEMA_DEPTH = 64
 MAX_NAMED_IGNORED = 20
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 
-type_of_operation = Literal["chat/completions", "completions", "embeddings"]
+type_of_operation = Literal["chat/completions", "completions", "embeddings", "rerank"]
+# Answered by numbers: nothing is streamed, read or written word by word.
+WORDLESS: Final = frozenset({"embeddings", "rerank"})
 
 
 class BadRequest(Problem):
@@ -289,8 +292,15 @@ _EMBEDDINGS: Mapping[str, Check] = {
     "user": _string,
 }
 
-# A caller's own name for its user may be a person's name or address: it stays here.
-_NEVER_SENT = frozenset({"user"})
+_RERANK: Mapping[str, Check] = {
+    "top_n": _integer(1, MAX_RANKED_DOCUMENTS),
+    "return_documents": _boolean,
+    "user": _string,
+}
+
+# A caller's own name for its user may be a person's name or address: it stays here. Documents come back by their places
+# alone, for nobody has to send them to and fro.
+_NEVER_SENT = frozenset({"user", "return_documents"})
 
 # Dropping these would answer without what was asked for; passing them on would make the upstream fetch by itself.
 _RUN_BY_UPSTREAM = ("web_search_options", "data_sources")
@@ -311,7 +321,7 @@ def check_request(operation: type_of_operation, given: Mapping[str, object], *, 
     for field in _RUN_BY_UPSTREAM:
         if given.get(field) is not None:
             raise BadRequest(f"AIのサービス側で検索させること（{field}）はできません。", param=field)
-    stream = given.get("stream") is not None and operation != "embeddings" and _boolean(given["stream"], "stream")
+    stream = given.get("stream") is not None and operation not in WORDLESS and _boolean(given["stream"], "stream")
     include_usage = False
     options = given.get("stream_options")
     if options is not None:
@@ -326,6 +336,8 @@ def check_request(operation: type_of_operation, given: Mapping[str, object], *, 
             checks, body, size, items, images = _COMPLETIONS, *_completion_input(given)
         case "embeddings":
             checks, body, size, items, images = _EMBEDDINGS, *_embedding_input(given)
+        case "rerank":
+            checks, body, size, items, images = _RERANK, *_rerank_input(given, ignored)
 
     known = {"model", "stream", "stream_options", "store", *_RUN_BY_UPSTREAM, *body}
     for field, value in given.items():
@@ -514,3 +526,28 @@ def _embedding_input(given: Mapping[str, object]) -> _Input:
         _wrong("encoding_format", "floatまたはbase64")
     body: dict[str, object] = {"input": value, "encoding_format": encoding}
     return body, sum(len(t.encode()) for t in texts), len(texts), 0
+
+
+_DOCUMENT_FIELDS = frozenset({"text"})
+
+
+def _rerank_input(given: Mapping[str, object], ignored: set[str]) -> _Input:
+    """A model reads the question anew beside every document, and is paid for it as often."""
+    query, value = _string(given.get("query"), "query"), given.get("documents")
+    if not query:
+        _wrong("query", "空でない文字列")
+    if not isinstance(value, list) or not 1 <= len(value) <= MAX_RANKED_DOCUMENTS:
+        _wrong("documents", f"1〜{MAX_RANKED_DOCUMENTS}件の、文字列の配列")
+    texts: list[str] = []
+    for i, document in enumerate(value):
+        text = document
+        if isinstance(document, dict):
+            text = document.get("text")
+            ignored |= _unknown(document, _DOCUMENT_FIELDS, "documents[]")
+        if not isinstance(text, str) or not text:
+            _wrong(f"documents[{i}]", "空でない文字列、または「text」のあるオブジェクト")
+        texts.append(text)
+    if given.get("return_documents") is True:
+        ignored.add("return_documents")
+    size = sum(len(t.encode()) for t in texts) + len(texts) * len(query.encode())
+    return {"query": query, "documents": texts}, size, len(texts), 0

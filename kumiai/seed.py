@@ -242,13 +242,15 @@ async def _compatible_models(settings: ProviderSettings) -> dict[str, str]:
     except UpstreamProblem as problem:
         where = "この装置の中" if is_loopback(base_url) else "外部"
         raise ModelUnreachable(f"{base_url}（{where}）のモデルを確かめられません。{problem.title}。") from problem
-    embedding = [n for n in names if "embed" in n.lower() or "e5" in n.lower()]
-    chat = [n for n in names if n not in embedding]
+    ranking = [n for n in names if "rerank" in n.lower()]
+    embedding = [n for n in names if n not in ranking and ("embed" in n.lower() or "e5" in n.lower())]
+    chat = [n for n in names if n not in (*ranking, *embedding)]
     if not names:
         raise ModelUnreachable(f"{base_url} には、モデルが1つもありません。")
     found = {
         "KUMIAI_OPENAI_COMPATIBLE_MODEL": ",".join(chat),
         "KUMIAI_OPENAI_COMPATIBLE_EMBEDDING_MODEL": ",".join(embedding),
+        "KUMIAI_OPENAI_COMPATIBLE_RERANK_MODEL": ",".join(ranking),
     }
     return {name: value for name, value in found.items() if value}
 

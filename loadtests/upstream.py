@@ -378,6 +378,19 @@ def _openai_embeddings(body: Mapping[str, Any], _raw: bytes, _tokens: int, *, co
     return orjson.dumps({"object": "list", "data": data, "model": body["model"], "usage": usage})
 
 
+def _rerank(body: Mapping[str, Any], *, count: bool) -> bytes:
+    """Jina's wire, which Cohere, vLLM and llama.cpp speak too. Like vLLM it quotes what it ranked."""
+    query = _vector(str(body["query"]), EMBEDDING_DIMENSIONS)
+    scores = [
+        sum(a * b for a, b in zip(query, _vector(str(d), EMBEDDING_DIMENSIONS), strict=True)) for d in body["documents"]
+    ]
+    best = sorted(range(len(scores)), key=lambda i: -scores[i])[: int(body.get("top_n") or len(scores))]
+    results = [{"index": i, "relevance_score": scores[i], "document": {"text": body["documents"][i]}} for i in best]
+    total = _count([body["query"], *body["documents"]])
+    usage = {"usage": {"total_tokens": total}} if count else {}
+    return orjson.dumps({"id": "rerank-1", "model": body["model"], "results": results} | usage)
+
+
 @functools.lru_cache(maxsize=1024)
 def _vector(text: str, size: int) -> list[float]:
     """A unit vector that depends on the text alone."""
@@ -771,6 +784,8 @@ def _make(path: str, raw: bytes, sse: bool, tokens: int, mode: str) -> bytes | l
             return _openai_completion(body, raw, tokens, count=count)
         case "/v1/embeddings":
             return _openai_embeddings(body, raw, tokens, count=count)
+        case "/v1/rerank":
+            return _rerank(body, count=count)
         case "/v1/messages":
             return _anthropic_messages(body, raw, tokens, count=count, think=think)
         case _ if path.startswith(("/v1beta/models/", "/v1/models/", "/v1alpha/models/")):

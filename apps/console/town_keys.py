@@ -23,7 +23,7 @@ HERE: Final = "/console/town/keys"
 DAYS: Final[Mapping[int, str]] = {30: "30日", 90: "90日", 365: "1年"}
 SCOPE_WORDS: Final[Mapping[str, str]] = {
     "models": "モデルの一覧", "chat": "会話（chat/completions）", "completions": "文章の続き（completions）",
-    "embeddings": "文章の特徴（embeddings）",
+    "embeddings": "文章の特徴（embeddings）", "rerank": "文章の並べ替え（rerank）",
 }  # fmt: skip
 
 

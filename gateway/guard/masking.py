@@ -87,7 +87,8 @@ def mask(body: Mapping[str, object], *, public: Collection[str] = ()) -> Masked:
     """
     plain = _readable(dict(body))
     assert isinstance(plain, dict)
-    texts = list(dict.fromkeys(texts_of(plain)))
+    written = list(texts_of(plain))
+    texts = list(dict.fromkeys(written))
     taken = {fold(found.group(1)) for text in texts if _OPEN in text for found in _PLACEHOLDER.finditer(text)}
     labels = _Labels(taken)
     spans: dict[str, list[tuple[int, int, str]]] = {}
@@ -99,7 +100,7 @@ def mask(body: Mapping[str, object], *, public: Collection[str] = ()) -> Masked:
         ]
     index = WordIndex({o: label for label, o in labels.originals.items() if len(comparable(o)) >= _TELLING})
     replaced = {text: _replace(text, [*spans[text], *_again(text, index)]) for text in texts}
-    grown = sum(max(0, len(new.encode()) - len(old.encode())) for old, new in replaced.items())
+    grown = sum(max(0, len(replaced[text].encode()) - len(text.encode())) for text in written)
     return Masked(_rewritten(plain, replaced), labels.originals, grown)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from gateway.contracts import ModelRequest
+from gateway.contracts import WORDLESS, ModelRequest
 from gateway.server import metering
 from gateway.server.authentication import Caller
 from gateway.server.configuration import ConfigurationSource
@@ -127,7 +127,7 @@ class Admission:
 
 def _capped(request: ModelRequest, deployment: Deployment, cap: int) -> dict[str, object]:
     """The upstream body with the output cap always set, under the one name this deployment knows."""
-    if request.operation == "embeddings":
+    if request.operation in WORDLESS:
         return request.body
     body = {k: v for k, v in request.body.items() if k not in ("max_tokens", "max_completion_tokens")}
     body[deployment.extra.get("max_tokens_field", "max_tokens")] = cap

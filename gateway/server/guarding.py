@@ -7,7 +7,7 @@ from typing import Final
 
 import anyio.to_thread
 
-from gateway.contracts import BadRequest, ModelRequest
+from gateway.contracts import WORDLESS, BadRequest, ModelRequest
 from gateway.guard.answers import AnswerRules, AnswerWatch, Asked
 from gateway.guard.decision import Verdict, decide, wants_names
 from gateway.guard.findings import Finding, Kind
@@ -94,14 +94,14 @@ def is_mask_asked(scope: AsgiScope) -> bool:
 
 
 def listening(request: ModelRequest, caller: Caller, policy: Policy, scope: AsgiScope) -> ModelRequest:
-    """The request with what is looked for in its answer; vectors have nothing to read.
+    """The request with what is looked for in its answer; numbers have nothing to read.
 
     `Kumiai-Answer-Guard: withhold` asks for the strict way; an app that residents use always gets it.
     """
     given = {value for name, value in scope["headers"] if name == b"kumiai-answer-guard"}
     if not given <= {b"warn", b"withhold"} or len(given) > 1:
         raise BadRequest("Kumiai-Answer-Guard は warn か withhold にしてください。", param="Kumiai-Answer-Guard")
-    if request.operation == "embeddings":
+    if request.operation in WORDLESS:
         return request
     guard = policy.guard
     is_strict = caller.faces_residents or b"withhold" in given
@@ -169,10 +169,12 @@ async def masked(policy: Policy, request: ModelRequest, verdict: Verdict) -> tup
         raise MaskingFailed(
             f"⟦{label}⟧にしたはずのものが、別の書き方で残っています。その部分を消してから送ってください。"
         )
+    # A ranked question is read once for each document.
+    times = request.input_items if request.operation == "rerank" else 1
     covered = replace(
         request,
         body=found.body,
-        input_bytes=request.input_bytes + found.grown_bytes,
+        input_bytes=request.input_bytes + times * found.grown_bytes,
         restorer=Restorer(found.originals),
     )
     left = decide(policy.guard, verdict.declared, await _find(policy, covered, names=False))

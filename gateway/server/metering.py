@@ -1,6 +1,6 @@
 """Upper bounds before a call and counts after it, in tokens; money is computed from them in `tenants.quota.pricing`."""
 
-from gateway.contracts import ModelRequest
+from gateway.contracts import WORDLESS, ModelRequest
 from gateway.server.providers.base import Deployment, Usage
 
 # A tokenizer never makes more tokens than the text has UTF-8 bytes. Chat templates add role markers per message.
@@ -26,7 +26,7 @@ def prompt_bound(request: ModelRequest) -> int:
 
 def output_cap(request: ModelRequest, deployment: Deployment) -> int:
     """Output tokens per choice that will be asked for: the caller's, ours or the model's limit, whichever is least."""
-    if request.operation == "embeddings":
+    if request.operation in WORDLESS:
         return 0
     return min(request.max_output_tokens or DEFAULT_OUTPUT_TOKENS, deployment.max_output_tokens)
 

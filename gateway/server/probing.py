@@ -47,6 +47,7 @@ BODIES: Final[Mapping[Operation, Mapping[str, object]]] = {
     Operation.CHAT: {"messages": [{"role": "user", "content": "1"}], "max_tokens": 1},
     Operation.COMPLETIONS: {"prompt": "1", "max_tokens": 1},
     Operation.EMBEDDINGS: {"input": "1"},
+    Operation.RERANK: {"query": "1", "documents": ["1"]},
 }
 
 

@@ -32,6 +32,7 @@ class ProviderSettings(BaseSettings):
     # One name or several with commas between them; the first answers to the staff's names.
     kumiai_openai_compatible_model: str = ""
     kumiai_openai_compatible_embedding_model: str = ""
+    kumiai_openai_compatible_rerank_model: str = ""
     kumiai_openai_compatible_max_output_tokens: int = 4_096
     kumiai_openai_compatible_concurrency: int | None = Field(default=None, ge=1)
 

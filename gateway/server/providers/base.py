@@ -15,11 +15,12 @@ from tenants.context import Zone
 
 
 class Operation(StrEnum):
-    """The endpoint of OpenAI's API, as the path below `/v1`."""
+    """The endpoint of OpenAI's API, and of Jina's for ranking, as the path below `/v1`."""
 
     CHAT = "chat/completions"
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
+    RERANK = "rerank"
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,6 +109,8 @@ class CatalogueEntry(_Entry):
             raise ValueError("`base_url` or `base_url_from` is needed")
         if self.own_keys_only and (self.key_from or self.key_file is not None):
             raise ValueError("an entry for own keys only has no `key_from` and no `key_file`")
+        if Operation.RERANK in self.operations and self.wire not in ("openai_wire", "demo"):
+            raise ValueError("`rerank` is there for the wires openai_wire and demo")
         if self.isolated and self.zone is not Zone.ONPREM:
             raise ValueError("only what is on-prem can be isolated")
         if self.probe and (self.wire != "openai_wire" or self.own_keys_only):

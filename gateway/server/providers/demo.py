@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from gateway.server.providers import sample_writer
+from gateway.server.providers import ranking, sample_writer
 from gateway.server.providers.base import (
     Deployment,
     Operation,
@@ -39,6 +39,8 @@ class Demo:
         """See `Provider.send`; the work is done here, what follows is pacing."""
         if request.operation is Operation.EMBEDDINGS:
             return _embeddings(request)
+        if request.operation is Operation.RERANK:
+            return _ranking(request)
         made = [_make(request, prompt, i) for prompt in _prompts(request) for i in range(_n(request.body))]
         usage = Usage(
             prompt_tokens=len(orjson.dumps(request.body.get("messages") or request.body.get("prompt"))) // 3,
@@ -218,6 +220,15 @@ def _embeddings(request: UpstreamRequest) -> _Body:
     counts = {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.prompt_tokens}
     body = {"object": "list", "model": request.deployment.upstream_model, "data": data, "usage": counts}
     return _Body(orjson.dumps(body), usage, None)
+
+
+def _ranking(request: UpstreamRequest) -> _Body:
+    query: Any = request.body["query"]
+    documents: Any = request.body["documents"]
+    asked = embed(query)
+    usage = Usage(sum(len(query) + len(d) for d in documents), 0)
+    scores = [(i, sum(a * b for a, b in zip(asked, embed(d), strict=True))) for i, d in enumerate(documents)]
+    return _Body(ranking.written(request, scores, usage), usage, None)
 
 
 def embed(text: str) -> list[float]:

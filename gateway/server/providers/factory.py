@@ -108,6 +108,7 @@ def _compatible(settings: ProviderSettings) -> Iterable[Deployment]:
     zone = Zone(settings.kumiai_openai_compatible_zone or ("onprem" if is_loopback(base_url) else "overseas"))
     models = _listed(settings.kumiai_openai_compatible_model)
     embedding = _listed(settings.kumiai_openai_compatible_embedding_model)
+    ranking = _listed(settings.kumiai_openai_compatible_rerank_model)
     answers = frozenset({Operation.CHAT, Operation.COMPLETIONS})
     aliases = STAFF_ALIASES if zone is Zone.ONPREM else ("fast", "standard")
     named = [(alias, model, answers) for model in models[:1] for alias in aliases]
@@ -115,6 +116,9 @@ def _compatible(settings: ProviderSettings) -> Iterable[Deployment]:
     vectors = frozenset({Operation.EMBEDDINGS})
     named += [("embedding", model, vectors) for model in embedding[:1]]
     named += [(model, model, vectors) for model in embedding]
+    ranks = frozenset({Operation.RERANK})
+    named += [("rerank", model, ranks) for model in ranking[:1]]
+    named += [(model, model, ranks) for model in ranking]
     for alias, upstream_model, operations in dict.fromkeys(named):
         yield Deployment(
             id=f"compatible/{upstream_model}",

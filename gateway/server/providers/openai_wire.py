@@ -5,6 +5,7 @@ from typing import Any, NoReturn, TypeGuard
 
 import orjson
 
+from gateway.server.providers import ranking
 from gateway.server.providers.base import (
     HEARTBEAT,
     Deployment,
@@ -87,6 +88,12 @@ def usage_of(value: object) -> Usage | None:
     return Usage(prompt, completion, cached if is_count(cached) and cached <= prompt else 0)
 
 
+def ranked_usage_of(value: object) -> Usage | None:
+    """The same of a ranking, for which some count one sum only."""
+    total = value.get("total_tokens") if isinstance(value, dict) else None
+    return usage_of(value) or (Usage(total, 0) if is_count(total) else None)
+
+
 def is_count(value: object) -> TypeGuard[int]:
     """Whether that can be a number of tokens. What an upstream says may be anything; it never credits money."""
     return type(value) is int and 0 <= value <= _MAX_TOKENS
@@ -143,6 +150,11 @@ class _Json:
             raise UpstreamBroken(_BROKEN, dispatched=True)
         if answer.get("error"):
             raise_said(answer["error"])
+        if request.operation is Operation.RERANK:
+            scores, usage = ranking.scores_in(answer.get("results"), request), ranked_usage_of(answer.get("usage"))
+            if scores is None:
+                raise UpstreamBroken(_BROKEN, dispatched=True)
+            return cls(ranking.written(request, scores, usage), usage, None, 0)
         items = answer.get("data" if request.operation is Operation.EMBEDDINGS else "choices")
         if not isinstance(items, list) or not items:
             raise UpstreamBroken(_BROKEN, dispatched=True)

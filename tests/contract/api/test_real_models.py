@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from openai import OpenAI
@@ -124,14 +125,15 @@ def test_json_schema_is_obeyed(client: OpenAI, *, stream: bool) -> None:
 @pytest.mark.parametrize("is_streamed", [False, True])
 def test_response(client: OpenAI, *, is_streamed: bool) -> None:
     shape = {"format": {"type": "json_schema"} | SHAPE["json_schema"]}
-    asked: dict[str, Any] = {"model": "onprem", "input": ASK, "text": shape, "max_output_tokens": 200}
+    asked: dict[str, Any] = {"model": "onprem", "input": ASK, "text": shape, "max_output_tokens": 400, "temperature": 0}
     if is_streamed:
-        with client.responses.stream(**asked) as stream:
-            response = stream.get_final_response()
+        *_, last = client.responses.create(**asked, stream=True)
+        assert last.type == "response.completed", last
+        response = last.response
     else:
         response = client.responses.create(**asked)
     assert json.loads(response.output_text)["department"] in ("総務課", "福祉課", "税務課")
-    assert response.usage is not None and 0 < response.usage.output_tokens <= 200
+    assert response.usage is not None and 0 < response.usage.output_tokens <= 400
 
 
 def test_completion(client: OpenAI) -> None:
@@ -236,3 +238,28 @@ def test_embeddings_are_the_same_in_both_encodings(embedder: OpenAI) -> None:
     packed = embedder.embeddings.create(model="embedding", input="query: ごみの日").data[0].embedding
     plain = embedder.embeddings.create(model="embedding", input="query: ごみの日", encoding_format="float")
     assert packed == pytest.approx(plain.data[0].embedding, abs=1e-6)
+
+
+# ── Ranking ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_ranking(
+    tmp_path_factory: pytest.TempPathFactory, sqlite_template: DatabaseUrls, rerank_server: ModelServer
+) -> None:
+    region = Region.on_sqlite(
+        tmp_path_factory.mktemp("ranking"),
+        sqlite_template,
+        KUMIAI_OPENAI_COMPATIBLE_BASE_URL=rerank_server.url,
+        KUMIAI_OPENAI_COMPATIBLE_RERANK_MODEL=rerank_server.model,
+    )
+    region.set_price(f"compatible/{rerank_server.model}", input_u=YEN * YEN, output_u=0)
+    own = region.make_town()
+    asked = {"model": "rerank", "query": "保育園の申込", "documents": ["保育所の入所申請", "ごみの日"], "top_n": 2}
+    with region.gateway() as gateway:
+        headers = {"authorization": f"Bearer {own.key}"}
+        answer = httpx.post(f"{gateway.url}/v1/rerank", json=asked, headers=headers, trust_env=False, timeout=120)
+    assert answer.status_code == 200, answer.text
+    assert sorted(one["index"] for one in answer.json()["results"]) == [0, 1]
+    [call] = region.settled(own)
+    assert call.cost_uyen == answer.json()["usage"]["prompt_tokens"] * YEN
+    assert 0 < call.cost_uyen <= call.hold_uyen

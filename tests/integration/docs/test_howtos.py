@@ -63,7 +63,7 @@ def test_curl_examples_run(gateway: RunningGateway, town: Town) -> None:
     if shutil.which("curl", path=os.defpath) is None:
         pytest.skip("curl is not installed")
     calls = [b for b in blocks(API, "bash") + blocks(MODELS, "bash") if "curl" in b]
-    assert len(calls) == 6
+    assert len(calls) == 7
     for call in calls:
         lines = "\n".join(line for line in call.splitlines() if not line.startswith("kumiai "))
         done = subprocess.run(

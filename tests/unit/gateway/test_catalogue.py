@@ -9,6 +9,8 @@ import yaml
 from pydantic import SecretStr
 
 from gateway.server.configuration import with_own_keys
+from gateway.server.probing import BODIES
+from gateway.server.providers.base import Operation
 from gateway.server.providers.catalogue import CatalogueEntry, CatalogueError, Checked, load_catalogue
 from gateway.server.providers.factory import compile_all
 from gateway.server.settings import ProviderSettings
@@ -269,3 +271,7 @@ def test_what_is_no_catalogue(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(CatalogueError):
         load_catalogue(path)
+
+
+def test_whatever_a_deployment_can_do_it_can_be_asked_whether_it_is_well() -> None:
+    assert BODIES.keys() == set(Operation)
