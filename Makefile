@@ -6,7 +6,7 @@ export KUMIAI_HOME
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: help demo demo-stop demo-reset demo-cluster demo-cluster-reset check test install install-dev install-models install-pictures test-models test-vllm \
+.PHONY: help demo demo-stop demo-reset demo-cluster demo-cluster-reset check test install install-dev install-models install-pictures install-speech test-models test-vllm \
   evidence-vllm evidence-ledger evidence-budget evidence-region evidence-faults evidence-isolation locks bench screenshots
 
 help:
@@ -32,6 +32,10 @@ install-models:
 # Letters in pictures are read before they leave; without it a picture counts as unreadable.
 install-pictures: install
 	@requirements/install.sh pictures
+
+# Recordings are measured and heard by it; without it none is sent anywhere.
+install-speech: install
+	@requirements/install.sh speech
 
 demo: install
 	@$(BIN)/kumiai demo --port $(PORT)
@@ -92,6 +96,6 @@ screenshots: install-dev
 # Versions younger than a week are left to others to try. No addresses end up in the files.
 COOLDOWN = $(shell date -u -d '7 days ago' +%Y-%m-%d)
 locks: install-dev
-	for name in bootstrap runtime dev models pictures; do \
+	for name in bootstrap runtime dev models pictures speech; do \
 	  $(BIN)/uv pip compile -q --upgrade --exclude-newer $(COOLDOWN) --generate-hashes --universal \
 	    --python-version 3.11 --no-header requirements/$$name.in -o requirements/$$name.lock; done

@@ -7,6 +7,7 @@ by itself (remote URLs, `store`, hosted tools) is refused.
 
 import base64
 import binascii
+import dataclasses
 import json
 import math
 import re
@@ -17,6 +18,7 @@ from typing import Final, Literal, NoReturn
 
 from gateway.guard.answers import AnswerRules
 from gateway.guard.masking import Restorer
+from gateway.reading.speech import Recording
 from observability.problems import Problem
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
@@ -26,10 +28,12 @@ MAX_EMBEDDING_INPUTS = 2_048
 MAX_RANKED_DOCUMENTS = 1_000
 MAX_IMAGE_BYTES = 10 * 1024 * 1024
 MAX_SCHEMA_DEPTH = 64
+MAX_SOUNDS = 4
+MAX_HINT = 1_000
 MAX_NAMED_IGNORED = 20
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 
-type_of_operation = Literal["chat/completions", "completions", "embeddings", "rerank"]
+type_of_operation = Literal["chat/completions", "completions", "embeddings", "rerank", "audio/transcriptions"]
 # Answered by numbers: nothing is streamed, read or written word by word.
 WORDLESS: Final = frozenset({"embeddings", "rerank"})
 
@@ -53,8 +57,11 @@ class ModelRequest:
     """A checked request. `body` holds only allow-listed fields; `images` counts what no text detector can read.
 
     `ignored` names what was left out, in characters that a header may carry. `restorer` puts back into the answer what was
-    masked in the body. `answer_rules`: what is looked for in the answer. `picture_texts`:
-    what was read in the pictures.
+    masked in the body. `answer_rules`: what is looked for in the answer. `read_texts`:
+    what was read in the pictures and heard in recordings.
+
+    `sound`: a recording as it came; `recording`: as it may go on. `sounds` counts recordings, those among messages too.
+    `is_misheard`: a number was heard that may be another. `answer_form`: how a transcript is told.
     """
 
     operation: type_of_operation
@@ -70,7 +77,12 @@ class ModelRequest:
     images: int
     restorer: Restorer | None = None
     answer_rules: AnswerRules | None = None
-    picture_texts: tuple[str, ...] = ()
+    read_texts: tuple[str, ...] = ()
+    sounds: int = 0
+    sound: bytes = dataclasses.field(default=b"", repr=False)
+    recording: Recording | None = dataclasses.field(default=None, repr=False)
+    is_misheard: bool = False
+    answer_form: str = ""
 
 
 def parse_json(raw: bytes) -> dict[str, object]:
@@ -292,6 +304,35 @@ _EMBEDDINGS: Mapping[str, Check] = {
     "user": _string,
 }
 
+_LANGUAGE = re.compile(r"[a-z]{2,3}")
+TRANSCRIPT_FORMS = ("json", "text", "srt", "verbose_json", "vtt")
+
+
+def _language(value: object, param: str) -> object:
+    if not isinstance(value, str) or not _LANGUAGE.fullmatch(value):
+        _wrong(param, "ja・enなどの言語の略号（ISO 639-1）")
+    return value
+
+
+def _hint(value: object, param: str) -> object:
+    if len(_string(value, param)) > MAX_HINT:
+        _wrong(param, f"{MAX_HINT:,}文字まで")
+    return value
+
+
+def _transcript_form(value: object, param: str) -> object:
+    if value not in TRANSCRIPT_FORMS:
+        _wrong(param, "・".join(TRANSCRIPT_FORMS) + "のどれか")
+    return value
+
+
+_TRANSCRIPTIONS: Mapping[str, Check] = {
+    "language": _language,
+    "prompt": _hint,
+    "temperature": _number(0, 1),
+    "response_format": _transcript_form,
+}
+
 _RERANK: Mapping[str, Check] = {
     "top_n": _integer(1, MAX_RANKED_DOCUMENTS),
     "return_documents": _boolean,
@@ -331,13 +372,15 @@ def check_request(operation: type_of_operation, given: Mapping[str, object], *, 
 
     match operation:
         case "chat/completions":
-            checks, body, size, items, images = _CHAT, *_chat_input(given, ignored)
+            checks, body, size, items, images, sounds = _CHAT, *_chat_input(given, ignored)
         case "completions":
-            checks, body, size, items, images = _COMPLETIONS, *_completion_input(given)
+            checks, body, size, items, images, sounds = _COMPLETIONS, *_completion_input(given)
         case "embeddings":
-            checks, body, size, items, images = _EMBEDDINGS, *_embedding_input(given)
+            checks, body, size, items, images, sounds = _EMBEDDINGS, *_embedding_input(given)
         case "rerank":
-            checks, body, size, items, images = _RERANK, *_rerank_input(given, ignored)
+            checks, body, size, items, images, sounds = _RERANK, *_rerank_input(given, ignored)
+        case "audio/transcriptions":
+            checks, body, size, items, images, sounds = _TRANSCRIPTIONS, {}, 0, 1, 0, 1
 
     known = {"model", "stream", "stream_options", "store", *_RUN_BY_UPSTREAM, *body}
     for field, value in given.items():
@@ -368,6 +411,7 @@ def check_request(operation: type_of_operation, given: Mapping[str, object], *, 
         input_bytes=size,
         input_items=items,
         images=images,
+        sounds=sounds,
     )
 
 
@@ -385,13 +429,14 @@ def _unknown(value: Mapping[str, object], known: frozenset[str], at: str) -> set
     return {f"{at}.{field}" for field in value.keys() - known if value[field] is not None}
 
 
-# Allow-listed fields, UTF-8 bytes of text, number of messages or texts, number of images.
-_Input = tuple[dict[str, object], int, int, int]
+# Allow-listed fields, UTF-8 bytes of text, number of messages or texts, of images, of recordings.
+_Input = tuple[dict[str, object], int, int, int, int]
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 _MESSAGE_FIELDS = frozenset({"role", "content", "name", "tool_calls", "tool_call_id"})
 # What nobody here can look into before it leaves.
-_UNREADABLE = ("input_audio", "file", "video_url")
-_PART_FIELDS = frozenset({"type", "text", "image_url"})
+_UNREADABLE = ("file", "video_url")
+SOUND_FORMATS = ("wav", "mp3")
+_PART_FIELDS = frozenset({"type", "text", "image_url", "input_audio"})
 
 
 def _chat_input(given: Mapping[str, object], ignored: set[str]) -> _Input:
@@ -401,6 +446,7 @@ def _chat_input(given: Mapping[str, object], ignored: set[str]) -> _Input:
     kept: list[dict[str, object]] = []
     size = 0
     images = 0
+    sounds = 0
     for i, message in enumerate(messages):
         at = f"messages[{i}]"
         role = _object(message, at).get("role")
@@ -412,10 +458,11 @@ def _chat_input(given: Mapping[str, object], ignored: set[str]) -> _Input:
             clean["content"] = content
             size += len(content.encode())
         elif isinstance(content, list):
-            parts, part_bytes, part_images = _content_parts(content, f"{at}.content", ignored)
+            parts, part_bytes, part_images, part_sounds = _content_parts(content, f"{at}.content", ignored)
             clean["content"] = parts
             size += part_bytes
             images += part_images
+            sounds += part_sounds
         elif content is None and role == "assistant" and message.get("tool_calls"):
             clean["content"] = None
         else:
@@ -432,13 +479,14 @@ def _chat_input(given: Mapping[str, object], ignored: set[str]) -> _Input:
         if not message.keys() <= _MESSAGE_FIELDS:
             ignored |= _unknown(message, _MESSAGE_FIELDS, "messages[]")
         kept.append(clean)
-    return {"messages": kept}, size, len(kept), images
+    return {"messages": kept}, size, len(kept), images, sounds
 
 
-def _content_parts(parts: list[object], at: str, ignored: set[str]) -> tuple[list[dict[str, object]], int, int]:
+def _content_parts(parts: list[object], at: str, ignored: set[str]) -> tuple[list[dict[str, object]], int, int, int]:
     kept: list[dict[str, object]] = []
     size = 0
     images = 0
+    sounds = 0
     for i, part in enumerate(parts):
         here = f"{at}[{i}]"
         kind = _object(part, here).get("type")
@@ -455,15 +503,38 @@ def _content_parts(parts: list[object], at: str, ignored: set[str]) -> tuple[lis
                 clean["detail"] = image["detail"]
             kept.append({"type": "image_url", "image_url": clean})
             images += 1
+        elif kind == "input_audio":
+            sound = _object(part.get("input_audio"), f"{here}.input_audio")  # type: ignore[attr-defined]  # a dict by now
+            kept.append({"type": "input_audio", "input_audio": _sound(sound, f"{here}.input_audio")})
+            sounds += 1
         elif kind in _UNREADABLE:
             raise BadRequest(
-                "音声・動画・ファイルは、中を確かめられないので送れません。文字にしてから送ってください。",
+                "動画・ファイルは、中を確かめられないので送れません。文字にしてから送ってください。",
                 param=f"{here}.type",
             )
         else:
-            _wrong(f"{here}.type", "textまたはimage_url")
+            _wrong(f"{here}.type", "text・image_url・input_audioのどれか")
         ignored |= _unknown(part, _PART_FIELDS, "messages[].content[]")  # type: ignore[arg-type]  # a dict by now
-    return kept, size, images
+    return kept, size, images, sounds
+
+
+def _sound(value: dict[str, object], at: str) -> dict[str, object]:
+    if value.get("format") not in SOUND_FORMATS:
+        _wrong(f"{at}.format", "・".join(SOUND_FORMATS) + "のどちらか")
+    data = _string(value.get("data"), f"{at}.data")
+    try:
+        base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError):
+        _wrong(f"{at}.data", "正しいbase64")
+    return {"data": data, "format": value["format"]}
+
+
+def sounds_in(body: Mapping[str, object]) -> list[dict[str, object]]:
+    """The `input_audio` parts of a checked body's messages, in their order."""
+    messages = body.get("messages")
+    contents = [m.get("content") for m in messages if isinstance(m, dict)] if isinstance(messages, list) else []
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    return [part for part in parts if isinstance(part, dict) and part.get("type") == "input_audio"]
 
 
 def check_image(url: str, param: str) -> None:
@@ -511,7 +582,7 @@ def _completion_input(given: Mapping[str, object]) -> _Input:
         _wrong("prompt", "文字列、または文字列の配列")
     if len(prompts) > MAX_CHOICES:
         _wrong("prompt", f"{MAX_CHOICES}件まで")
-    return {"prompt": prompt}, sum(len(p.encode()) for p in prompts), len(prompts), 0
+    return {"prompt": prompt}, sum(len(p.encode()) for p in prompts), len(prompts), 0, 0
 
 
 def _embedding_input(given: Mapping[str, object]) -> _Input:
@@ -525,7 +596,7 @@ def _embedding_input(given: Mapping[str, object]) -> _Input:
     if encoding not in ("float", "base64"):
         _wrong("encoding_format", "floatまたはbase64")
     body: dict[str, object] = {"input": value, "encoding_format": encoding}
-    return body, sum(len(t.encode()) for t in texts), len(texts), 0
+    return body, sum(len(t.encode()) for t in texts), len(texts), 0, 0
 
 
 _DOCUMENT_FIELDS = frozenset({"text"})
@@ -550,4 +621,4 @@ def _rerank_input(given: Mapping[str, object], ignored: set[str]) -> _Input:
     if given.get("return_documents") is True:
         ignored.add("return_documents")
     size = sum(len(t.encode()) for t in texts) + len(texts) * len(query.encode())
-    return {"query": query, "documents": texts}, size, len(texts), 0
+    return {"query": query, "documents": texts}, size, len(texts), 0, 0

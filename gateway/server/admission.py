@@ -31,7 +31,10 @@ class Ticket:
     capped_output_tokens: int | None
 
     def cost_uyen(self, usage: Usage) -> int:
-        """Cost at the price frozen in the hold, rounded up."""
+        """Cost at the price frozen in the hold, rounded up; a recording's by its length, whoever counted what."""
+        if self.request.recording is not None:
+            seconds = metering.begun_seconds(self.request.recording)
+            return pricing.minutes_uyen(self.reservation.price, seconds=seconds)
         return pricing.cost_uyen(
             self.reservation.price,
             prompt_tokens=usage.prompt_tokens,
@@ -74,9 +77,12 @@ class Admission:
         bound = metering.prompt_bound(request)
         cap = metering.output_cap(request, deployment)
         n = metering.choices(request)
-        wanted = pricing.worst_case_uyen(price, input_bound=bound, output_cap=cap, choices=n)
-        floor_cap = min(cap, metering.FLOOR_OUTPUT_TOKENS)
-        floor = pricing.worst_case_uyen(price, input_bound=bound, output_cap=floor_cap, choices=n)
+        if request.recording is not None:
+            wanted = floor = pricing.minutes_uyen(price, seconds=metering.begun_seconds(request.recording))
+        else:
+            wanted = pricing.worst_case_uyen(price, input_bound=bound, output_cap=cap, choices=n)
+            floor_cap = min(cap, metering.FLOOR_OUTPUT_TOKENS)
+            floor = pricing.worst_case_uyen(price, input_bound=bound, output_cap=floor_cap, choices=n)
         record.deployment(deployment)
         if after is not None:
             record.cost_uyen += after.cost_uyen
@@ -127,7 +133,7 @@ class Admission:
 
 def _capped(request: ModelRequest, deployment: Deployment, cap: int) -> dict[str, object]:
     """The upstream body with the output cap always set, under the one name this deployment knows."""
-    if request.operation in WORDLESS:
+    if request.operation in WORDLESS or request.recording is not None:
         return request.body
     body = {k: v for k, v in request.body.items() if k not in ("max_tokens", "max_completion_tokens")}
     body[deployment.extra.get("max_tokens_field", "max_tokens")] = cap

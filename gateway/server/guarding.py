@@ -63,6 +63,18 @@ class PersonalDataFound(Problem):
         return False
 
 
+class NumberMisheard(Problem):
+    """A long number was heard, and no check digit can clear what a listener may have got wrong."""
+
+    type = "urn:problem:gateway:number-misheard"
+    status = HTTPStatus.FORBIDDEN
+    title = "音声に長い番号があり、聞き取りが確かでないので、送りませんでした"
+
+    @property
+    def may_be_retried(self) -> bool:
+        return False
+
+
 class MaskingOff(Problem):
     type = "urn:problem:gateway:masking-not-allowed"
     status = HTTPStatus.FORBIDDEN
@@ -144,9 +156,11 @@ async def look(
 ) -> tuple[Verdict, ModelRequest]:
     """Finds what is in a request and weighs it; the request comes back masked if that was asked for.
 
-    Raises `MyNumberFound`, `NgWordFound`, `MaskingOff` or `MaskingFailed`; then nothing is sent.
+    Raises `MyNumberFound`, `NgWordFound`, `NumberMisheard`, `MaskingOff` or `MaskingFailed`; then nothing is sent.
     """
     guard = policy.guard
+    if mask_first and request.recording is not None:
+        raise BadRequest("音声の中は伏せられません。Kumiai-Mask を付けずに送ってください。", param="Kumiai-Mask")
     if mask_first and not guard.masking:
         raise MaskingOff("Kumiai-Mask を付けずに送るか、町の管理者に相談してください。")
     names = mask_first or wants_names(guard)
@@ -157,6 +171,10 @@ async def look(
     if verdict.banned is not None:
         count(verdict, "block")
         raise NgWordFound("その言葉を消すか言い換えてください。分からないときは、町の管理者に聞いてください。")
+    if request.is_misheard:
+        raise NumberMisheard(
+            "番号を話しているところを除くか、文字にして送ってください。マイナンバーは、どこにも送れません。"
+        )
     return await masked(policy, request, verdict) if mask_first else (verdict, request)
 
 
@@ -183,7 +201,7 @@ async def masked(policy: Policy, request: ModelRequest, verdict: Verdict) -> tup
 
 
 async def _find(policy: Policy, request: ModelRequest, *, names: bool) -> tuple[Finding, ...]:
-    text = BETWEEN.join((*texts_of(request.body), *request.picture_texts))
+    text = BETWEEN.join((*texts_of(request.body), *request.read_texts))
     guard = policy.guard
     # A name beside an illness weighs more than either: there names are looked for, whatever the town says of names.
     names = names or may_be_sensitive(text)
@@ -224,6 +242,14 @@ def picture_refusal(verdict: Verdict) -> ZoneRefused:
     return ZoneRefused(
         "画像には顔や書類が写っていることがあるため、個人情報として扱います。"
         "画像を外すか、庁内専用のモデルを選んでください。",
+        data_class=verdict.data_class.value,
+    )
+
+
+def recording_refusal(verdict: Verdict) -> ZoneRefused:
+    """A voice is a person's, whatever it says."""
+    return ZoneRefused(
+        "音声には声や名前が入るため、個人情報として扱います。庁内専用のモデルを選んでください。",
         data_class=verdict.data_class.value,
     )
 

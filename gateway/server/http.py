@@ -145,7 +145,12 @@ async def _wait_for_disconnect(receive: AsgiReceive) -> None:
         pass
 
 
-async def read_body(scope: AsgiScope, receive: AsgiReceive) -> bytes:
+def content_type_of(scope: AsgiScope) -> bytes:
+    """As the caller says it; empty for none."""
+    return next((bytes(value) for name, value in scope["headers"] if name == b"content-type"), b"")
+
+
+async def read_body(scope: AsgiScope, receive: AsgiReceive, *, content_type: str = "application/json") -> bytes:
     """The whole request body, cut off at the cap before it is buffered.
 
     Raises `BodyTooLarge`, `BadRequest` for another content type, `Disconnected`.
@@ -153,8 +158,8 @@ async def read_body(scope: AsgiScope, receive: AsgiReceive) -> bytes:
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit() and int(value) > MAX_BODY_BYTES:
             raise BodyTooLarge(f"{MAX_BODY_BYTES // 1024 // 1024}MBまでにしてください。")
-        if name == b"content-type" and b"json" not in value.lower():
-            raise BadRequest("Content-Type は application/json にしてください。")
+        if name == b"content-type" and content_type.rpartition("/")[2].encode() not in value.lower():
+            raise BadRequest(f"Content-Type は {content_type} にしてください。")
         if name == b"content-encoding" and value != b"identity":
             raise BadRequest("圧縮した本文は受け付けません。")
     parts: list[bytes] = []

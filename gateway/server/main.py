@@ -26,6 +26,7 @@ from gateway.server.pictures import PictureReader
 from gateway.server.pipeline import Deadlines, Pipeline
 from gateway.server.probing import Prober
 from gateway.server.providers.base import Deployment, Operation
+from gateway.server.providers.catalogue import CatalogueError
 from gateway.server.providers.factory import compile_all, create_providers
 from gateway.server.providers.outbound import Egress
 from gateway.server.queueing import Capacity, FairQueue
@@ -34,6 +35,7 @@ from gateway.server.record import Recorder
 from gateway.server.routes import counting, guard, health, models
 from gateway.server.settings import GatewaySettings, ProviderSettings
 from gateway.server.slices import Slices
+from gateway.server.speech import SpeechReader
 from gateway.server.streams import PATH as STREAMS_PATH
 from gateway.server.streams import Streams
 from gateway.server.wires.messages import PATH as MESSAGES_PATH
@@ -117,6 +119,9 @@ class Gateway:
         )
         self.rates = Rates(settings.valkey_url.get_secret_value())
         self.pictures = PictureReader(is_on=gateway_settings.pictures == "auto")
+        self.speech = SpeechReader(hears=gateway_settings.speech == "auto")
+        if "speech" in self.providers and not self.speech.hears:
+            raise CatalogueError("KUMIAI_SPEECH=on needs make install-speech, and KUMIAI_GATEWAY_SPEECH not off")
         self.pipeline = Pipeline(
             authenticator=self.authenticator,
             configuration=self.configuration,
@@ -135,6 +140,7 @@ class Gateway:
                 self.ledger, self.configuration, Slices(self.db, self.ledger, wait_s=gateway_settings.grant_wait_s)
             ),
             pictures=self.pictures,
+            speech=self.speech,
             providers=self.providers,
             recorder=Recorder(
                 configure_tracing(endpoint=settings.otlp_endpoint, service="gateway"), bool(settings.otlp_endpoint)
@@ -186,7 +192,12 @@ class Gateway:
         if any(deployment.probe for deployment in self._deployments):
             polls.append(self.prober.run())
         self._polls = [asyncio.create_task(poll) for poll in polls]
-        log.info("gateway_started", reads_pictures=self.pictures.is_on, deployments=[d.id for d in self._deployments])
+        log.info(
+            "gateway_started",
+            reads_pictures=self.pictures.is_on,
+            hears=self.speech.hears,
+            deployments=[d.id for d in self._deployments],
+        )
 
     def begin_drain(self) -> None:
         """No new traffic from now on; whatever still runs after `drain_s` is cut off, with a word on how to go on.
@@ -212,6 +223,7 @@ class Gateway:
         for provider in self.providers.values():
             await provider.aclose()
         await self.pictures.aclose()
+        await self.speech.aclose()
         await self.keys.aclose()
         await self.journal.aclose()
         await self.rates.aclose()

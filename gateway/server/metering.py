@@ -1,6 +1,7 @@
 """Upper bounds before a call and counts after it, in tokens; money is computed from them in `tenants.quota.pricing`."""
 
 from gateway.contracts import WORDLESS, ModelRequest
+from gateway.reading.speech import Recording
 from gateway.server.providers.base import Deployment, Usage
 
 # A tokenizer never makes more tokens than the text has UTF-8 bytes. Chat templates add role markers per message.
@@ -8,6 +9,8 @@ TOKENS_PER_MESSAGE = 16
 TOKENS_PER_REQUEST = 64
 # The dearest published image accounting stays below this for the sizes we accept.
 TOKENS_PER_IMAGE = 6_000
+# As OpenAI counts sound; it weighs in limits of tokens a minute, for it is paid for by the second.
+MILLISECONDS_PER_TOKEN = 100
 # Injected when the caller sets no cap, so that every call has a worst case.
 DEFAULT_OUTPUT_TOKENS = 4_096
 # A hold may be shrunk to what is affordable, but not below an answer of this length.
@@ -21,12 +24,18 @@ def prompt_bound(request: ModelRequest) -> int:
         + TOKENS_PER_MESSAGE * request.input_items
         + TOKENS_PER_REQUEST
         + TOKENS_PER_IMAGE * request.images
+        + (0 if request.recording is None else request.recording.milliseconds // MILLISECONDS_PER_TOKEN)
     )
+
+
+def begun_seconds(recording: Recording) -> int:
+    """By which a recording is paid for."""
+    return -(-recording.milliseconds // 1000)
 
 
 def output_cap(request: ModelRequest, deployment: Deployment) -> int:
     """Output tokens per choice that will be asked for: the caller's, ours or the model's limit, whichever is least."""
-    if request.operation in WORDLESS:
+    if request.operation in WORDLESS or request.recording is not None:
         return 0
     return min(request.max_output_tokens or DEFAULT_OUTPUT_TOKENS, deployment.max_output_tokens)
 

@@ -29,6 +29,7 @@ from gateway.server.http import (
     CutOff,
     Disconnected,
     Restarting,
+    content_type_of,
     error_event,
     read_body,
     send_problem,
@@ -54,7 +55,9 @@ from gateway.server.queueing import FairQueue, Teller, Turn
 from gateway.server.rates import RateExceeded, Rates, Taken
 from gateway.server.record import CallRecord, Recorder, parent_of
 from gateway.server.routing import ZoneRefused, route, without_shared_after_own, zone_guard
+from gateway.server.speech import SpeechReader
 from gateway.server.streams import Outlet, Streams, is_resumable
+from gateway.server.wires import transcriptions
 from gateway.server.wires.outlet import Wire, WireOutlet
 from observability.problems import InvalidInput, NotAllowed, Problem
 from tenants.context import DataClass, new_id
@@ -100,6 +103,7 @@ class Pipeline:
     deadlines: Deadlines
     fleet: Fleet
     pictures: PictureReader
+    speech: SpeechReader
     clients: set[Client] = field(default_factory=set)
 
     async def handle(
@@ -128,7 +132,11 @@ class Pipeline:
         try:
             caller = await self.authenticator.authenticate(scope)
             record.caller(caller)
-            body = await read_body(scope, receive)
+            if operation is Operation.TRANSCRIPTIONS:
+                body = await read_body(scope, receive, content_type="multipart/form-data")
+                parse = partial(transcriptions.parse_transcription, content_type_of(scope))
+            else:
+                body = await read_body(scope, receive)
             if len(body) > PARSED_ASIDE_BYTES:
                 request = await anyio.to_thread.run_sync(parse, body)
             else:
@@ -147,10 +155,12 @@ class Pipeline:
             policy = await self.configuration.policy_of(caller.tenant_id, known_at=known_at)
             if caller.app and not policy.allows_app(caller.app):
                 raise NotAllowed("このアプリは、町の管理者が止めています。")
-            declared = effective_class(caller, policy, request.images, scope)
+            declared = effective_class(caller, policy, request.images or len(request.sound), scope)
             known = self.configuration.current.deployments(caller.tenant_id)
             record.request(request, declared, is_known=request.model in known)
             request = await self.pictures.read(request)
+            if request.sounds:
+                request = await self.speech.read(request)
             request = guarding.listening(request, caller, policy, scope)
             verdict, request = await guarding.look(policy, request, declared, mask_first=guarding.is_mask_asked(scope))
             client = Client(receive, server_send, may_leave=claim is not None, is_resumable=outlet is not None)
@@ -321,6 +331,8 @@ class Pipeline:
             if verdict.data_class is verdict.declared:
                 if request.images and verdict.data_class is CLASS_OF_UNREADABLE:
                     raise guarding.picture_refusal(verdict) from None
+                if request.recording is not None and verdict.data_class is CLASS_OF_UNREADABLE:
+                    raise guarding.recording_refusal(verdict) from None
                 raise
             if verdict.remedy == "mask" and not verdict.is_masked:
                 verdict, request = await guarding.masked(policy, request, verdict)
@@ -359,6 +371,7 @@ class Pipeline:
             between_chunks_timeout_s=self.deadlines.between_chunks_s,
             total_timeout_s=total_s,
             heartbeat_s=self.deadlines.heartbeat_s,
+            recording=ticket.request.recording,
         )
         try:
             async with client:
@@ -432,14 +445,20 @@ class Pipeline:
     ) -> None:
         async with client:
             body = b"".join([chunk async for chunk in response.chunks()])
-        if (watch := guarding.watch(ticket.request)) is not None:
+        content_type = b"application/json"
+        watch = guarding.watch(ticket.request)
+        if ticket.request.recording is not None:
+            make = partial(transcriptions.transcript_of, ticket.request, body, watch)
+            body, content_type = await anyio.to_thread.run_sync(make)
+        elif watch is not None:
             body = await guarding.read_answer(watch, body)
+        if watch is not None:
             if watch.header:
                 headers.append((b"kumiai-answer-guard", watch.header.encode("ascii")))
             guarding.told(watch)
         if ticket.request.restorer is not None:
             body = ticket.request.restorer.body(body)
-        await send_start(send, 200, b"application/json", [*headers, (b"content-length", b"%d" % len(body))])
+        await send_start(send, 200, content_type, [*headers, (b"content-length", b"%d" % len(body))])
         record.headers_sent = True
         await send({"type": "http.response.body", "body": body})
 
@@ -502,6 +521,8 @@ def _identity_of(scope: AsgiScope, body: bytes) -> bytes:
     asked = sorted(
         v for n, v in scope["headers"] if n in (b"kumiai-data-class", b"kumiai-mask", b"kumiai-answer-guard")
     )
+    if scope["path"] == transcriptions.PATH:
+        body = transcriptions.identity(content_type_of(scope), body)
     return b"\n".join((scope["path"].removeprefix("/v1/").encode(), *asked, body))
 
 
@@ -566,6 +587,8 @@ def needed_capabilities(request: ModelRequest) -> frozenset[str]:
         needs.add("json_schema")
     if request.images:
         needs.add("images")
+    if request.answer_form in transcriptions.TIMED:
+        needs.add("timestamps")
     if request.body.get("logprobs"):
         needs.add("logprobs")
     return frozenset(needs)

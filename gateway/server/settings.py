@@ -33,6 +33,9 @@ class ProviderSettings(BaseSettings):
     kumiai_openai_compatible_model: str = ""
     kumiai_openai_compatible_embedding_model: str = ""
     kumiai_openai_compatible_rerank_model: str = ""
+    kumiai_openai_compatible_transcription_model: str = ""
+    # Offers the gateway's own ear (make install-speech) as a model.
+    kumiai_speech: Literal["", "on"] = ""
     kumiai_openai_compatible_max_output_tokens: int = 4_096
     kumiai_openai_compatible_concurrency: int | None = Field(default=None, ge=1)
 
@@ -83,6 +86,8 @@ class GatewaySettings(BaseSettings):
     hold_lease_s: float = Field(default=120.0, ge=1)
     # Whether letters in pictures are read before they leave, where the reader is installed.
     pictures: Literal["auto", "off"] = "auto"
+    # Whether recordings are listened to before they leave, where that is installed; else they are only measured.
+    speech: Literal["auto", "off"] = "auto"
     demo_delay_s: float = Field(default=0.03, ge=0)
     # The way out: a CONNECT proxy, an internal CA, a client certificate.
     egress_proxy: str = ""

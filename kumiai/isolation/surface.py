@@ -47,6 +47,8 @@ BODIES: Final[Mapping[str, Mapping[str, Any]]] = {
     "/v1/messages": {"model": "standard", "messages": [{"role": "user", "content": "水"}], "max_tokens": 16},
     "/v1/messages/count_tokens": {"model": "standard", "messages": [{"role": "user", "content": "水"}]},
     "/v1/responses": {"model": "standard", "input": "水", "max_output_tokens": 16},
+    # A form: this body is refused when who asks was let in.
+    "/v1/audio/transcriptions": {},
     "/v1/guard/inspect": {"text": "水"},
     "/v1/streams/{call_id}": {},
 }  # fmt: skip

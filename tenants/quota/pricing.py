@@ -46,6 +46,11 @@ def worst_case_uyen(price: FrozenPrice, *, input_bound: int, output_cap: int, ch
     return _in_uyen(price, input_bound * dearest_input + output_cap * choices * price.output_u_per_mtok)
 
 
+def minutes_uyen(price: FrozenPrice, *, seconds: int) -> int:
+    """The bill for a recording, known before it is sent: the price of a minute stands where others have a million tokens."""
+    return _ceil_div(seconds * price.input_u_per_mtok * price.uyen_per_unit, 60 * UYEN_PER_YEN)
+
+
 def affordable_output_tokens(price: FrozenPrice, hold_uyen: int, *, input_bound: int, choices: int = 1) -> int:
     """The largest output cap whose worst case is within `hold_uyen`; 0 if not even the input is."""
     if price.output_u_per_mtok == 0 or price.uyen_per_unit == 0:

@@ -10,6 +10,7 @@ from enum import StrEnum
 from http import HTTPStatus
 from typing import Final, Literal, Protocol
 
+from gateway.reading.speech import Recording
 from observability.problems import Problem
 from tenants.context import Zone
 
@@ -21,11 +22,14 @@ class Operation(StrEnum):
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
     RERANK = "rerank"
+    TRANSCRIPTIONS = "audio/transcriptions"
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
     """Micro-yen or micro-currency-units per million tokens; `currency` JPY needs no exchange rate.
+
+    What transcribes is paid for by the minute: its `input_u_per_mtok` is the price of one.
 
     A model without a price cannot be registered; an explicit 0 is allowed (on-prem, base URL).
     """
@@ -45,7 +49,7 @@ class Deployment:
 
     id: str
     alias: str
-    provider: Literal["openai_wire", "litellm", "litellm_router", "demo"]
+    provider: Literal["openai_wire", "litellm", "litellm_router", "speech", "demo"]
     vendor: str
     upstream_model: str
     base_url: str
@@ -88,6 +92,7 @@ class UpstreamRequest:
     between_chunks_timeout_s: float = 30.0
     total_timeout_s: float = 600.0
     heartbeat_s: float = 15.0
+    recording: Recording | None = field(default=None, repr=False)
 
 
 # A comment of a stream, which every client skips: somebody is still there.

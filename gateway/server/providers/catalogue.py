@@ -45,14 +45,22 @@ class Checked(_Entry):
 
 
 class CataloguePrice(_Entry):
-    """Per million tokens, in micro-units of the currency."""
+    """Per million tokens, in micro-units of the currency; for what transcribes, per begun second of a minute's price."""
 
     currency: Literal["JPY", "USD"]
-    input_u_per_mtok: int = Field(ge=0)
-    output_u_per_mtok: int = Field(ge=0)
+    input_u_per_mtok: int | None = Field(default=None, ge=0)
+    output_u_per_mtok: int | None = Field(default=None, ge=0)
+    audio_u_per_minute: int | None = Field(default=None, ge=0)
     cached_input_u_per_mtok: int | None = Field(default=None, ge=0)
     source: str
     checked: date
+
+    @model_validator(mode="after")
+    def _has_one_unit(self) -> "CataloguePrice":
+        by_token = (self.input_u_per_mtok, self.output_u_per_mtok)
+        if None in by_token if self.audio_u_per_minute is None else by_token != (None, None):
+            raise ValueError("`input_u_per_mtok` and `output_u_per_mtok`, or `audio_u_per_minute`")
+        return self
 
 
 class CatalogueEntry(_Entry):
@@ -68,7 +76,7 @@ class CatalogueEntry(_Entry):
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9._/-]*$")
     aliases: list[str] = Field(min_length=1)
     vendor: str
-    wire: Literal["openai_wire", "litellm", "litellm_router", "demo"]
+    wire: Literal["openai_wire", "litellm", "litellm_router", "speech", "demo"]
     model: str = ""
     model_from: str = ""
     base_url: str = ""
@@ -84,7 +92,7 @@ class CatalogueEntry(_Entry):
     country: str = Field(pattern=r"^([A-Z]{2})?$")
     operator: str
     operations: list[Operation] = Field(min_length=1)
-    capabilities: list[Literal["tools", "json_schema", "images", "logprobs"]] = []
+    capabilities: list[Literal["tools", "json_schema", "images", "logprobs", "timestamps"]] = []
     max_input_tokens: int = Field(gt=0)
     max_output_tokens: int = Field(ge=0)
     concurrency: int | None = Field(default=None, ge=1)
@@ -105,7 +113,14 @@ class CatalogueEntry(_Entry):
     def _says_where_it_runs(self) -> "CatalogueEntry":
         if not self.model and not self.model_from:
             raise ValueError("`model` or `model_from` is needed")
-        if self.wire != "demo" and not self.base_url and not self.base_url_from:
+        if Operation.TRANSCRIPTIONS in self.operations:
+            if len(self.operations) > 1 or self.wire not in ("openai_wire", "speech"):
+                raise ValueError("what transcribes does nothing else, by the wire openai_wire or speech")
+            if self.price is not None and self.price.audio_u_per_minute is None:
+                raise ValueError("what transcribes is priced by `audio_u_per_minute`")
+        elif self.wire == "speech" or (self.price is not None and self.price.audio_u_per_minute is not None):
+            raise ValueError("`speech` and `audio_u_per_minute` are for audio/transcriptions")
+        if self.wire not in ("demo", "speech") and not self.base_url and not self.base_url_from:
             raise ValueError("`base_url` or `base_url_from` is needed")
         if self.own_keys_only and (self.key_from or self.key_file is not None):
             raise ValueError("an entry for own keys only has no `key_from` and no `key_file`")

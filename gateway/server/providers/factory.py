@@ -14,6 +14,7 @@ from gateway.server.providers.catalogue import CatalogueEntry, CatalogueError, l
 from gateway.server.providers.demo import Demo
 from gateway.server.providers.openai_wire import OpenAIWire
 from gateway.server.providers.outbound import Egress, Outbound
+from gateway.server.providers.speech import Speech
 from gateway.server.settings import ProviderSettings
 from tenants.context import Zone
 from tenants.quota.windows import JST
@@ -21,7 +22,7 @@ from tenants.quota.windows import JST
 log = structlog.get_logger("gateway")
 
 STAFF_ALIASES: Final = ("fast", "standard", "onprem")
-_ALL_CAPABILITIES: Final = frozenset({"tools", "json_schema", "images", "logprobs"})
+_ALL_CAPABILITIES: Final = frozenset({"tools", "json_schema", "images", "logprobs", "timestamps"})
 
 
 def compile_all(settings: ProviderSettings, *, production: bool, today: date | None = None) -> tuple[Deployment, ...]:
@@ -80,8 +81,8 @@ def _compiled(entry: CatalogueEntry, keys: Mapping[str, str]) -> list[Deployment
             else Price(
                 version=price_version(entry.id, price.model_dump_json()),
                 currency=price.currency,
-                input_u_per_mtok=price.input_u_per_mtok,
-                output_u_per_mtok=price.output_u_per_mtok,
+                input_u_per_mtok=price.input_u_per_mtok or price.audio_u_per_minute or 0,
+                output_u_per_mtok=price.output_u_per_mtok or 0,
                 cached_input_u_per_mtok=price.cached_input_u_per_mtok,
                 source=price.source,
                 checked_on=price.checked.isoformat(),
@@ -119,6 +120,10 @@ def _compatible(settings: ProviderSettings) -> Iterable[Deployment]:
     ranks = frozenset({Operation.RERANK})
     named += [("rerank", model, ranks) for model in ranking[:1]]
     named += [(model, model, ranks) for model in ranking]
+    transcription = _listed(settings.kumiai_openai_compatible_transcription_model)
+    words = frozenset({Operation.TRANSCRIPTIONS})
+    named += [("transcription", model, words) for model in transcription[:1]]
+    named += [(model, model, words) for model in transcription]
     for alias, upstream_model, operations in dict.fromkeys(named):
         yield Deployment(
             id=f"compatible/{upstream_model}",
@@ -166,6 +171,8 @@ def create_providers(deployments: Iterable[Deployment], *, egress: Egress, demo_
     providers: dict[str, Provider] = {"openai_wire": OpenAIWire(outbound)}
     if "demo" in names:
         providers["demo"] = Demo(delay_s=demo_delay_s)
+    if "speech" in names:
+        providers["speech"] = Speech()
     if "litellm" in names:
         from gateway.server.providers.litellm import LiteLLMTransform
 

@@ -17,6 +17,7 @@ from gateway.server.providers.base import (
     Usage,
 )
 from gateway.server.providers.outbound import Answer, Outbound, data_of, raise_for, read_all, server_sent_events
+from gateway.server.wires.transcriptions import form_of
 
 _BROKEN = "もう一度試してください。続くときは共同利用の事務局に知らせてください。"
 _CUT = "答えが途中で切れました。もう一度試してください。"
@@ -41,11 +42,16 @@ class OpenAIWire:
         if request.stream:
             body["stream"] = True
             body["stream_options"] = {"include_usage": True}
+        content, content_type = orjson.dumps(body), "application/json"
+        if request.recording is not None:
+            # The one shape that tells everything, or the one that every model knows.
+            body["response_format"] = "verbose_json" if "timestamps" in request.deployment.capabilities else "json"
+            content, content_type = form_of(request.recording, body)
         response = await self._outbound.post(
             request,
             f"{request.deployment.base_url}/{request.operation.value}",
-            orjson.dumps(body),
-            _headers(request.deployment) | {"content-type": "application/json"},
+            content,
+            _headers(request.deployment) | {"content-type": content_type},
         )
         try:
             if request.stream:
@@ -155,6 +161,10 @@ class _Json:
             if scores is None:
                 raise UpstreamBroken(_BROKEN, dispatched=True)
             return cls(ranking.written(request, scores, usage), usage, None, 0)
+        if request.operation is Operation.TRANSCRIPTIONS:
+            if not isinstance(answer.get("text"), str):
+                raise UpstreamBroken(_BROKEN, dispatched=True)
+            return cls(body, None, "stop", 0)
         items = answer.get("data" if request.operation is Operation.EMBEDDINGS else "choices")
         if not isinstance(items, list) or not items:
             raise UpstreamBroken(_BROKEN, dispatched=True)
