@@ -91,7 +91,7 @@ def test_wrong_method_is_an_error_of_the_same_shape(gateway: RunningGateway, tow
 
 
 def test_unknown_address_is_an_error_of_the_same_shape(gateway: RunningGateway) -> None:
-    answer = httpx.post(gateway.url + "/v1/responses", json={}, trust_env=False)
+    answer = httpx.post(gateway.url + "/v1/nothing", json={}, trust_env=False)
     assert answer.status_code == 404
     assert error_of(answer)["code"] == "not_found"
 
