@@ -29,6 +29,7 @@ from gateway.server.providers.base import Deployment, Operation
 from gateway.server.providers.catalogue import CatalogueError
 from gateway.server.providers.factory import compile_all, create_providers
 from gateway.server.providers.outbound import Egress
+from gateway.server.pumps import Pumps
 from gateway.server.queueing import Capacity, FairQueue
 from gateway.server.rates import Rates
 from gateway.server.record import Recorder
@@ -141,6 +142,7 @@ class Gateway:
             ),
             pictures=self.pictures,
             speech=self.speech,
+            pumps=Pumps(most=gateway_settings.max_pumps, within_s=gateway_settings.pump_s),
             providers=self.providers,
             recorder=Recorder(
                 configure_tracing(endpoint=settings.otlp_endpoint, service="gateway"), bool(settings.otlp_endpoint)
@@ -220,6 +222,7 @@ class Gateway:
             poll.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await poll
+        await self.pipeline.pumps.aclose()
         for provider in self.providers.values():
             await provider.aclose()
         await self.pictures.aclose()

@@ -51,6 +51,7 @@ from gateway.server.providers.base import (
     UpstreamUnavailable,
     Usage,
 )
+from gateway.server.pumps import Pumped, Pumps
 from gateway.server.queueing import FairQueue, Teller, Turn
 from gateway.server.rates import RateExceeded, Rates, Taken
 from gateway.server.record import CallRecord, Recorder, parent_of
@@ -104,6 +105,7 @@ class Pipeline:
     fleet: Fleet
     pictures: PictureReader
     speech: SpeechReader
+    pumps: Pumps
     clients: set[Client] = field(default_factory=set)
 
     async def handle(
@@ -414,15 +416,16 @@ class Pipeline:
         headers = answer_headers(ticket, record)
         if outlet is not None:
             outlet.begin(headers, client)
-        problem = ""
+        problem, is_broken = "", False
+        pumped = Pumped(response) if ticket.request.stream and ticket.deployment.bills_anyway else None
         try:
             if ticket.request.stream:
-                await self._relay_stream(ticket, response, record, headers, client, send)
+                await self._relay_stream(ticket, pumped or response, record, headers, client, send)
             else:
                 await self._relay_body(ticket, response, record, headers, client, send)
         except UpstreamProblem as error:
             standing.failed(error)
-            problem = error.code
+            problem, is_broken = error.code, True
             raise
         except (Disconnected, asyncio.CancelledError, CutOff) as left:
             problem = _reason(left)
@@ -430,9 +433,16 @@ class Pipeline:
         finally:
             usage = response.usage or metering.counted_usage(ticket.request, response.output_text_bytes)
             record.usage(usage, response.finish_reason)
-            settlement = settlement_of(ticket, usage, response, problem, record)
-            self.admission.end(Ending(ticket.reservation, settlement), record)
-            await response.aclose()
+            settle = partial(self._settle, ticket, response, problem, record)
+            is_left = problem and not is_broken
+            if pumped is None or not is_left or not self.pumps.leave(pumped, settle):
+                settle()
+                await (pumped or response).aclose()
+
+    def _settle(self, ticket: Ticket, response: UpstreamResponse, problem: str, record: CallRecord) -> None:
+        usage = response.usage or metering.counted_usage(ticket.request, response.output_text_bytes)
+        settlement = settlement_of(ticket, usage, response, problem, record)
+        self.admission.end(Ending(ticket.reservation, settlement), record)
 
     async def _relay_body(
         self,
@@ -465,7 +475,7 @@ class Pipeline:
     async def _relay_stream(
         self,
         ticket: Ticket,
-        response: UpstreamResponse,
+        response: UpstreamResponse | Pumped,
         record: CallRecord,
         headers: list[tuple[bytes, bytes]],
         client: Client,
@@ -599,9 +609,11 @@ def settlement_of(
 ) -> Settlement:
     """What the ledger is told: cost at the frozen price, never above the hold.
 
-    A model that thinks unseen has billed more than was read when nobody counted: then the full hold stands.
+    When nobody counted, the full hold stands for a model that thinks unseen, which has billed more than was read, and
+    for an answer that broke off at a provider that bills it to its end.
     """
-    is_open = response.usage is None and "unseen_thought" in ticket.deployment.extra
+    bills_more = "unseen_thought" in ticket.deployment.extra or (problem and ticket.deployment.bills_anyway)
+    is_open = response.usage is None and bool(bills_more)
     return Settlement(
         cost_uyen=None if is_open else min(ticket.cost_uyen(usage), ticket.reservation.hold_uyen),
         prompt_tokens=usage.prompt_tokens,

@@ -100,7 +100,18 @@ def gateway_in_thread(region: Region) -> Iterator[GatewayInThread]:
 
 # ── A catalogue of servers, each with another trouble ────────────────────────────────────────────────────────────
 
-ALIASES: Final = ("faulty", "paired", "refused", "blackhole", "unknown-host", "expired", "trusted", "listed", "free")
+ALIASES: Final = (
+    "faulty",
+    "paired",
+    "refused",
+    "blackhole",
+    "unknown-host",
+    "expired",
+    "trusted",
+    "listed",
+    "free",
+    "billing",
+)
 
 
 def deployment(
@@ -116,6 +127,7 @@ def deployment(
         "price": {"currency": "JPY", "input_u_per_mtok": price_u, "output_u_per_mtok": price_u,
                   "source": "見本", "checked": "2026-11-27"},
         **dict.fromkeys(facts, fact),
+        "on_close": {"value": "aborts_on_close", "checked": "2026-11-28", "source": "見本"},
         "contract_expires_on": None, "retires_on": None, "successor": "", "verified": "見本", **more,
     }  # fmt: skip
 
@@ -210,6 +222,9 @@ def prepared(
             deployment("trusted", f"{secure.url}/first/v1", ["trusted"]),
             deployment("listed", f"{upstream.url}/listed/v1", ["listed"], probe="models"),
             deployment("free", f"{upstream.url}/free/v1", ["free"], price_u=0, probe="answer"),
+            deployment(
+                "billing", f"{upstream.url}/first/v1", ["billing"], on_close={"unconfirmed": True, "note": "見本"}
+            ),
             deployment("abroad", f"{upstream.url}/abroad/v1", list(ALIASES), zone="overseas"),
         ]
         catalogue.write_text(yaml.safe_dump({"deployments": servers}, allow_unicode=True))

@@ -292,10 +292,10 @@ async def leave(installation: Installation, request: bytes, *, after: bytes | No
     return head[1][:36].decode() if len(head) > 1 else ""
 
 
-def request_bytes(installation: Installation, fault: str, seed: int) -> bytes:
+def request_bytes(installation: Installation, fault: str, seed: int, *, model: str = "faulty") -> bytes:
     body = json.dumps(
         {
-            "model": "faulty", "stream": True, "max_tokens": 1000,
+            "model": model, "stream": True, "max_tokens": 1000,
             "messages": [{"role": "user", "content": json.dumps({"fault": fault, "seed": seed})}],
         }
     ).encode()  # fmt: skip
@@ -346,3 +346,30 @@ async def test_who_leaves_in_the_middle_pays_for_what_was_written(installation: 
     for call in eventually(closed):
         assert (call.state, call.problem, call.usage_source) == ("settled", "client_disconnected", "tokenizer")
         assert 0 < call.cost_uyen <= call.hold_uyen
+
+
+@pytest.mark.parametrize(("fault", "is_counted"), [("slow", True), ("stall_mid_stream", False)])
+async def test_who_leaves_where_all_is_billed_pays_what_was_counted(
+    installation: Installation, fault: str, *, is_counted: bool
+) -> None:
+    """The answer is read on without its caller; what is never counted stands at its full hold."""
+    leaving = [
+        leave(installation, request_bytes(installation, fault, s, model="billing"), after=b'"content"') for s in SEEDS
+    ]
+    ids = await asyncio.gather(*leaving)
+
+    def closed() -> dict[str, Call]:
+        found = {
+            str(c.id): c for c in installation.region.calls(installation.town) if str(c.id) in ids and c.state != "held"
+        }
+        return found if len(found) == len(ids) else {}
+
+    calls = await asyncio.to_thread(eventually, closed, within_s=30)
+    for seed, id in zip(SEEDS, ids, strict=True):
+        answer, call = Answer.of(seed), calls[id]
+        assert (call.state, call.problem) == ("settled", "client_disconnected")
+        if is_counted:
+            tokens = answer.prompt_tokens + answer.completion_tokens
+            assert (call.usage_source, call.cost_uyen) == ("provider", tokens * YEN)
+        else:
+            assert (call.usage_source, call.cost_uyen) == ("hold", call.hold_uyen)

@@ -70,6 +70,8 @@ class Deployment:
     probe: Literal["", "models", "answer"] = ""
     # Off but for towns that have a key of their own.
     needs_own_key: bool = False
+    # Whether it bills the rest of an answer whose connection was closed in the middle, as far as anybody knows.
+    bills_anyway: bool = False
     # `api_key` is the calling town's; it pays the provider itself.
     is_own_key: bool = False
 

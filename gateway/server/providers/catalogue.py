@@ -71,6 +71,8 @@ class CatalogueEntry(_Entry):
     for nobody else. concurrency: how many calls each gateway process may
     have under way there; further ones wait their turn. probe: how it is found out that it is well again after a
     failure, without a town's call: by its list of `models`, or by an `answer` of one token that costs nothing.
+    on_close: whether it stops, and bills no more, when the connection is closed in the middle of a streamed answer
+    (`aborts_on_close`), or goes on and bills the whole (`bills_anyway`), which is presumed where nobody has confirmed it.
     """
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9._/-]*$")
@@ -104,6 +106,7 @@ class CatalogueEntry(_Entry):
     ismap: Checked
     lgwan_asp: Checked
     subprocessors: Checked
+    on_close: Checked = Checked(unconfirmed=True, note="途中で切ったときの課金を確かめていない")
     contract_expires_on: date | None
     retires_on: date | None
     successor: str
@@ -126,6 +129,8 @@ class CatalogueEntry(_Entry):
             raise ValueError("an entry for own keys only has no `key_from` and no `key_file`")
         if Operation.RERANK in self.operations and self.wire not in ("openai_wire", "demo"):
             raise ValueError("`rerank` is there for the wires openai_wire and demo")
+        if self.on_close.value not in (None, "aborts_on_close", "bills_anyway"):
+            raise ValueError("`on_close` is `aborts_on_close` or `bills_anyway`, or unconfirmed")
         if self.isolated and self.zone is not Zone.ONPREM:
             raise ValueError("only what is on-prem can be isolated")
         if self.probe and (self.wire != "openai_wire" or self.own_keys_only):

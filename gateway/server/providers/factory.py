@@ -93,6 +93,7 @@ def _compiled(entry: CatalogueEntry, keys: Mapping[str, str]) -> list[Deployment
             concurrency=entry.concurrency,
             probe=entry.probe,
             needs_own_key=entry.own_keys_only,
+            bills_anyway=entry.on_close.value != "aborts_on_close",
         )
         for alias in entry.aliases
     ]
