@@ -80,6 +80,11 @@ def _sent_there(body: Mapping[str, Any], url: str) -> Iterator[dict[str, Any]]:
             {"type": "file", "file": {"file_url": url}},
         ):
             yield dict(body) | {"messages": [{"role": "user", "content": [part]}]}
+    for part in ({"type": "input_image", "image_url": url}, {"type": "input_file", "file_url": url}):
+        if "input" in body:
+            yield dict(body) | {"input": [{"role": "user", "content": [part]}]}
+    if "documents" in body:
+        yield dict(body) | {"documents": [url, {"text": url, "url": url}, {"image": url}]}
 
 
 @pytest.mark.real

@@ -122,18 +122,18 @@ def test_json_schema_is_obeyed(client: OpenAI, *, stream: bool) -> None:
     assert isinstance(told["urgent"], bool)
 
 
-@pytest.mark.parametrize("is_streamed", [False, True])
-def test_response(client: OpenAI, *, is_streamed: bool) -> None:
-    shape = {"format": {"type": "json_schema"} | SHAPE["json_schema"]}
-    asked: dict[str, Any] = {"model": "onprem", "input": ASK, "text": shape, "max_output_tokens": 400, "temperature": 0}
-    if is_streamed:
-        *_, last = client.responses.create(**asked, stream=True)
-        assert last.type == "response.completed", last
-        response = last.response
-    else:
-        response = client.responses.create(**asked)
-    assert json.loads(response.output_text)["department"] in ("総務課", "福祉課", "税務課")
-    assert response.usage is not None and 0 < response.usage.output_tokens <= 400
+def test_response(client: OpenAI) -> None:
+    response = client.responses.create(model="onprem", input=ASK, max_output_tokens=16)
+    assert response.status in ("completed", "incomplete")
+    assert response.usage is not None and 0 < response.usage.output_tokens <= 16
+
+
+def test_response_streams(client: OpenAI) -> None:
+    events = list(client.responses.create(model="onprem", input=ASK, max_output_tokens=16, stream=True))
+    last = events[-1]
+    assert last.type in ("response.completed", "response.incomplete"), last
+    assert last.response.output_text == "".join(e.delta for e in events if e.type == "response.output_text.delta")
+    assert last.response.usage is not None and 0 < last.response.usage.output_tokens <= 16
 
 
 def test_completion(client: OpenAI) -> None:

@@ -38,6 +38,13 @@ def test_the_same_is_the_same_over_the_whole_conversation() -> None:
     assert later[1:] == ["⟦電話1⟧は誰？", "⟦氏名1⟧の件と⟦氏名2⟧の件"]
 
 
+def test_what_grows_grows_wherever_it_is_written() -> None:
+    """A body is held for by its bytes: a text that stands in it twice grows twice."""
+    once, often = (mask({"query": "水", "documents": ["林様"] * n}) for n in (1, 3))
+    assert once.originals == often.originals and once.grown_bytes > 0
+    assert often.grown_bytes == 3 * once.grown_bytes
+
+
 def test_what_somebody_typed_is_no_placeholder_of_ours() -> None:
     masked = mask(body("⟦氏名1⟧という書き方", "申請者は山田太郎です"))
     assert contents(masked.body) == ["⟦氏名1⟧という書き方", "申請者は⟦氏名2⟧です"]
