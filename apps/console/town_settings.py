@@ -41,7 +41,8 @@ POLICY: Final = "/console/town/policy"
 MODELS: Final[Mapping[str, str]] = {"fast": "速い", "standard": "標準", "onprem": "庁内専用"}
 CLASSES: Final = (DataClass.C1, DataClass.C2, DataClass.C3C)
 # What the one choice on the page stands for. Names have a choice of their own; the rest is not up to a town.
-PERSONAL: Final = tuple(k for k in Kind if k not in (Kind.MY_NUMBER, Kind.NAME, Kind.NG_WORD, Kind.MARK, Kind.WORDING))
+_APART: Final = (Kind.MY_NUMBER, Kind.NAME, Kind.NG_WORD, Kind.MARK, Kind.WORDING, Kind.REMOTE_IMAGE)
+PERSONAL: Final = tuple(k for k in Kind if k not in _APART)
 FOUND_WORDS: Final[Mapping[str, str]] = {
     "block": "送らずに止める",
     "mask": "伏せて送る",

@@ -33,6 +33,12 @@ _BORDER: Final = re.compile(r"[。．！？!?\n][」』）)\]]*[ \u3000\n]*")
 _NO_TEXT: Final = frozenset({"role", "type", "id", "tool_call_id"})
 _FOR_RESIDENTS: Final = frozenset({"role", "content", "refusal", "tool_calls"})
 _MAX_REASONS: Final = 5
+# A page that draws it fetches it, and tells its server whatever stands in the address: the way out of a conversation that
+# somebody's document was written to take. By reference it may stand anywhere.
+_IMAGE: Final = re.compile(
+    r"!\[[^\]\n]{0,200}\](?:\([ \t]*<?(?:[a-z][a-z0-9+.\-]{0,15}:)?//|\[)|<(?:img|image|source|iframe)\b[^>]{0,200}?[\"'= ](?:https?:)?//",
+    re.IGNORECASE,
+)
 # They weigh what leaves; an answer has arrived.
 _ABOUT_THE_CALL: Final = frozenset({Kind.SENSITIVE, Kind.PEOPLE_LIST})
 
@@ -66,11 +72,12 @@ class AnswerRules:
     names: Asked | None = None
 
     def find(self, text: str) -> tuple[Finding, ...]:
-        """Numbers and the like of people, the town's words, wordings, and with `names` people who were not asked about."""
+        """Numbers and the like of people, the town's words, wordings, images from elsewhere; with `names` who was not asked
+        about, too."""
         found: dict[tuple[Kind, int, int], Finding] = {}
         for start, piece in pieces_of(text):
             inspected = inspect(piece, ng_words=self.ng_words, public=self.public, names=self.names is not None)
-            for f in (*inspected, *find_wordings(Folded(piece), self.wordings)):
+            for f in (*inspected, *find_wordings(Folded(piece), self.wordings), *_images_in(piece)):
                 if f.kind in _ABOUT_THE_CALL or (f.kind is Kind.NAME and self._was_named(piece[f.start : f.end])):
                     continue
                 there = Finding(f.kind, start + f.start, start + f.end, f.data_class, f.reason)
@@ -79,6 +86,12 @@ class AnswerRules:
 
     def _was_named(self, name: str) -> bool:
         return self.names is None or self.names.names(name)
+
+
+def _images_in(text: str) -> Iterator[Finding]:
+    if "![" in text or "<" in text:
+        for found in _IMAGE.finditer(text):
+            yield Finding(Kind.REMOTE_IMAGE, *found.span(), None, "外部から画像を読み込む書き方です。")
 
 
 @dataclass(slots=True)

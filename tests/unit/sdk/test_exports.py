@@ -47,6 +47,17 @@ def test_the_footer_is_on_every_page() -> None:
     assert document(footer="令和8年11月24日").sections[0].footer.paragraphs[0].text == "令和8年11月24日"
 
 
+LEADING = "[名簿](https://evil.example/?q=1) ![図](https://evil.example/p.png) <https://evil.example/> www.evil.example\n\n| a |\n|---|\n| https://evil.example/ |"
+
+
+def test_nothing_in_an_export_leads_outside() -> None:
+    parts = document(LEADING).part.package.iter_parts()
+    assert not [r.target_ref for part in parts for r in part.rels.values() if r.is_external]
+    assert "w:hyperlink" not in document(LEADING).element.xml
+    [sheet] = openpyxl.load_workbook(io.BytesIO(tables_xlsx([LEADING])))
+    assert not [c.coordinate for row in sheet.iter_rows() for c in row if c.hyperlink]
+
+
 def test_the_page_is_a4() -> None:
     section = document().sections[0]
     assert (round(section.page_width.mm), round(section.page_height.mm)) == (210, 297)
