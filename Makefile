@@ -7,7 +7,7 @@ BIN := .venv/bin
 WORKERS ?= 2
 
 .PHONY: help demo demo-stop demo-reset demo-cluster demo-cluster-reset check test install install-dev install-models install-pictures install-speech test-models test-vllm \
-  evidence-vllm evidence-ledger evidence-budget evidence-region evidence-faults evidence-isolation locks bench screenshots
+  evidence-vllm evidence-ledger evidence-budget evidence-region evidence-faults evidence-isolation evidence-guard locks bench screenshots
 
 help:
 	@echo "make demo          start everything on one address and print how to sign in"
@@ -17,6 +17,7 @@ help:
 	@echo "make test          all tests a newcomer can run"
 	@echo "make bench         gateway side by side with its peers"
 	@echo "make evidence-faults   every fault of a model server, twenty times; make evidence-isolation   who tries to get across between towns"
+	@echo "make evidence-guard    what the guard finds, misses and takes"
 	@echo "make evidence-budget   a thousand calls at once on a budget for fifty; make evidence-region   sixty towns, one to four gateways"
 	@echo "make evidence-ledger   a million quota operations under a thousand kills; make evidence-vllm   a real vLLM"
 
@@ -76,6 +77,9 @@ evidence-faults: install-dev
 
 evidence-isolation: install-dev
 	tests/security/evidence.sh
+
+evidence-guard: install-dev
+	tests/evaluation/guard/evidence.sh
 
 evidence-budget: install-dev
 	tests/integration/budget/evidence.sh

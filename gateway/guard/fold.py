@@ -14,6 +14,12 @@ _HYPHENS: Final = frozenset("-‐‑‒–—―⁃⁻−－﹘﹣ーｰ〜～~�
 _KANJI_DIGITS: Final = {"〇": "0", "零": "0", **{kanji: str(n) for n, kanji in enumerate("一二三四五六七八九", 1)}}
 # Letters and fillers without a shape; format characters are told by their category.
 _UNSEEN: Final = frozenset("\u115f\u1160\u2800\u3164\uffa0")
+# Signs of everyday texts, each of which folds to one, but for … that folds to three. Others may have no width, be digits of
+# another script, or unfold to several.
+_COMMON: Final = (
+    r"\n\t -~、-〃々-〇〈-】〔〕〜ぁ-ゖゝゞァ-ヺ・-ヾ㐀-龥\uff01-\uff20\uff3b-\uff40\uff5b-\uff5e\u3000※…→○●◎□■◇◆△▲▽▼☆★"
+)
+STRANGE: Final = re.compile(f"[^{_COMMON}]")
 _MARKS: Final = re.compile("[\u0300-\u036f\u3099\u309a\uff9e\uff9f]")
 _NOT_COMPARED: Final = re.compile(r"[\s\-()・.]")
 _MAX_MARKS: Final = 3
@@ -102,7 +108,9 @@ class Folded:
 
     def _measure(self) -> None:
         """Built when the first span is asked for: most texts have nothing to show."""
-        if len(self.text) == len(self.original) and all(len(self._table[ord(c)]) == 1 for c in self.original):
+        if len(self.text) == len(self.original) and (
+            STRANGE.search(self.original) is None or all(len(self._table[ord(c)]) == 1 for c in self.original)
+        ):
             self._starts, self._ends = range(len(self.text)), range(1, len(self.text) + 1)
             return
         starts: list[int] = []

@@ -8,7 +8,7 @@ from typing import Final
 
 from gateway.guard.columns import find_in_columns, find_people_lists
 from gateway.guard.findings import Finding, Kind, without_overlaps
-from gateway.guard.fold import Folded, comparable
+from gateway.guard.fold import STRANGE, Folded, comparable
 from gateway.guard.labels import Labels
 from gateway.guard.names import find_names
 from gateway.guard.ng_words import find_ng_words
@@ -16,6 +16,7 @@ from gateway.guard.numbers import find_numbers
 from gateway.guard.patterns import (
     find_addresses,
     find_birthdays,
+    find_birthdays_beside,
     find_emails,
     find_insurance_and_accounts,
     find_marks,
@@ -39,11 +40,6 @@ _BESIDE_FEW: Final = re.compile(
     f"[番丁生秘㊙機厳@＠﹫]|[{_DIGIT}][^あ-んァ-ヺ亜-龥]{{0,4}}[\\-‐-―−ーｰ－〜～~のノﾉ]|at[)\\]）］]|アット|ｱｯﾄ|birth|dob",
     re.IGNORECASE,
 )
-# Signs of everyday texts. Others (no width, other digits, signs that unfold to several) take the longer look.
-_COMMON: Final = (
-    r"\n\t -~、-〃々-〇〈-】〔〕〜ぁ-ゖゝゞァ-ヺ・-ヾ㐀-龥\uff01-\uff20\uff3b-\uff40\uff5b-\uff5e\u3000※…→○●◎□■◇◆△▲▽▼☆★"
-)
-_STRANGE: Final = re.compile(f"[^{_COMMON}]")
 _COMMON_DIGIT: Final = "0-9０-９〇零一二三四五六七八九"
 _HYPHEN: Final = r"\-~ー〜－～"
 # What may stand within a number, see `numbers`; … unfolds to three points.
@@ -73,6 +69,7 @@ def inspect(
         found += find_ng_words(folded, ng_words)
     if names:
         found += find_names(text)
+        found += list(find_birthdays_beside(text, found))
     found = _not_public(found, text, public)
     return without_overlaps([*found, *find_sensitive(folded, found), *find_people_lists(text, found)])
 
@@ -126,7 +123,7 @@ def _is_plain(text: str) -> bool:
     """Whether one quick look shows that nothing but a name or a word of the town's can be in it."""
     if text.isascii():
         return "@" not in text and "at)" not in text and "at]" not in text and _SIX_DIGITS.search(text) is None
-    if _STRANGE.search(text) is None:
+    if STRANGE.search(text) is None:
         return _is_plainly_harmless(text)
     return len(_DIGITS.findall(text)) <= _FEW_DIGITS and _BESIDE_FEW.search(text) is None
 

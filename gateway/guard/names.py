@@ -92,7 +92,17 @@ def _given_name_at(words: list[_Word], at: int) -> int:
         return at
     # 葵 and 愛 are things, too; after a surname and a space they are somebody.
     is_one_sign = has_space and len(words[after].surface) == 1 and bool(_HAS_LETTERS.match(words[after].surface))
-    return after if words[after].role or is_one_sign else at
+    if not (words[after].role or is_one_sign):
+        return at
+    # 内　容 and 住　所 are headings spread out, 林　愛 is somebody.
+    is_heading = has_space and len(words[at].surface) == len(words[after].surface) == 1
+    return at if is_heading and _is_word(words[at].surface + words[after].surface) else after
+
+
+@lru_cache(maxsize=8_192)
+def _is_word(surface: str) -> bool:
+    words = _words(surface, 0)
+    return len(words) == 1 and not words[0].role
 
 
 @lru_cache(maxsize=8_192)

@@ -39,36 +39,87 @@ _CARD_SHAPES: Final = frozenset({(16,), (15,), (14,), (4, 4, 4, 4), (4, 6, 5), (
 
 
 @dataclass(frozen=True, slots=True)
+class Run:
+    """Digits with at most a few separators between: their groups' places, the digits alone, and what parts the groups.
+
+    offsets: how many digits stand before each group, and how many there are in all.
+    """
+
+    text: str
+    groups: tuple[tuple[int, int], ...]
+    digits: str
+    offsets: tuple[int, ...]
+
+    def joint(self, at: int) -> str:
+        """What stands between a group and the next."""
+        return self.text[self.groups[at][1] : self.groups[at + 1][0]].strip(" ") or " "
+
+    def size(self, at: int) -> int:
+        return self.offsets[at + 1] - self.offsets[at]
+
+
+@dataclass(frozen=True, slots=True)
 class Window:
-    """Whole neighbouring groups of one run.
+    """Whole neighbouring groups of one run. Most are told by their digits alone, so the rest is worked out when asked for.
 
     `stands_apart`: what parts it from its neighbours is not what joins it. `beside`: how many digits those have.
     """
 
-    text: str
-    start: int
-    end: int
+    run: Run
+    first: int
+    last: int
     digits: str
-    shape: tuple[int, ...]
-    separators: frozenset[str]
-    is_whole_run: bool
-    stands_apart: bool
-    beside: frozenset[int]
 
     @property
-    def is_even(self) -> bool:
-        return len(set(self.shape)) == 1
+    def text(self) -> str:
+        return self.run.text
+
+    @property
+    def start(self) -> int:
+        return self.run.groups[self.first][0]
+
+    @property
+    def end(self) -> int:
+        return self.run.groups[self.last][1]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.run.size(at) for at in range(self.first, self.last + 1))
+
+    @property
+    def separators(self) -> frozenset[str]:
+        return frozenset(self.run.joint(at) for at in range(self.first, self.last))
+
+    @property
+    def outer(self) -> frozenset[str]:
+        around = (at for at in (self.first - 1, self.last) if 0 <= at < len(self.run.groups) - 1)
+        return frozenset(self.run.joint(at) for at in around)
+
+    @property
+    def is_whole_run(self) -> bool:
+        return self.first == 0 and self.last == len(self.run.groups) - 1
+
+    @property
+    def stands_apart(self) -> bool:
+        return not (self.separators & self.outer)
+
+    @property
+    def beside(self) -> frozenset[int]:
+        around = (at for at in (self.first - 1, self.last + 1) if 0 <= at < len(self.run.groups))
+        return frozenset(self.run.size(at) for at in around)
 
     @property
     def is_one_number(self) -> bool:
         """Whether it looks written as one number: in one piece, in even groups, or all with one sign between."""
-        if len(self.shape) == 1:
+        shape = self.shape
+        if len(shape) == 1:
             return True
-        if self.is_even and self.shape[0] not in self.beside:
+        is_even = len(set(shape)) == 1
+        if is_even and shape[0] not in self.beside:
             return True
         if not (self.is_whole_run or self.stands_apart):
             return False
-        return self.is_even or (self.separators == {"-"} and not _DATE_LIKE.match(self.digits))
+        return is_even or (self.separators == {"-"} and not _DATE_LIKE.match(self.digits))
 
     @property
     def is_repdigit(self) -> bool:
@@ -101,7 +152,7 @@ def find_numbers(folded: Folded, labels: Labels) -> Iterator[Finding]:
         start, end = run.span()
         if end - start < _MIN_DIGITS:
             continue
-        groups = [(m.start(), m.end()) for m in _GROUP.finditer(text, start, end)]
+        groups = [m.span() for m in _GROUP.finditer(text, start, end)]
         if is_corporate_run(text, start, groups, labels):
             continue
         for window in _windows(text, groups):
@@ -128,29 +179,15 @@ def is_corporate_run(text: str, start: int, groups: list[tuple[int, int]], label
 
 
 def _windows(text: str, groups: list[tuple[int, int]]) -> Iterator[Window]:
-    joints = [text[a[1] : b[0]].strip(" ") or " " for a, b in itertools.pairwise(groups)]
-    for first, (start, _) in enumerate(groups):
-        size = 0
+    offsets = [0, *itertools.accumulate(end - start for start, end in groups)]
+    run = Run(text, tuple(groups), "".join(text[start:end] for start, end in groups), tuple(offsets))
+    for first in range(len(groups)):
         for last in range(first, len(groups)):
-            size += groups[last][1] - groups[last][0]
+            size = offsets[last + 1] - offsets[first]
             if size > _MAX_DIGITS:
                 break
-            if size not in _JUDGES:
-                continue
-            inner = frozenset(joints[first:last])
-            outer = {*joints[max(0, first - 1) : first], *joints[last : last + 1]}
-            members = groups[first : last + 1]
-            yield Window(
-                text=text,
-                start=start,
-                end=groups[last][1],
-                digits="".join(text[s:e] for s, e in members),
-                shape=tuple(e - s for s, e in members),
-                separators=inner,
-                is_whole_run=not outer,
-                stands_apart=not (inner & outer),
-                beside=frozenset(e - s for s, e in (*groups[max(0, first - 1) : first], *groups[last + 1 : last + 2])),
-            )
+            if size in _JUDGES:
+                yield Window(run, first, last, run.digits[offsets[first] : offsets[last + 1]])
 
 
 _Found = tuple[Kind, str] | None
@@ -159,14 +196,16 @@ _Found = tuple[Kind, str] | None
 def _my_number(window: Window, labels: Labels) -> _Found:
     if window.is_repdigit:
         return None
-    fits = check_digits.my_number(window.digits[:11]) == int(window.digits[11])
     label = labels.nearest(window.start, window.end, _TWELVE) if labels else None
+    if label is None and not window.is_one_number:
+        return None
+    fits = check_digits.my_number(window.digits[:11]) == int(window.digits[11])
     if label is Label.LICENCE and window.is_one_number:
         is_checked = check_digits.driving_licence(window.digits[:10]) == int(window.digits[10])
         return Kind.LICENCE, _with_check("「免許」という言葉のそばに、12桁の番号があります", is_checked)
     if label is Label.MY_NUMBER and (fits or window.is_one_number):
         return Kind.MY_NUMBER, _with_check("「マイナンバー」という言葉のそばに、12桁の番号があります", fits)
-    if label is None and fits and window.is_one_number and not _is_something_else(window):
+    if label is None and fits and not _is_something_else(window):
         return Kind.MY_NUMBER, "12桁で、最後の数字がマイナンバーの計算に合います。"
     return None
 
@@ -223,14 +262,17 @@ def _is_called_phone(window: Window, labels: Labels) -> bool:
 
 def _card(window: Window, labels: Labels) -> _Found:
     digits = window.digits
-    if window.is_repdigit or not _is_issued(digits) or check_digits.luhn(digits[:-1]) != int(digits[-1]):
+    if not _is_issued(digits) or window.is_repdigit:
         return None
     label = labels.nearest(window.start, window.end, _CARD) if labels else None
+    is_shaped = window.shape in _CARD_SHAPES or window.is_one_number
+    if (label is not Label.CARD and not is_shaped) or check_digits.luhn(digits[:-1]) != int(digits[-1]):
+        return None
     if label is Label.CARD:
         return Kind.CARD, "カードの言葉のそばに、カード番号の計算に合う番号があります。"
     if label is not None or _is_something_else(window):
         return None
-    if window.shape in _CARD_SHAPES or window.is_one_number:
+    if is_shaped:
         return Kind.CARD, f"{len(digits)}桁で、カード番号の計算に合います。"
     return None
 

@@ -4,7 +4,7 @@ Each look is at a few dozen characters around an anchor, so the work grows with 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from gateway.guard import check_digits
@@ -165,6 +165,23 @@ def find_birthdays(folded: Folded, labels: Labels) -> Iterator[Finding]:
         is_labelled = any(word in before for word in ("生年月日", "誕生日", "出生", "birth", "dob", "生まれ"))
         if is_labelled or _BORN_AFTER.match(text, found.end()):
             yield Finding(Kind.BIRTHDAY, *folded.span(*found.span()), _C3C, "生まれた日とわかる日付です。")
+
+
+_AFTER_NAME: Final = re.compile(
+    rf" ?(?:様|さん|さま|氏|君|くん|ちゃん)? ?\( ?(?P<date>{_DATE.pattern})(?= ?(?:\)|,|、|・|生|満))"
+)
+_BESIDE_NAME: Final = 48
+
+
+def find_birthdays_beside(text: str, found: Iterable[Finding]) -> Iterator[Finding]:
+    """A date in brackets after a name, as lists of families have it. found: what was found so far, in the original."""
+    for name in found:
+        if name.kind is Kind.NAME:
+            after = Folded(text[name.end : name.end + _BESIDE_NAME])
+            if date := _AFTER_NAME.match(after.text):
+                start, end = after.span(*date.span("date"))
+                reason = "名前の後のかっこの中に、日付があります。"
+                yield Finding(Kind.BIRTHDAY, name.end + start, name.end + end, _C3C, reason)
 
 
 # ── address ──────────────────────────────────────────────────────────────────────────────────────────────────────

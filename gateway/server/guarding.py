@@ -13,6 +13,7 @@ from gateway.guard.decision import Verdict, decide, wants_names
 from gateway.guard.findings import Finding, Kind
 from gateway.guard.inspection import inspect, inspect_long
 from gateway.guard.masking import Restorer, mask, slipped
+from gateway.guard.misread import find_misread_numbers
 from gateway.guard.sensitive import may_be_sensitive
 from gateway.guard.texts import BETWEEN, texts_of
 from gateway.server import metering
@@ -206,10 +207,14 @@ async def _find(policy: Policy, request: ModelRequest, *, names: bool) -> tuple[
     # A name beside an illness weighs more than either: there names are looked for, whatever the town says of names.
     names = names or may_be_sensitive(text)
     if len(text) <= _AT_ONCE and not names:
-        return inspect(text, ng_words=guard.ng_words, public=guard.public, names=False)
-    return await anyio.to_thread.run_sync(
-        lambda: inspect_long(text, ng_words=guard.ng_words, public=guard.public, names=names)
-    )
+        found = inspect(text, ng_words=guard.ng_words, public=guard.public, names=False)
+    else:
+        found = await anyio.to_thread.run_sync(
+            lambda: inspect_long(text, ng_words=guard.ng_words, public=guard.public, names=names)
+        )
+    if request.read_texts and all(f.kind is not Kind.MY_NUMBER for f in found):
+        return (*found, *(f for seen in request.read_texts for f in find_misread_numbers(seen)))
+    return found
 
 
 def rerouted(

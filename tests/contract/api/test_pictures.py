@@ -75,6 +75,16 @@ def test_a_photographed_card_goes_nowhere(gateway: RunningGateway, town: Town, o
     assert onprem.seen()["calls"] == 1
 
 
+def test_a_card_goes_nowhere_though_a_digit_was_read_wrongly(
+    gateway: RunningGateway, town: Town, onprem: RunningUpstream
+) -> None:
+    from tests.evaluation.guard.cards import photograph
+
+    refused = ask(gateway, town, sent(photograph("1234 5678 9011", "laid straight", 1)))
+    assert outcome(refused) == (403, "my_number_found")
+    assert onprem.seen()["calls"] == 0
+
+
 def test_what_is_written_in_a_picture_counts_as_if_typed(gateway: RunningGateway, region: Region, town: Town) -> None:
     answered = ask(gateway, town, sent(card("090-1234-5678")))
     assert outcome(answered) == (200, "onprem")

@@ -223,6 +223,10 @@ def insurance(rng: random.Random) -> str:
     return f"記号 {rng.randint(10, 999)}-{rng.randint(1, 99)} 番号 {rng.randint(1, 99999)}"
 
 
+def insured(rng: random.Random) -> str:
+    return f"000{_digits(rng, 7)}"
+
+
 def matter(rng: random.Random) -> str:
     """What may not be said of somebody without care."""
     return rng.choice((
@@ -232,11 +236,12 @@ def matter(rng: random.Random) -> str:
 
 
 # What a slot is called where its kind has another name.
-KINDS: Final = {"surname": "name", "matter": "sensitive"}
+KINDS: Final = {"surname": "name", "matter": "sensitive", "insured": "insurance_number"}
 MAKERS: Final[dict[str, Callable[[random.Random], str]]] = {
     "my_number": my_number, "resident_code": resident_code, "driving_licence": licence, "card_number": card, "phone": phone,
     "email": email, "passport": passport, "residence_card": residence_card, "pension_number": pension, "bank_account": account,
     "name": name, "surname": surname, "matter": matter, "birthday": birthday, "address": address, "insurance_number": insurance,
+    "insured": insured,
 }  # fmt: skip
 
 # Slots are written <kind>; <surname> is a name that counts only where a person is plainly meant.
@@ -252,6 +257,7 @@ TEXTS: Final = (
     "住民票コード\n<resident_code>",
     "年金の件。基礎年金番号<pension_number>、<birthday>生。",
     "基礎年金番号：<pension_number>",
+    "介護保険の被保険者番号は<insured>、要介護2。",
     "免許証の番号は第<driving_licence>号、有効期限は令和10年4月1日まで。",
     "本人確認書類：運転免許証（番号 <driving_licence>）",
     "運転免許証番号\t<driving_licence>",
@@ -376,12 +382,13 @@ def samples(seed: int, rounds: int) -> Iterator[Sample]:
     rng = random.Random(seed)
     for _ in range(rounds):
         for template in TEXTS:
-            yield _filled(template, rng)
+            yield filled(template, rng)
     for text in CLEAN:
         yield Sample(text, ())
 
 
-def _filled(template: str, rng: random.Random) -> Sample:
+def filled(template: str, rng: random.Random, write: Callable[[str, str], str] = lambda kind, value: value) -> Sample:
+    """A template with values in its slots. write: how a value of a kind is written down."""
     text = ""
     truth = []
     rest = template
@@ -390,7 +397,7 @@ def _filled(template: str, rng: random.Random) -> Sample:
         if slot < 0:
             break
         text += rest[:slot]
-        value = MAKERS[maker](rng)
+        value = write(maker, MAKERS[maker](rng))
         kind = KINDS.get(maker, maker)
         truth.append((kind, len(text), len(text) + len(value)))
         text += value

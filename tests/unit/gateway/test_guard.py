@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gateway.guard.check_digits import is_corporate_number, my_number
 from gateway.guard.columns import find_in_columns
 from gateway.guard.findings import Kind
-from gateway.guard.fold import Folded, fold
+from gateway.guard.fold import FOLDING, STRANGE, Folded, fold
 from gateway.guard.inspection import _all, _is_plain, inspect, inspect_long
 from gateway.guard.ng_words import clean_words
 from tenants.context import DataClass
@@ -56,6 +56,10 @@ def found(text: str, **options: object) -> list[tuple[str, str]]:
         ("申請者は山田太郎です", "name", "山田太郎"),
         ("鈴木さんが来た", "name", "鈴木"),
         ("松本様からのご意見", "name", "松本"),
+        ("林　愛の件", "name", "林　愛"),
+        ("児童 山田花子（令和２年５月３日）", "birthday", "令和２年５月３日"),
+        ("世帯主 山田太郎様（S55.9.19、妻）", "birthday", "S55.9.19"),
+        ("氏名,生年月日\n山田,昭和五十一年十月十五日", "birthday", "昭和五十一年十月十五日"),
         ("【極秘】", "class_mark", "【極秘】"),
         ("㊙\n計画", "class_mark", "㊙"),
     ],
@@ -91,6 +95,8 @@ def test_found(text: str, kind: str, part: str) -> None:
         "中川の堤防と森林と原野",
         "渡辺橋の架け替え工事",
         "お客様、皆様、神様",
+        "内　容　届いた米の袋が破れていた。\n対　応　代わりの品を送った。\n住　所　別紙",
+        "山田町（令和8年4月1日）",
     ],
 )
 def test_left_alone(text: str) -> None:
@@ -256,6 +262,12 @@ def test_few_digits_can_be_enough(text: str) -> None:
     assert inspect(f"横須賀市{text}" if text.startswith("小川") else text, names=False)
 
 
+def test_every_common_sign_folds_to_one_but_for_one() -> None:
+    common = [chr(code) for code in range(0x10000) if STRANGE.match(chr(code)) is None]
+    assert len(common) > 20_000
+    assert [c for c in common if len(FOLDING.of(c)) != 1] == ["…"]
+
+
 def test_what_folds_to_nothing_and_what_folds_to_more() -> None:
     assert fold("㍻㈱①\u200bｶﾞ①") == "平成(株) 1 ガ 1 "
     assert fold("1\u20e32\ufe0f\u20e3") == "12"
@@ -273,6 +285,7 @@ def test_what_folds_to_nothing_and_what_folds_to_more() -> None:
         "1",
         "1 ",
         "1-",
+        "1-2-",
         "12345678901 ",
         "1 - . (",
         "4111 ",

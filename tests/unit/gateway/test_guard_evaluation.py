@@ -1,7 +1,8 @@
 """The detectors on invented texts of a town hall; `python -m tests.evaluation.guard` prints the same table."""
 
 from gateway.guard.findings import Kind
-from tests.evaluation.guard.samples import CLEAN, MAKERS, TEXTS, samples
+from tests.evaluation.guard.documents import NOTATIONS, documents
+from tests.evaluation.guard.samples import CLEAN, KINDS, MAKERS, TEXTS, samples
 from tests.evaluation.guard.score import score
 
 # A missed number is a leak, a false alarm is a clerk who stops reading alarms.
@@ -18,6 +19,16 @@ def test_recall_and_precision_of_every_kind() -> None:
     }  # fmt: skip
     for s in scores:
         assert s.found + s.missed >= 6
+        assert s.recall >= RECALL.get(s.kind, LEAST_RECALL), (s, notes)
+        assert s.precision >= PRECISION.get(s.kind, LEAST_PRECISION), (s, notes)
+
+
+def test_whole_papers_in_every_notation() -> None:
+    drawn = list(documents(seed=20261128, rounds=1))
+    assert {notation for notation, _ in drawn} == set(NOTATIONS)
+    scores, notes = score(sample for _, sample in drawn)
+    assert len(scores) == len({KINDS.get(kind, kind) for kind in MAKERS})
+    for s in scores:
         assert s.recall >= RECALL.get(s.kind, LEAST_RECALL), (s, notes)
         assert s.precision >= PRECISION.get(s.kind, LEAST_PRECISION), (s, notes)
 
