@@ -7,9 +7,9 @@ import re
 import threading
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final
 
-from sudachipy import Dictionary, SplitMode, Tokenizer
+from sudachipy import Dictionary, Morpheme, SplitMode, Tokenizer
 
 from gateway.guard.findings import Finding, Kind
 from gateway.guard.fold import SHOWING, Folded
@@ -19,7 +19,8 @@ from tenants.context import DataClass
 _PIECE: Final = 4_000
 _PIECES: Final = re.compile(rf"[^\n]{{1,{_PIECE}}}")
 _HAS_LETTERS: Final = re.compile(r"[\u3400-\u9fff\u30a1-\u30fa\U00020000-\U0002ffff]")
-_HONORIFICS: Final = frozenset(("様", "さん", "さま", "氏", "殿", "君", "くん", "ちゃん", "先生", "夫妻"))
+_HONORIFICS: Final = ("様", "さん", "さま", "氏", "殿", "君", "くん", "ちゃん", "先生", "夫妻")
+_HONORIFIC: Final = re.compile("|".join(_HONORIFICS))
 _LABEL: Final = re.compile(
     r"(?:氏 ?名|名前|申請者|申込者|届出人|世帯主|保護者|児童名|本人|続柄|患者|担当者?|代理人|契約者|相談者|被相談者|対象者)[(（]?[^\s:：⟦⟧]{0,4}[)）]?\s?[:：]?\s{0,3}\Z"
 )
@@ -31,11 +32,49 @@ _lock = threading.Lock()
 _dictionary: list[Dictionary] = []
 
 
-class _Word(NamedTuple):
-    surface: str
-    start: int
-    end: int
-    role: str
+# What the analyser calls its parts of speech, by their number: 姓, 名 or 一般 for names of people, else nothing.
+_roles: dict[int, str] = {}
+
+
+class _Words:
+    """The words of a text. Few are names, so of the others no more than their part of speech is asked for."""
+
+    __slots__ = ("_found", "_offset", "roles")
+
+    def __init__(self, text: str, offset: int) -> None:
+        tokenizer: Tokenizer | None = getattr(_local, "tokenizer", None)
+        if tokenizer is None:
+            with _lock:
+                if not _dictionary:
+                    _dictionary.append(Dictionary(dict="small"))
+            tokenizer = _local.tokenizer = _dictionary[0].tokenizer(mode=SplitMode.C)
+        self._found = tokenizer.tokenize(text)
+        self._offset = offset
+        self.roles = [_roles[number] if (number := m.part_of_speech_id()) in _roles else _role(m) for m in self._found]
+
+    def __len__(self) -> int:
+        return len(self.roles)
+
+    def surface(self, at: int) -> str:
+        return self._found[at].surface() if at < len(self.roles) else ""
+
+    def start(self, at: int) -> int:
+        begin: int = self._found[at].begin()
+        return self._offset + begin
+
+    def end(self, at: int) -> int:
+        end: int = self._found[at].end()
+        return self._offset + end
+
+    def starts(self) -> dict[int, int]:
+        """Where each word starts → which it is."""
+        return {self._offset + m.begin(): at for at, m in enumerate(self._found)}
+
+
+def _role(morpheme: Morpheme) -> str:
+    part = morpheme.part_of_speech()
+    role = _roles[morpheme.part_of_speech_id()] = part[3] if part[2] == "人名" else ""
+    return role
 
 
 def find_names(original: str) -> Iterator[Finding]:
@@ -45,64 +84,66 @@ def find_names(original: str) -> Iterator[Finding]:
     shown = Folded(original, SHOWING)
     for piece in _PIECES.finditer(shown.text):
         if _HAS_LETTERS.search(piece.group()):
-            words = _words(piece.group(), piece.start())
-            for start, end, reason in _people(words, shown.text):
+            words = _Words(piece.group(), piece.start())
+            for start, end, reason in _people(words, shown.text, *piece.span()):
                 yield Finding(Kind.NAME, *shown.span(start, end), DataClass.C3C, reason)
 
 
-def _words(text: str, offset: int) -> list[_Word]:
-    tokenizer: Tokenizer | None = getattr(_local, "tokenizer", None)
-    if tokenizer is None:
-        with _lock:
-            if not _dictionary:
-                _dictionary.append(Dictionary(dict="small"))
-        tokenizer = _local.tokenizer = _dictionary[0].tokenizer(mode=SplitMode.C)
-    words = []
-    for morpheme in tokenizer.tokenize(text):
-        part = morpheme.part_of_speech()
-        role = part[3] if part[2] == "人名" else ""
-        words.append(_Word(morpheme.surface(), offset + morpheme.begin(), offset + morpheme.end(), role))
-    return words
-
-
-def _people(words: list[_Word], text: str) -> Iterator[tuple[int, int, str]]:
-    at = 0
-    while at < len(words):
-        word = words[at]
-        last = _given_name_at(words, at) if word.role and word.role != "名" and len(word.surface) <= _LONGEST else at
-        following = words[last + 1].surface if last + 1 < len(words) else ""
-        if following == " " and last + 2 < len(words):
-            following = words[last + 2].surface
+def _people(words: _Words, text: str, since: int, until: int) -> Iterator[tuple[int, int, str]]:
+    last = -1
+    for at in _candidates(words, text, since, until):
+        if at <= last:
+            continue
+        role, surface = words.roles[at], words.surface(at)
+        last = _given_name_at(words, at) if role and role != "名" and len(surface) <= _LONGEST else at
+        following = words.surface(last + 1)
+        if following == " ":
+            following = words.surface(last + 2) or following
         if last > at:
-            yield word.start, words[last].end, "姓と名が並んでいます。"
-        elif following in _HONORIFICS and (word.role or _is_surname(word.surface)):
-            yield word.start, word.end, f"名前の後に「{following}」が付いています。"
-        elif word.role and _LABEL.search(text[max(0, word.start - 16) : word.start]):
-            yield word.start, word.end, "氏名の欄に、人の名前があります。"
-        at = last + 1
+            yield words.start(at), words.end(last), "姓と名が並んでいます。"
+        elif following in _HONORIFICS and (role or _is_surname(surface)):
+            yield words.start(at), words.end(at), f"名前の後に「{following}」が付いています。"
+        elif role and _LABEL.search(text[max(0, words.start(at) - 16) : words.start(at)]):
+            yield words.start(at), words.end(at), "氏名の欄に、人の名前があります。"
 
 
-def _given_name_at(words: list[_Word], at: int) -> int:
+def _candidates(words: _Words, text: str, since: int, until: int) -> list[int]:
+    """Names of people by their part of speech, and whatever stands before 様, さん and the like, in order."""
+    found = {at for at, role in enumerate(words.roles) if role}
+    starts: dict[int, int] = {}
+    for honorific in _HONORIFIC.finditer(text, since, until):
+        starts = starts or words.starts()
+        at = starts.get(honorific.start())
+        if at:
+            found.add(at - 1)
+            if at > 1 and words.surface(at - 1) == " ":
+                found.add(at - 2)
+    return sorted(found)
+
+
+def _given_name_at(words: _Words, at: int) -> int:
     """The index of the given name after the surname at `at`, or `at`."""
     after = at + 1
-    has_space = after < len(words) and words[after].surface in (" ", "・")
+    has_space = words.surface(after) in (" ", "・")
     if has_space:
         after += 1
     if after >= len(words):
         return at
     # 葵 and 愛 are things, too; after a surname and a space they are somebody.
-    is_one_sign = has_space and len(words[after].surface) == 1 and bool(_HAS_LETTERS.match(words[after].surface))
-    if not (words[after].role or is_one_sign):
+    given = words.surface(after)
+    is_one_sign = has_space and len(given) == 1 and bool(_HAS_LETTERS.match(given))
+    if not (words.roles[after] or is_one_sign):
         return at
     # 内　容 and 住　所 are headings spread out, 林　愛 is somebody.
-    is_heading = has_space and len(words[at].surface) == len(words[after].surface) == 1
-    return at if is_heading and _is_word(words[at].surface + words[after].surface) else after
+    surname = words.surface(at)
+    is_heading = has_space and len(surname) == len(given) == 1
+    return at if is_heading and _is_word(surname + given) else after
 
 
 @lru_cache(maxsize=8_192)
 def _is_word(surface: str) -> bool:
-    words = _words(surface, 0)
-    return len(words) == 1 and not words[0].role
+    words = _Words(surface, 0)
+    return len(words) == 1 and not words.roles[0]
 
 
 @lru_cache(maxsize=8_192)
@@ -110,5 +151,5 @@ def _is_surname(surface: str) -> bool:
     """Whether a word that the analyser took for a place or a thing is a surname as well: 松本様, 林様."""
     if len(surface) > _LONGEST or not _HAS_LETTERS.match(surface):
         return False
-    first = _words(f"{surface}太郎", 0)[0]
-    return first.role == "姓" and first.surface == surface
+    words = _Words(f"{surface}太郎", 0)
+    return words.roles[0] == "姓" and words.surface(0) == surface
