@@ -111,13 +111,18 @@ def agreement_issuer(
     name: Annotated[str, typer.Option(help="Name of the body that issues invoices.")],
     number: Annotated[str, typer.Option(help="登録番号 of a 適格請求書発行事業者: T and 13 digits.")] = "",
     address: Annotated[str, typer.Option(help="Its address.")] = "",
+    corporate: Annotated[
+        bool, typer.Option("--corporate/--not-corporate", help="Whether the 13 digits are its 法人番号.")
+    ] = True,
 ) -> None:
     """Set who issues invoices, from a month on."""
 
     async def work(command_settings: Settings, db: Database) -> None:
         start = parse_month(valid_from)
         async with db.platform_session("command") as session:
-            await set_issuer(session, Issuer(name, number, address), valid_from=start, by=by_command())
+            await set_issuer(
+                session, Issuer(name, number, address), valid_from=start, by=by_command(), is_corporate=corporate
+            )
         print(f"{_month_in_words(start)}からの請求書の発行者を、{name}にしました。")
 
     run_command(work)

@@ -91,19 +91,22 @@ def registration_digit(last12: str) -> int:
     return 9 - sum(int(d) * w for d, w in zip(last12, (2, 1) * 6, strict=True)) % 9
 
 
-def parse_registration_number(text: str) -> str:
+def parse_registration_number(text: str, *, is_corporate: bool = True) -> str:
     """T and 13 digits. Raises `BadRegistrationNumber`, showing the right check digit when only that is wrong.
 
-    A body's number is T + its 法人番号, whose check digit is verified.
+    is_corporate: T + its 法人番号, whose check digit is verified. Who has none (人格のない社団等) is given 13 digits of
+    its own, of which the National Tax Agency says only that they are no 個人番号 and no 法人番号 of anybody
+    (www.invoice-kohyo.nta.go.jp/about-toroku/, read 2026-11-28).
     """
     number = "".join(unicodedata.normalize("NFKC", text).upper().replace("-", "").split())
     digits = number.removeprefix("T")
     if not number.startswith("T") or len(digits) != 13 or not (digits.isascii() and digits.isdigit()):
         raise BadRegistrationNumber("登録番号は、Tと数字13桁で入れてください。", field="number")
     right = registration_digit(digits[1:])
-    if int(digits[0]) != right:
+    if is_corporate and int(digits[0]) != right:
         raise BadRegistrationNumber(
-            f"検査数字（Tの次の1桁）が違います。T{right}{digits[1:]} ではありませんか。",
+            f"検査数字（Tの次の1桁）が違います。T{right}{digits[1:]} ではありませんか。"
+            "法人番号のない発行者（人格のない社団など）の番号なら、--not-corporate を付けてください。",
             field="number",
             expected=f"T{right}{digits[1:]}",
         )
@@ -185,11 +188,13 @@ async def region_terms(session: AsyncSession, month: date) -> RegionTerms | None
     return None if found is None else RegionTerms(**found)
 
 
-async def set_issuer(session: AsyncSession, issuer: Issuer, *, valid_from: date, by: By) -> None:
-    """Who issues invoices, from a month on. Raises `InvalidInput`, `BadRegistrationNumber`."""
+async def set_issuer(
+    session: AsyncSession, issuer: Issuer, *, valid_from: date, by: By, is_corporate: bool = True
+) -> None:
+    """Who issues invoices, from a month on; whether its number is T + 法人番号. Raises `InvalidInput`, `BadRegistrationNumber`."""
     checked = Issuer(
         clean_text(issuer.name, "発行者の名前"),
-        parse_registration_number(issuer.number) if issuer.number else "",
+        parse_registration_number(issuer.number, is_corporate=is_corporate) if issuer.number else "",
         clean_text(issuer.address, "発行者の所在地", needed=False),
     )
     await _set(session, _ISSUER, asdict(checked), valid_from, by, "agreement.issuer")

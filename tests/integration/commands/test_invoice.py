@@ -348,6 +348,14 @@ def test_a_wrong_registration_number_is_told_the_right_one(office: Office) -> No
     assert json.loads(office.region.command("agreement", "list", "--month", MONTH, "--json").stdout)["issuer"] is None
 
 
+def test_who_has_no_corporate_number_has_a_number_of_its_own(office: Office) -> None:
+    words = ("agreement", "issuer", "--from", MONTH, "--name", "見本協議会", "--number", "T1000012050002")
+    assert "--not-corporate" in office.refused(*words)
+    office.region.command(*words, "--not-corporate")
+    told = json.loads(office.region.command("agreement", "list", "--month", MONTH, "--json").stdout)
+    assert told["issuer"]["number"] == "T1000012050002"
+
+
 def test_who_has_no_number_issues_no_qualified_invoice(agreed: Office) -> None:
     agreed.region.command("agreement", "issuer", "--from", MONTH, "--name", "見本協議会")
     assert "適格請求書ではありません" in agreed.region.command("invoice", "--month", MONTH).stdout

@@ -100,6 +100,14 @@ def test_a_wrong_digit_is_told_the_right_one() -> None:
         parse_registration_number("T1000012050002")
 
 
+def test_of_who_has_no_corporate_number_no_digit_is_checked() -> None:
+    with pytest.raises(BadRegistrationNumber, match="not-corporate"):
+        parse_registration_number("T1000012050002")
+    assert parse_registration_number("Ｔ１０００-0120-50002", is_corporate=False) == "T1000012050002"
+    with pytest.raises(BadRegistrationNumber, match="13桁"):
+        parse_registration_number("T100001205000", is_corporate=False)
+
+
 @pytest.mark.parametrize("number", ["7000012050002", "T700001205000", "T70000120500021", "T700001205000A", "T"])
 def test_what_is_no_registration_number_is_refused(number: str) -> None:
     with pytest.raises(BadRegistrationNumber, match="T"):
