@@ -57,6 +57,7 @@ from tenants.models import (
 )
 from tenants.people_import import apply, load_current, parse_people, plan
 from tenants.policy import Policy, save_policy
+from tenants.quota.agreements import Terms, set_agreement
 from tenants.vault import ContentErased, FileRootKeys, Vault
 
 START = datetime(2027, 3, 1, 1, 0, tzinfo=UTC)
@@ -244,6 +245,24 @@ async def test_people_can_be_read_in_again(region: Region) -> None:
     rows = parse_people(member(report.path, "people.csv").encode())
     assert [(r.login, r.section) for r in rows] == [("1001", "総務課"), ("1002", "税務課")]
     assert rows[0].display_name == NAME
+
+
+async def test_what_the_town_pays_by_goes_along(region: Region) -> None:
+    async with region.db.platform_session("test") as session:
+        for town, basis in ((region.town, "見本協議会規約"), (region.neighbour, "ほかの町の規約")):
+            tenant = await session.get(Tenant, town.id)
+            assert tenant is not None
+            for month in (1, 2):
+                terms = Terms(
+                    "fee", "usage", f"{basis}第{month}条", START.date(), population=4210, population_on=START.date()
+                )
+                await set_agreement(session, tenant, terms, valid_from=date(2027, month, 1), by=BY)
+    report = await region.export()
+    rows = table(report.path, "agreements.csv")
+    assert [(r["valid_from"], r["taxable"], r["legal_basis"], r["population"]) for r in rows] == [
+        ("2027-01-01", "usage", "見本協議会規約第1条", "4210"),
+        ("2027-02-01", "usage", "見本協議会規約第2条", "4210"),
+    ]
 
 
 async def test_what_a_spreadsheet_would_run_is_text(region: Region) -> None:
