@@ -117,7 +117,13 @@ def _resolved(folder: str, target: str) -> str:
     return "/".join(steps)
 
 
+_VALUES = frozenset({"lpwstr", "lpstr", "bstr", "i4", "r8", "filetime", "date", "bool"})
 _PROPERTY_WORDS = {
+    "title": "タイトル",
+    "subject": "サブタイトル",
+    "category": "分類",
+    "contentStatus": "状態",
+    "HyperlinkBase": "リンクの元",
     "creator": "作成者",
     "lastModifiedBy": "最後に保存した人",
     "keywords": "キーワード",
@@ -138,11 +144,13 @@ def hidden_baggage(archive: zipfile.ZipFile) -> list[Remark]:
                     words = f"文書の情報に{_PROPERTY_WORDS[local(element.tag)]}「{value[:80]}」が残っています。"
                     findings.append(Remark("property", words, "文書の情報"))
     if "docProps/custom.xml" in names:
-        findings.append(Remark("property", "文書の情報に独自の項目が残っています。", "文書の情報"))
+        values = [(e.text or "").strip() for e in elements(archive, "docProps/custom.xml", _VALUES)]
+        told = "、".join(value for value in values if value)
+        findings.append(Remark("property", f"文書の情報に独自の項目「{told[:400]}」が残っています。", "文書の情報"))
     for code, folders, words in (
         (
             "embedded-file",
-            ("xl/embeddings/", "word/embeddings/"),
+            ("xl/embeddings/", "word/embeddings/", "ppt/embeddings/"),
             "別のファイルが埋め込まれています。中は読んでいません。",
         ),
         (

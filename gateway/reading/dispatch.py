@@ -9,7 +9,7 @@ from docx.opc.exceptions import OpcError
 from docx.oxml.exceptions import XmlchemyError
 from openpyxl.utils.exceptions import CellCoordinatesException, InvalidFileException
 
-from gateway.reading import pdf, plain, sheets, word
+from gateway.reading import pdf, plain, sheets, slides, word
 from gateway.reading.archive import open_archive
 from gateway.reading.problems import (
     CorruptFile,
@@ -25,8 +25,8 @@ from gateway.reading.report import Kind, Limits, Reading
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _PICTURES = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*", b"BM")
 _TEXT_NAMES = {".txt": Kind.TEXT, ".text": Kind.TEXT, ".md": Kind.TEXT, ".csv": Kind.CSV, ".tsv": Kind.CSV}
-_NAMES = {**_TEXT_NAMES, ".pdf": Kind.PDF, ".docx": Kind.DOCX, ".xlsx": Kind.XLSX}
-READABLE = "PDF、Word（docx）、Excel（xlsx）、CSV、テキスト（txt）"
+_NAMES = {**_TEXT_NAMES, ".pdf": Kind.PDF, ".docx": Kind.DOCX, ".xlsx": Kind.XLSX, ".pptx": Kind.PPTX}
+READABLE = "PDF、Word（docx）、Excel（xlsx）、PowerPoint（pptx）、CSV、テキスト（txt）"
 # What the libraries raise on damaged files; none of them promises one family of errors.
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -51,7 +51,7 @@ _DAMAGE = (
 
 
 def read_file(name: str, data: bytes, *, limits: Limits | None = None, reads_pictures: bool = False) -> Reading:
-    """Reads a PDF, docx, xlsx, csv or txt file.
+    """Reads a PDF, docx, xlsx, pptx, csv or txt file.
 
     reads_pictures: also the letters on scanned pages, where the reader of pictures is installed.
 
@@ -90,6 +90,8 @@ def _read(kind: Kind, data: bytes, limits: Limits, *, reads_pictures: bool) -> R
             return word.read_docx(data, limits)
         case Kind.XLSX:
             return sheets.read_xlsx(data, limits)
+        case Kind.PPTX:
+            return slides.read_pptx(data, limits)
         case Kind.CSV:
             return plain.read_csv(data, limits)
         case Kind.TEXT:
@@ -149,7 +151,7 @@ def _inside_ole(extension: str, data: bytes) -> OldFormat | ProtectedFile:
     if holds("Workbook") or holds("Book"):
         return OldFormat("古いExcelの形式（xls）です。Excelで開き、xlsx形式で保存し直してください。")
     if holds("PowerPoint Document"):
-        return OldFormat("古いPowerPointの形式（ppt）です。PDFで保存し直してください。")
+        return OldFormat("古いPowerPointの形式（ppt）です。PowerPointで開き、pptx形式で保存し直してください。")
     return OldFormat(f"古い形式の文書です。アプリで開き、{_save_as(extension)}形式で保存し直してください。")
 
 
@@ -157,11 +159,9 @@ def _inside_zip(data: bytes, limits: Limits) -> Kind:
     with open_archive(data, limits) as archive:
         names = set(archive.namelist())
         if any(name.lower().endswith("vbaproject.bin") for name in names):
-            is_book = any(name.startswith("xl/") for name in names)
-            raise OldFormat(
-                "マクロが入っているため読み取れません。マクロなしの"
-                f"{'xlsx' if is_book else 'docx'}形式で保存し直してください。"
-            )
+            kinds = (("xl/", "xlsx"), ("ppt/", "pptx"))
+            kind = next((k for folder, k in kinds if any(n.startswith(folder) for n in names)), "docx")
+            raise OldFormat(f"マクロが入っているため読み取れません。マクロなしの{kind}形式で保存し直してください。")
         if any(name.startswith("word/") for name in names):
             return Kind.DOCX
         if any(name.endswith(".bin") and name.startswith("xl/workbook") for name in names):
@@ -169,7 +169,7 @@ def _inside_zip(data: bytes, limits: Limits) -> Kind:
         if any(name.startswith("xl/") for name in names):
             return Kind.XLSX
         if any(name.startswith("ppt/") for name in names):
-            raise UnsupportedFormat("PowerPointの資料です。PDFで保存し直してください。")
+            return Kind.PPTX
         if "mimetype" in names:
             raise OldFormat("OpenDocumentの文書です。docx形式かxlsx形式で保存し直してください。")
     raise UnsupportedFormat(f"圧縮ファイルです。展開して、{READABLE}を1つずつ添付してください。")

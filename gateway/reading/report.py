@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 
 class Kind(StrEnum):
@@ -10,6 +11,7 @@ class Kind(StrEnum):
     PDF = "pdf"
     DOCX = "docx"
     XLSX = "xlsx"
+    PPTX = "pptx"
     CSV = "csv"
     TEXT = "txt"
 
@@ -18,10 +20,13 @@ class Kind(StrEnum):
         return _KIND_WORDS[self]
 
 
+# The label of what stands in a file where no page shows it.
+LEFT_OVER: Final = "目に見えないところの文字"
 _KIND_WORDS = {
     Kind.PDF: "PDF",
     Kind.DOCX: "Wordの文書",
     Kind.XLSX: "Excelのブック",
+    Kind.PPTX: "PowerPointの資料",
     Kind.CSV: "CSVの表",
     Kind.TEXT: "テキスト",
 }
@@ -130,6 +135,13 @@ class Reading:
     has_unread: bool = False
 
     @property
+    def all_text(self) -> str:
+        """Every word that was found in it, whether it is sent or not."""
+        return "\n".join(
+            [*(f"{p.label}\n{p.text}" for p in self.parts), *(f"{r.place} {r.words}" for r in self.findings)]
+        )
+
+    @property
     def is_doubtful(self) -> bool:
         return bool(self.warnings)
 
@@ -143,8 +155,8 @@ def joined(parts: tuple[Part, ...]) -> str:
     counted = [part for part in parts if part.in_text]
     if not any(_is_readable(part) for part in counted):
         return ""
-    if len(parts) == 1:
-        return parts[0].text
+    if len([part for part in parts if part.in_text or part.label != LEFT_OVER]) == 1:
+        return counted[0].text
     return "\n\n".join(f"【{part.label}】\n{_told(part)}" for part in counted)
 
 

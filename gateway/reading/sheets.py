@@ -18,10 +18,23 @@ from openpyxl.utils.datetime import CALENDAR_MAC_1904, CALENDAR_WINDOWS_1900, fr
 
 from gateway.reading.archive import attribute, elements, hidden_baggage, local, open_archive, relations
 from gateway.reading.grid import as_table, column_letter
+from gateway.reading.leftovers import left_over
 from gateway.reading.legibility import garbled, misread, unreadable_places
 from gateway.reading.plain import as_lines
 from gateway.reading.problems import CorruptFile, FileTooLarge
-from gateway.reading.report import Kind, Limits, Part, PartState, Reading, Remark, Table, TableRow, joined, listed
+from gateway.reading.report import (
+    LEFT_OVER,
+    Kind,
+    Limits,
+    Part,
+    PartState,
+    Reading,
+    Remark,
+    Table,
+    TableRow,
+    joined,
+    listed,
+)
 
 _PLACES_TOLD = 10
 # Excel's own limits; a file that goes beyond was not written by a spreadsheet.
@@ -82,6 +95,11 @@ def read_xlsx(data: bytes, limits: Limits) -> Reading:
             tables.append(table)
         warnings += _warnings(sheet, rows)
         findings += _findings(sheet)
+    with open_archive(data, limits) as archive:
+        known = {" ".join(cell.split()) for sheet in sheets for row in sheet.rows.values() for cell in row.values()}
+        rest, is_all = left_over(archive, "\n".join(part.text for part in parts), known)
+    if rest:
+        parts.append(Part(LEFT_OVER, rest, PartState.HIDDEN, "本文には含めていません", in_text=False))
     if sum(len(part.text) for part in parts) > limits.max_characters:
         raise FileTooLarge(
             f"{limits.max_characters:,}文字までに分けて添付してください。", limit_characters=limits.max_characters
@@ -97,7 +115,10 @@ def read_xlsx(data: bytes, limits: Limits) -> Reading:
         tables=tuple(tables),
         findings=tuple(findings),
         summary=_summary(sheets, tables, bad=bad),
-        has_unread=bad or any(s.pictures or s.charts or s.uncalculated for s in sheets) or _holds_files(findings),
+        has_unread=bad
+        or not is_all
+        or any(s.pictures or s.charts or s.uncalculated for s in sheets)
+        or _holds_files(findings),
     )
 
 

@@ -54,3 +54,55 @@ def repacked(data: bytes, changes: dict[str, bytes]) -> bytes:
         for name, body in changes.items():
             new.writestr(name, body)
     return out.getvalue()
+
+
+_P = "http://schemas.openxmlformats.org/presentationml/2006/main"
+_A = "http://schemas.openxmlformats.org/drawingml/2006/main"
+_R = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
+NAMESPACES = f'xmlns:p="{_P}" xmlns:a="{_A}" xmlns:r="{_R}"'
+
+
+def relationships(*related: tuple[str, str, str]) -> bytes:
+    """A part's relations: (id, last word of the type, target)."""
+    far = ' TargetMode="External"'
+    inside = "".join(
+        f'<Relationship Id="{i}" Type="{_R}/{kind}" Target="{target}"{far if ":" in target else ""}/>'
+        for i, kind, target in related
+    )
+    space = "http://schemas.openxmlformats.org/package/2006/relationships"
+    return f'<Relationships xmlns="{space}">{inside}</Relationships>'.encode()
+
+
+def shape(text: str, *, alternative: str = "", frame: str = "") -> str:
+    """A shape of a slide with one paragraph for each line."""
+    lines = "".join(f"<a:p><a:r><a:t>{line}</a:t></a:r></a:p>" for line in text.split("\n"))
+    placed = f'<p:nvPr><p:ph type="{frame}"/></p:nvPr>' if frame else "<p:nvPr/>"
+    return (
+        f'<p:sp><p:nvSpPr><p:cNvPr id="2" name="n" descr="{alternative}"/><p:cNvSpPr/>{placed}</p:nvSpPr>'
+        f"<p:txBody>{lines}</p:txBody></p:sp>"
+    )
+
+
+def slide(*shapes: str, show: str = "1", root: str = "sld") -> bytes:
+    tree = f"<p:cSld><p:spTree>{''.join(shapes)}</p:spTree></p:cSld>"
+    return f'<p:{root} {NAMESPACES} show="{show}">{tree}</p:{root}>'.encode()
+
+
+def pptx(slides: list[bytes], more: dict[str, bytes] | None = None) -> bytes:
+    """A presentation of slides; `more`: further members, which may stand for those that are made here."""
+    ids = "".join(f'<p:sldId id="{256 + i}" r:id="rId{i}"/>' for i in range(len(slides)))
+    members = {
+        "[Content_Types].xml": b"<Types/>",
+        "_rels/.rels": relationships(("rId1", "officeDocument", "ppt/presentation.xml")),
+        "ppt/presentation.xml": f"<p:presentation {NAMESPACES}><p:sldIdLst>{ids}</p:sldIdLst></p:presentation>".encode(),
+        "ppt/_rels/presentation.xml.rels": relationships(
+            *((f"rId{i}", "slide", f"slides/slide{i + 1}.xml") for i in range(len(slides)))
+        ),
+        **{f"ppt/slides/slide{i + 1}.xml": body for i, body in enumerate(slides)},
+        **(more or {}),
+    }
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, body in members.items():
+            archive.writestr(name, body)
+    return out.getvalue()

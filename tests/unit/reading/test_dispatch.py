@@ -45,7 +45,7 @@ def archive(**members: bytes) -> bytes:
         ("本文.pdf", "ただの文章です。".encode(), WrongExtension),
         ("本文.docx", b"\x00\x01\x02\x03binary", CorruptFile),
         ("圧縮.zip", archive(a_txt=b"a"), UnsupportedFormat),
-        ("資料.pptx", archive(ppt__presentation_xml=b"<p/>"), UnsupportedFormat),
+        ("資料.pptx", archive(ppt__presentation_xml=b"<p/>"), CorruptFile),
         ("表.xlsm", archive(xl__vbaProject_bin=b"x", xl__workbook_xml=b"<w/>"), OldFormat),
         ("資料.odt", archive(mimetype=b"application/vnd.oasis.opendocument.text"), OldFormat),
         ("文書.pdf", archive(word__document_xml=b"<w/>"), WrongExtension),
