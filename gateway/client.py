@@ -25,6 +25,8 @@ MAX_EVENT_BYTES: Final = 4 * 1024 * 1024
 RESUME_FOR_S: Final = 30.0
 # How long the end of a call may take to be told.
 END_CALL_S: Final = 5.0
+# What a gateway says of a stream that it does not have for this caller.
+STREAM_NOT_FOUND: Final = "urn:problem:gateway:stream-not-found"
 
 
 class GatewayProblem(Problem):
@@ -262,13 +264,26 @@ class Gateway:
         token: a fresh one for each connection.
         """
         request = self._post_request(path, body, token(), {**(headers or {}), "kumiai-resumable": "1"})
+        async with self._followed(await self._send(request), token) as events:
+            yield events
 
-        async def resume(call_id: str, after: int) -> httpx.Response:
-            more = _headers(token()) | {"last-event-id": str(after)}
-            return await self._send(self._http.build_request("GET", f"/v1/streams/{call_id}", headers=more))
+    @asynccontextmanager
+    async def take_up(self, call_id: str, *, token: Callable[[], str]) -> AsyncIterator[EventStream]:
+        """A stream that somebody else began for the same person, from its beginning and to its end; kept for some
+        minutes. Leaving the block earlier ends the call.
 
-        response = await self._send(request)
-        events = EventStream(response, resume)
+        Raises `GatewayProblem` (`STREAM_NOT_FOUND`) where it is over for too long, or another's.
+        """
+        async with self._followed(await self._resumed(call_id, 0, token), token) as events:
+            yield events
+
+    async def _resumed(self, call_id: str, after: int, token: Callable[[], str]) -> httpx.Response:
+        headers = _headers(token()) | {"last-event-id": str(after)}
+        return await self._send(self._http.build_request("GET", f"/v1/streams/{call_id}", headers=headers))
+
+    @asynccontextmanager
+    async def _followed(self, response: httpx.Response, token: Callable[[], str]) -> AsyncIterator[EventStream]:
+        events = EventStream(response, lambda call_id, after: self._resumed(call_id, after, token))
         try:
             if response.status_code != HTTPStatus.OK:
                 await _read(response)

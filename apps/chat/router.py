@@ -71,7 +71,10 @@ async def new_chat(ctx: Context, card_id: str = "", prompt: str = "", folder: st
 @routes.get("/c/{conversation_id}")
 async def conversation_page(ctx: Context, conversation_id: UUID, edit: str = "") -> Response:
     """One conversation; `edit` opens a question for changing."""
-    return await _page(ctx, await Chat(ctx).open(conversation_id), edit=edit)
+    found = await Chat(ctx).open(conversation_id)
+    question = next((m for m in reversed(found.messages) if m.role == "user"), None)
+    coming = None if question is None or _coming(ctx, found, question) is None else question
+    return await _page(ctx, found, edit=edit, coming=coming)
 
 
 @routes.get("/c/{conversation_id}/last")
@@ -89,9 +92,12 @@ async def last_answer(ctx: Context, conversation_id: UUID, after: str = "") -> R
 
 @routes.get("/c/{conversation_id}/live")
 async def live_answer(ctx: Context, conversation_id: UUID, question: str = "") -> Response:
-    """The answer that is being made to a question, for a page that lost its connection; 204 when none is here."""
+    """The answer that is being made to a question, for a page that lost its connection; 204 when none is.
+
+    One that another process began, which may be gone, is taken up from the gateway.
+    """
     found = await Chat(ctx).open(conversation_id)
-    live = ctx.live.find(found.find(_uuid(question)).id)
+    live = _coming(ctx, found, found.find(_uuid(question)))
     return Response(status_code=204) if live is None else _stream(_told(ctx, found, live))
 
 
@@ -340,6 +346,14 @@ async def _answered(ctx: AppContext, request: Request, chat: Chat, turn: Turn) -
             yield event
 
     return _stream(events())
+
+
+def _coming(ctx: AppContext, conversation: Conversation, question: Message) -> Live[Any] | None:
+    """The answer under way to a question, taken up here where no other page of this process has it."""
+    live = ctx.live.find(question.id)
+    if live is None and conversation.coming == question:
+        live = ctx.live.start(question.id, Chat(ctx).take_up(conversation))
+    return live
 
 
 async def _told(ctx: AppContext, conversation: Conversation, live: Live[Any]) -> AsyncIterator[bytes]:
@@ -675,6 +689,7 @@ async def _page(ctx: AppContext, found: Conversation | None, *, status: int = 20
     models, models_problem = await _models(ctx, data_class)
     defaults = {
         "conversation": found,
+        "coming": None,
         "data_class": data_class,
         "models": models,
         "models_problem": models_problem,

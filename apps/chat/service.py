@@ -10,8 +10,10 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, Literal
 from uuid import UUID
@@ -21,8 +23,8 @@ import anyio.to_thread
 
 from apps.chat.cards import Card
 from apps.chat.hints import Hint, hint_for
-from apps.sdk import AppContext, CallFacts, InvalidInput, NotFound, Problem, Queued
-from apps.sdk.context import GuardFinding, Outlook
+from apps.sdk import AppContext, CallFacts, Conflict, InvalidInput, NotFound, Problem, Queued
+from apps.sdk.context import STREAM_NOT_FOUND, ChatStream, GuardFinding, Outlook
 from apps.sdk.intake import PartState, Reading, Table, TableRow
 from apps.sdk.material import Marks, name_of
 from apps.sdk.tables import answer_computation, asks_for_computation
@@ -46,6 +48,14 @@ State = Literal["done", "stopped", "failed"]
 
 # The person ended the call from a page of another process.
 STOPPED: Final = "urn:problem:gateway:stopped"
+
+
+class NotTakenUp(Problem):
+    """Nobody followed an answer to its end, and its time is over."""
+
+    type = "urn:problem:chat:not-taken-up"
+    status = HTTPStatus.GONE
+    title = "答えを受け取れませんでした"
 
 
 class NothingToSend(InvalidInput):
@@ -100,7 +110,8 @@ class Computed:
 class Message:
     """`earlier` are the answers that were made anew, newest first; `checked` what was confirmed before an export.
 
-    `noted` is what the guard found in an answer, with how many of each; `advice` what it says about wording.
+    `noted` is what the guard found in an answer, with how many of each; `advice` what it says about wording. A
+    question's `call_id` is that of the answer which was last begun to it.
     """
 
     id: UUID
@@ -149,6 +160,15 @@ class Conversation:
     @property
     def answers(self) -> tuple[Message, ...]:
         return tuple(m for m in self.messages if m.role == "assistant" and m.text)
+
+    @property
+    def coming(self) -> Message | None:
+        """The last question, if an answer to it was begun that is not stored."""
+        question = next((m for m in reversed(self.messages) if m.role == "user"), None)
+        if question is None or not question.call_id:
+            return None
+        told = {a.call_id for m in self.after(question.id) for a in (m, *m.earlier)}
+        return None if question.call_id in told else question
 
     def find(self, message_id: UUID) -> Message:
         """A message that is shown, or an answer it replaced. Raises `NotFound`."""
@@ -423,6 +443,9 @@ class Chat:
             conversation, model if model in MODELS else conversation.model, data_class or conversation.data_class
         )
         kept = conversation.messages[: conversation.messages.index(question)]
+        if question.call_id:
+            # Whatever is still made for it is not the answer any more.
+            await self._mark(question_id, call_id="")
         changed = question.text if text is None else _checked_text(text)
         if changed != question.text:
             await self._drop(later)
@@ -438,14 +461,47 @@ class Chat:
 
     async def answer(self, turn: Turn) -> AsyncGenerator[Begun | Piece | Waiting | Finished, None]:
         """Streams the answer; whatever happens (stopped, refused, lost) what came so far is stored."""
+        stream = self._ctx.gateway.stream_chat(
+            turn.messages, model=turn.model, data_class=turn.data_class, mask=turn.masked
+        )
+        async with aclosing(self._kept(turn.conversation, turn.question, turn.model, stream)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def take_up(self, conversation: Conversation) -> AsyncGenerator[Begun | Piece | Waiting | Finished, None]:
+        """The answer that is coming, begun by a process that is gone or busy elsewhere; whoever has it first stores it.
+
+        Ends without `Finished` while the gateway cannot be asked.
+        """
+        question = conversation.coming
+        if question is None:
+            return
+        stream = self._ctx.gateway.take_up(question.call_id)
+        async with aclosing(self._kept(conversation, question, conversation.model, stream)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _kept(
+        self,
+        conversation: Conversation,
+        question: Message,
+        model: str,
+        opening: AbstractAsyncContextManager[ChatStream],
+    ) -> AsyncGenerator[Begun | Piece | Waiting | Finished, None]:
         text: list[str] = []
-        body: dict[str, Any] = {"role": "assistant", "state": "stopped", "model": turn.model}
+        body: dict[str, Any] = {"role": "assistant", "state": "stopped", "model": model}
         stored = False
+
+        def is_unheard() -> bool:
+            """It was to be taken up and could not be yet: it is asked for again."""
+            return bool(question.call_id) and "call_id" not in body
+
         try:
-            async with self._ctx.gateway.stream_chat(
-                turn.messages, model=turn.model, data_class=turn.data_class, mask=turn.masked
-            ) as stream:
+            async with opening as stream:
                 body |= _processed(stream.facts)
+                if stream.facts.call_id != question.call_id:
+                    # By this another process finds it when ours is lost.
+                    await self._mark(question.id, call_id=stream.facts.call_id)
                 yield Begun(stream.facts.call_id)
                 async for delta in stream:
                     if isinstance(delta, Queued):
@@ -463,6 +519,10 @@ class Chat:
                         body |= {"noted": [list(n) for n in delta.note.found], "advice": list(delta.note.reasons)}
             body["state"] = "done"
         except Problem as problem:
+            if problem.type == STREAM_NOT_FOUND:
+                problem = NotTakenUp("もう一度試すと、新しく作ります。", call_id=question.call_id)
+            elif is_unheard():
+                return
             if problem.type != STOPPED:
                 body |= {
                     "state": "failed",
@@ -472,12 +532,12 @@ class Chat:
                     "call_id": body.get("call_id") or problem.extensions.get("call_id") or "",
                 }
         finally:
-            if body["state"] == "stopped":
+            if body["state"] == "stopped" and not is_unheard():
                 with anyio.CancelScope(shield=True):
-                    await self._store_answer(turn, body, "".join(text))
+                    await self._store_answer(conversation, body, "".join(text))
                 stored = True
         if not stored:
-            yield Finished(await self._store_answer(turn, body, "".join(text)))
+            yield Finished(await self._store_answer(conversation, body, "".join(text)))
 
     async def choose_answer(self, conversation_id: UUID, answer_id: UUID) -> None:
         """Puts an answer that was replaced back in its place. Raises `NotFound`."""
@@ -616,11 +676,20 @@ class Chat:
         messages = [{"role": "system", "content": system}, *told, {"role": "user", "content": asked}]
         return Turn(conversation, question, conversation.model, conversation.data_class, tuple(messages), masked)
 
-    async def _store_answer(self, turn: Turn, body: dict[str, Any], text: str) -> Message:
-        document = await self._ctx.documents.create("message", body | {"text": text}, parent=turn.conversation.id)
-        await self._ctx.documents.touch(turn.conversation.id)
+    async def _store_answer(self, conversation: Conversation, body: dict[str, Any], text: str) -> Message:
+        """Stores it under its call's number, so that two who followed the same call store one answer."""
+        call_id = UUID(body["call_id"]) if body.get("call_id") else None
+        try:
+            document = await self._ctx.documents.create(
+                "message", body | {"text": text}, parent=conversation.id, id=call_id
+            )
+        except Conflict:
+            if call_id is None:
+                raise
+            document = await self._ctx.documents.get(call_id, kind="message")
+        await self._ctx.documents.touch(conversation.id)
         answer = _message(document)
-        whole = await self.open(turn.conversation.id)
+        whole = await self.open(conversation.id)
         return next((m for m in whole.messages if m.id == answer.id), answer)
 
     async def _drop(self, messages: Sequence[Message]) -> None:

@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 from starlette.responses import Response
 
 from apps.sdk.live import AppLive
+from gateway.client import STREAM_NOT_FOUND as STREAM_NOT_FOUND
 from gateway.client import CallFacts, EventStream, Gateway, Queued
 from tenants.blobs import AppBlobs
 from tenants.context import Actor, DataClass
@@ -145,6 +146,13 @@ class GatewayClient:
         if mask:
             headers["kumiai-mask"] = "1"
         async with self._gateway.stream("/v1/chat/completions", body, token=self._token, headers=headers) as events:
+            yield ChatStream(events)
+
+    @asynccontextmanager
+    async def take_up(self, call_id: str) -> AsyncIterator[ChatStream]:
+        """An answer that was begun for this person by a process that is gone, from its beginning; see
+        `Gateway.take_up`."""
+        async with self._gateway.take_up(call_id, token=self._token) as events:
             yield ChatStream(events)
 
     async def stop(self, call_id: str) -> None:

@@ -11,7 +11,6 @@ from playwright.sync_api import expect
 
 from tests.browsers import Visitor, assert_accessible, sign_in
 from tests.e2e.chat_page import GARBLED, GUIDE, SURVEY, ChatPage
-from tests.gateways import eventually
 
 pytestmark = pytest.mark.browser
 
@@ -117,12 +116,10 @@ def test_an_answer_is_there_for_who_closed_the_page(chat: ChatPage) -> None:
     chat.page.goto("/")
     chat.page.goto(address)
 
-    # It needs no page to be made to its end.
-    def is_there() -> bool:
-        chat.page.reload()
-        return chat.answers.count() == 1
-
-    eventually(is_there, within_s=60)
+    # It needs no page to be made to its end, and who comes back while it is made sees it come.
+    chat.answered()
+    expect(chat.answers).to_have_count(1, timeout=60_000)
+    expect(chat.page.locator("#coming")).to_have_count(0)
     expect(chat.answers.last.get_by_text("途中で止まりました。")).to_have_count(0)
     expect(chat.answers.last.get_by_role("heading", name="総合防災訓練について（お知らせ）")).to_be_visible()
 

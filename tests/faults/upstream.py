@@ -473,6 +473,18 @@ async def unhurried(x: Exchange) -> None:
 
 
 @fault
+async def held(x: Exchange) -> None:
+    """A good answer whose second half comes when the test says so."""
+    events = x.events()
+    await x.begin_to_answer()
+    while not x.upstream.released.is_set():
+        await asyncio.sleep(0.02)
+    for data in events[1 + x.answer.cut :]:
+        await x.say(data)
+    await x.end()
+
+
+@fault
 async def flood(x: Exchange) -> None:
     """More words than anybody reads, as fast as they are taken."""
     piece = sse(chunk({"content": "あ" * 20_000}))
@@ -541,6 +553,8 @@ class FaultUpstream:
     down: set[str] = field(default_factory=set)
     # What gateways asked to find out whether it is well again, by the same part: the request's line and its body.
     probes: list[tuple[str, str, bytes]] = field(default_factory=list)
+    # Lets the second half of `held` answers go.
+    released: threading.Event = field(default_factory=threading.Event)
     busy: int = 0
     flooded: int = 0
     _numbers: Counter[tuple[str, int]] = field(default_factory=Counter)

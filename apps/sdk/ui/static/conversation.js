@@ -238,6 +238,60 @@
     return {};
   };
 
+  /* Shows an answer to its end, over however many connections. events: the first one, if there is one yet. */
+  const hear = async (events, live, signal, start) => {
+    let state = "";
+    const listen = async () => {
+      for await (const { name, data: told } of serverEvents(events)) {
+        if (name === "start") start(told);
+        else if (name === "call") asked.call_id = told.id;
+        else if (name === "queue") live.queue(told);
+        else if (name === "blocks") atEnd(() => live.show(told));
+        else if (name === "done") {
+          state = told.state;
+          finish(live.article, told.html, ENDS[state]);
+        }
+      }
+    };
+    while (!state) {
+      if (events)
+        await listen().catch((lost) => {
+          if (lost.name === "AbortError" || !asked) throw lost;
+        });
+      if (state) break;
+      if (!asked) throw offline;
+      const rest = await takeUp(asked.conversation, asked.question, live, signal);
+      if (rest.html) {
+        state = asked.isStopped ? "stopped" : "done";
+        finish(live.article, rest.html, ENDS[state]);
+      } else if (rest.response) events = rest.response;
+      else throw offline;
+    }
+  };
+  /* A page that is opened while an answer is being made shows it as it comes. */
+  const follow = async (note) => {
+    const conversation = $('input[name="conversation"]', form).value;
+    const controller = new AbortController();
+    running = controller;
+    setBusy(true);
+    const live = waiting();
+    asked = { conversation, question: note.dataset.question, call_id: note.dataset.call };
+    dropFrom(document.getElementById(`m-${asked.question}`).nextElementSibling);
+    flow.append(live.article);
+    live.article.scrollIntoView({ block: "nearest" });
+    try {
+      await hear(null, live, controller.signal);
+      await refreshAround(conversation);
+    } catch (problem) {
+      live.article.remove();
+      showProblem(place, problem.title ? problem : offline);
+    } finally {
+      live.end();
+      running = asked = null;
+      setBusy(false);
+    }
+  };
+
   const ask = async (asking, submitter) => {
     if (running) return;
     if (submitter?.value === "cancel") {
@@ -269,35 +323,11 @@
         shownGuard = await response.text();
         return;
       }
-      let state = "";
-      const listen = async (events) => {
-        for await (const { name, data: told } of serverEvents(events)) {
-          if (name === "start") {
-            conversation = told.conversation;
-            asked = { conversation, question: told.question, call_id: "" };
-            begin(told, live, isCompose);
-          } else if (name === "call") asked.call_id = told.id;
-          else if (name === "queue") live.queue(told);
-          else if (name === "blocks") atEnd(() => live.show(told));
-          else if (name === "done") {
-            state = told.state;
-            finish(live.article, told.html, ENDS[state]);
-          }
-        }
-      };
-      for (let events = response; !state; ) {
-        await listen(events).catch((lost) => {
-          if (lost.name === "AbortError" || !asked) throw lost;
-        });
-        if (state) break;
-        if (!asked) throw offline;
-        const rest = await takeUp(conversation, asked.question, live, controller.signal);
-        if (rest.html) {
-          state = asked.isStopped ? "stopped" : "done";
-          finish(live.article, rest.html, ENDS[state]);
-        } else if (rest.response) events = rest.response;
-        else throw offline;
-      }
+      await hear(response, live, controller.signal, (told) => {
+        conversation = told.conversation;
+        asked = { conversation, question: told.question, call_id: "" };
+        begin(told, live, isCompose);
+      });
       tellOthers(conversation);
       await refreshAround(conversation);
     } catch (problem) {
@@ -468,4 +498,6 @@
     // Also fired for a link within the page, such as 本文へ移動.
     if (location.pathname + location.search !== shown) location.reload();
   });
+  const coming = $("#coming");
+  if (coming) follow(coming);
 })();
