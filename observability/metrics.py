@@ -78,6 +78,12 @@ LEDGER_COMMIT_SECONDS = Histogram(
     buckets=(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1),
     registry=REGISTRY,
 )
+EVENT_LOOP_LAG_SECONDS = Histogram(
+    "kumiai_event_loop_lag_seconds",
+    "How much later than it asked for the process's event loop came round, asked twice a second.",
+    buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+    registry=REGISTRY,
+)
 PAGES = Counter("kumiai_pages", "Portal requests by status class.", ("app", "status"), registry=REGISTRY)
 JOBS = Counter("kumiai_jobs", "Worker jobs by how they ended.", ("kind", "outcome"), registry=REGISTRY)
 

@@ -34,12 +34,11 @@ def not_available(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[Postgres]:
-    """A PostgreSQL of this test process alone, from the wheel."""
+@contextlib.contextmanager
+def _postgres() -> Iterator[Postgres]:
     folder = Path(tempfile.mkdtemp(prefix="kumiai-pg-"))
+    server = Postgres(folder, fsync=False)
     try:
-        server = Postgres(folder, fsync=False)
         server.start()
     except ServerNotFound as missing:
         not_available(str(missing))
@@ -48,6 +47,20 @@ def postgres_server() -> Iterator[Postgres]:
     finally:
         server.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Postgres]:
+    """A PostgreSQL of this test process alone, from the wheel."""
+    with _postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def own_postgres() -> Iterator[Postgres]:
+    """A server that this test may stop."""
+    with _postgres() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -44,6 +44,7 @@ from gateway.server.wires.messages import MessagesWire
 from gateway.server.wires.outlet import Wire
 from gateway.server.wires.responses import PATH as RESPONSES_PATH
 from gateway.server.wires.responses import ResponsesWire
+from observability.event_loop import watch_event_loop
 from observability.problems import NotFound, Problem
 from observability.tracing import configure_tracing
 from tenants.db import Database
@@ -190,7 +191,9 @@ class Gateway:
         await self.configuration.load()
         await self.access.load()
         self.ledger.start()
-        polls = [self.configuration.poll(), self.access.poll(), self.journal.write(), self.journal.read()]
+        polls = [
+            self.configuration.poll(), self.access.poll(), self.journal.write(), self.journal.read(), watch_event_loop(),
+        ]  # fmt: skip
         if any(deployment.probe for deployment in self._deployments):
             polls.append(self.prober.run())
         self._polls = [asyncio.create_task(poll) for poll in polls]

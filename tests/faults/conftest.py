@@ -33,7 +33,7 @@ from tests.gateways import START_S, Region, RunningGateway, Town, eventually
 from tests.servers import cloned
 
 # How many different answers, cuts and orders of bytes each fault is tried with.
-SEEDS: Final = range(int(os.environ.get("KUMIAI_FAULT_SEEDS", "3")))  # noqa: TID251 - a switch of the test run itself
+SEEDS: Final = range(int(os.environ.get("KUMIAI_FAULT_SEEDS", "5")))  # noqa: TID251 - a switch of the test run itself
 
 # Deadlines of a busy machine, scaled down: what is good arrives well within them.
 DEADLINES: Final = {

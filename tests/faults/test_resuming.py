@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import httpx
 import pytest
@@ -14,10 +15,12 @@ from sqlmodel import select
 from gateway.client import GatewayProblem
 from gateway.server import journal, streams
 from gateway.server.journal import forget_streams
+from kumiai.local.postgres import Postgres
 from tenants.answers import KEPT_FOR
 from tenants.context import TenantContext
-from tenants.db import Database
+from tenants.db import Database, DatabaseUrls
 from tenants.models import Call, StreamPartRow, StreamRow
+from tenants.schema import LOGINS, bootstrap_postgres, migrate
 from tests.faults.asking import Outcome
 from tests.faults.balancer import balancer
 from tests.faults.conftest import Installation, prepared
@@ -295,6 +298,33 @@ async def test_a_lost_answer_is_told_as_lost(two: Two) -> None:
             with pytest.raises(GatewayProblem) as told:
                 await asked
     assert told.value.type == "urn:problem:gateway:stream-lost"
+
+
+async def test_what_was_said_while_the_database_was_replaced_is_told_all_the_same(
+    own_postgres: Postgres, tmp_path: Path
+) -> None:
+    urls: DatabaseUrls = bootstrap_postgres(own_postgres.access, "kumiai", dict.fromkeys(LOGINS, "secret"))
+    migrate(urls)
+    with (
+        prepared(tmp_path, urls, **PATIENT) as (region, town, upstream, _),
+        region.gateways(2) as gateways,
+    ):
+        two = Two(region, town, upstream, gateways)
+        heard = await begin(two.urls[0], town, asking("unhurried", SEED), leave_after=2)
+        # It is known to the database, and goes on while that is away and another comes in its place.
+        assert (await resume(two.urls[1], town, Heard(heard.call_id), leave_after=1)).status == 200
+        await asyncio.to_thread(own_postgres.stop)
+        await asyncio.sleep(1.0)
+        await asyncio.to_thread(own_postgres.start)
+        for one in gateways:
+            await asyncio.to_thread(eventually, lambda one=one: one.health() == 200, within_s=60)
+        for _ in range(100):
+            late = await resume(two.urls[1], town, Heard(heard.call_id))
+            if late.status == 200:
+                break
+            await asyncio.sleep(0.2)
+        assert (late.text, late.is_whole) == (Answer.of(SEED).text, True)
+        await asyncio.to_thread(two.check_bill, heard.call_id, "usage")
 
 
 # ── Gateways that stop ───────────────────────────────────────────────────────────────────────────────────────────

@@ -1,17 +1,14 @@
 """Installations on each database, before a fake upstream whose answers can be held back."""
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kumiai.local.postgres import Postgres, ServerNotFound
 from loadtests.upstream import RunningUpstream, running_upstream
 from tenants.db import DatabaseUrls
 from tests.gateways import Region
-from tests.servers import DATABASES, not_available
+from tests.servers import DATABASES
 
 MODEL = "onprem"
 DEPLOYMENT = "compatible/fake-chat"
@@ -52,19 +49,3 @@ def region(request: pytest.FixtureRequest, tmp_path: Path, upstream: RunningUpst
     """An installation on each database in turn."""
     urls: DatabaseUrls = request.getfixturevalue(DATABASES[request.param])
     return priced_region(tmp_path, urls, upstream)
-
-
-@pytest.fixture
-def own_postgres() -> Iterator[Postgres]:
-    """A server that this test may stop."""
-    folder = Path(tempfile.mkdtemp(prefix="kumiai-pg-"))
-    server = Postgres(folder, fsync=False)
-    try:
-        server.start()
-    except ServerNotFound as missing:
-        not_available(str(missing))
-    try:
-        yield server
-    finally:
-        server.stop()
-        shutil.rmtree(folder, ignore_errors=True)
