@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib import import_module
 from types import FrameType
+from typing import Literal
 
 import uvicorn
 import uvloop
@@ -113,15 +114,23 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def serve(app: object, *, sock: socket.socket, process: str, settings: Settings, drain: Drain | None = None) -> None:
+def serve(
+    app: object,
+    *,
+    sock: socket.socket,
+    process: str,
+    settings: Settings,
+    drain: Drain | None = None,
+    http: type[asyncio.Protocol] | Literal["httptools"] = "httptools",
+) -> None:
     """Serves an ASGI app on a socket until SIGINT or SIGTERM; running answers get `GRACE_S` to finish, or what `drain`
-    says."""
+    says. http: what speaks on its connections."""
     leave_no_dump()
     configure_logging(level=settings.log_level, process=process)
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]  # uvicorn's own alias of an ASGI callable
         loop="uvloop",
-        http="httptools",
+        http=http,
         ws="none",
         log_config=None,
         access_log=False,
@@ -155,6 +164,7 @@ def run_until_stopped(main: Callable[[asyncio.Event], Awaitable[None]], *, proce
 
 
 def run_gateway(settings: Settings, sock: socket.socket) -> None:
+    from gateway.server.edge import Edge
     from gateway.server.main import create_gateway
     from gateway.server.providers.catalogue import CatalogueError
 
@@ -164,7 +174,7 @@ def run_gateway(settings: Settings, sock: socket.socket) -> None:
         raise SystemExit(f"kumiai gateway: {error}") from error
     gateway = app.gateway
     drain = Drain(gateway.begin_drain, gateway.unready_s, gateway.drain_s + gateway.linger_s + LAST_WORDS_S)
-    serve(app, sock=sock, process="gateway", settings=settings, drain=drain)
+    serve(app, sock=sock, process="gateway", settings=settings, drain=drain, http=Edge)
 
 
 def run_portal(settings: Settings, sock: socket.socket) -> None:

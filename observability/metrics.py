@@ -1,5 +1,8 @@
 """Prometheus metrics of the processes. No label ever names a tenant or a person; see `tenants.quota` for town figures."""
 
+from functools import lru_cache
+from typing import TypeVar
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -11,6 +14,8 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+Labelled = TypeVar("Labelled", Counter, Gauge, Histogram)
 
 REGISTRY = CollectorRegistry()
 # Memory, processor time and open files, under the names that every dashboard knows.
@@ -86,6 +91,12 @@ EVENT_LOOP_LAG_SECONDS = Histogram(
 )
 PAGES = Counter("kumiai_pages", "Portal requests by status class.", ("app", "status"), registry=REGISTRY)
 JOBS = Counter("kumiai_jobs", "Worker jobs by how they ended.", ("kind", "outcome"), registry=REGISTRY)
+
+
+@lru_cache(maxsize=4_096)
+def of(metric: Labelled, *labels: str) -> Labelled:
+    """The child of a metric for its labels, remembered: looking it up costs more than counting."""
+    return metric.labels(*labels)
 
 
 def exposition() -> tuple[bytes, str]:

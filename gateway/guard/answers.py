@@ -204,7 +204,7 @@ class AnswerWatch:
 
     @property
     def counts(self) -> Counter[Kind]:
-        return sum((t.counts for t in self._told.values()), Counter[Kind]())
+        return sum((t.counts for t in self._told.values()), Counter[Kind]()) if self._told else Counter()
 
     @property
     def has_withheld(self) -> bool:
@@ -218,16 +218,20 @@ class AnswerWatch:
     @property
     def header(self) -> str:
         """For a program: phone=2, wording=1."""
+        if not self._told:
+            return ""
         counts = self.counts
         return ", ".join(f"{kind.value}={counts[kind]}" for kind in Kind if counts[kind])
 
     def body(self, raw: bytes) -> bytes:
         """A whole answer of OpenAI's shape; one in which nothing was found comes back as it is."""
         answer: Any = orjson.loads(raw)
-        for choice in answer.get("choices") or ():
-            self._choice(choice, choice.get("message"), is_last=True)
-        if not self.counts:
+        choices = answer.get("choices") or ()
+        texts = [place[key] for c in choices for _, place, key in _texts_in(c, c.get("message"))]
+        if not any(self._rules.find(text) for text in texts):
             return raw
+        for choice in choices:
+            self._choice(choice, choice.get("message"), is_last=True)
         answer["kumiai"] = self._note(self._told)
         return orjson.dumps(answer)
 

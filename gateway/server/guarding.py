@@ -106,8 +106,8 @@ def is_mask_asked(scope: AsgiScope) -> bool:
     return b"1" in given
 
 
-def listening(request: ModelRequest, caller: Caller, policy: Policy, scope: AsgiScope) -> ModelRequest:
-    """The request with what is looked for in its answer; numbers have nothing to read.
+def listen(request: ModelRequest, caller: Caller, policy: Policy, scope: AsgiScope) -> None:
+    """Tells the request what is looked for in its answer; numbers have nothing to read.
 
     `Kumiai-Answer-Guard: withhold` asks for the strict way; an app that residents use always gets it.
     """
@@ -115,17 +115,16 @@ def listening(request: ModelRequest, caller: Caller, policy: Policy, scope: Asgi
     if not given <= {b"warn", b"withhold"} or len(given) > 1:
         raise BadRequest("Kumiai-Answer-Guard は warn か withhold にしてください。", param="Kumiai-Answer-Guard")
     if request.operation in WORDLESS:
-        return request
+        return
     guard = policy.guard
     is_strict = caller.faces_residents or b"withhold" in given
-    rules = AnswerRules(
+    request.answer_rules = AnswerRules(
         "withhold" if is_strict else "warn",
         ng_words=guard.ng_words,
         wordings=guard.wordings,
         public=guard.public,
         names=Asked(request.body) if is_strict or wants_names(guard) else None,
     )
-    return replace(request, answer_rules=rules)
 
 
 def watch(request: ModelRequest) -> AnswerWatch | None:

@@ -10,6 +10,7 @@ from uuid import UUID
 import orjson
 
 from gateway.contracts import MAX_BODY_BYTES, BadRequest, BodyTooLarge
+from gateway.server.edge import Exchange
 from observability import metrics
 from observability.problems import Problem
 
@@ -51,24 +52,21 @@ class TooSlow(CutOff):
 
 
 class Client:
-    """Whoever waits for an answer. `async with client:` ends with `Disconnected` as soon as they leave.
+    """Whoever waits for an answer. `with client:` ends with `Disconnected` as soon as they leave.
 
-    One task watches for a whole call; a timeout without a time cuts the work off, which costs no task of its own.
+    The work inside is cancelled, as a timeout does it, but without a timer and without a task that watches.
     may_leave: a call whose answer is kept for its caller goes on without them, from the beginning or from `let_go` on.
     """
 
-    def __init__(
-        self, receive: AsgiReceive, send: AsgiSend, *, may_leave: bool = False, is_resumable: bool = False
-    ) -> None:
-        """send: the server's own, by which the connection can be found."""
-        self._receive = receive
-        self._send = send
+    def __init__(self, exchange: Exchange, *, may_leave: bool = False, is_resumable: bool = False) -> None:
+        self._exchange = exchange
         self._may_leave = may_leave
         # Whether another gateway can pass its answer on.
         self.is_resumable = is_resumable
-        self._gone: asyncio.Task[None] | None = None
-        self._work = asyncio.timeout(None)
-        self._is_working = False
+        self._task: asyncio.Task[Any] | None = None
+        self._cancels = 0
+        self._was_cut = False
+        self._is_watching = False
         self._why: CutOff | None = None
         self._pace: asyncio.TimerHandle | None = None
         # Pieces that were handed over, and whether one is being handed over now.
@@ -78,43 +76,41 @@ class Client:
     def let_go(self) -> None:
         """From now on the call goes on without them."""
         self._may_leave = True
-        if self._gone is not None:
-            self._gone.cancel()
+        self._exchange.unwatch(self._left)
 
-    async def __aenter__(self) -> None:
+    def __enter__(self) -> None:
         if self._why is not None:
             raise self._why
-        self._work = asyncio.timeout(None)
-        await self._work.__aenter__()
-        self._is_working = True
-        if self._may_leave:
-            return
-        if self._gone is None:
-            self._gone = asyncio.ensure_future(_wait_for_disconnect(self._receive))
-        self._gone.add_done_callback(self._cut_off)
+        if not self._may_leave:
+            if self._exchange.is_gone:
+                raise Disconnected
+            if not self._is_watching:
+                self._is_watching = True
+                self._exchange.watch(self._left)
+        self._task = asyncio.current_task()
+        assert self._task is not None
+        self._cancels = self._task.cancelling()
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._is_working = False
-        if self._gone is not None:
-            self._gone.remove_done_callback(self._cut_off)
-        try:
-            await self._work.__aexit__(kind, error, trace)
-        except TimeoutError:
-            raise self._why or Disconnected from None
+        task, self._task = self._task, None
+        if self._was_cut:
+            self._was_cut = False
+            assert task is not None
+            if task.uncancel() <= self._cancels and kind is asyncio.CancelledError:
+                raise self._why or Disconnected from None
 
     def forget(self) -> None:
         """Stops watching."""
-        if self._gone is not None:
-            self._gone.cancel()
+        self._exchange.unwatch(self._left)
         if self._pace is not None:
             self._pace.cancel()
 
     def cut(self, why: CutOff) -> None:
         """Ends the work under way, and any that would follow, with `why`."""
         self._why = self._why or why
-        self._cut_off(None)
+        self._left()
 
     def keep_pace(self, within_s: float) -> None:
         """From now on, who does not take a piece within `within_s` (up to twice that) is cut off with `TooSlow`."""
@@ -129,20 +125,13 @@ class Client:
         self._pace = loop.call_later(within_s, self._look, within_s, self.taken if self.is_taking else -1)
 
     def hang_up(self) -> None:
-        """Drops the connection with whatever was not taken, which a close would wait for. ASGI has no message for it."""
-        transport = getattr(getattr(self._send, "__self__", None), "transport", None)
-        if transport is not None:
-            transport.abort()
+        """Drops the connection with whatever was not taken, which a close would wait for."""
+        self._exchange.hang_up()
 
-    def _cut_off(self, _gone: object) -> None:
-        if self._is_working:
-            self._is_working = False
-            self._work.reschedule(asyncio.get_running_loop().time())
-
-
-async def _wait_for_disconnect(receive: AsgiReceive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    def _left(self) -> None:
+        if self._task is not None and not self._was_cut:
+            self._was_cut = True
+            self._task.cancel()
 
 
 def content_type_of(scope: AsgiScope) -> bytes:

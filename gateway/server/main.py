@@ -18,8 +18,9 @@ from starlette.responses import Response
 from gateway.server.admission import Admission
 from gateway.server.authentication import Authenticator
 from gateway.server.configuration import ConfigurationSource
+from gateway.server.edge import exchange_of
 from gateway.server.failover import FailoverTerms, Fleet
-from gateway.server.http import AsgiMessage, AsgiReceive, AsgiScope, AsgiSend, MethodNotAllowed
+from gateway.server.http import AsgiReceive, AsgiScope, AsgiSend, MethodNotAllowed
 from gateway.server.idempotency import IdempotencyKeys
 from gateway.server.journal import Journal
 from gateway.server.pictures import PictureReader
@@ -252,20 +253,6 @@ def _price_row(deployment: Deployment) -> Price:
     )
 
 
-class _Closing:
-    """A server's `send` that lets no connection be kept, which would be closed under the next request."""
-
-    def __init__(self, send: AsgiSend) -> None:
-        self._send = send
-        # By which `Client` finds the connection.
-        self.__self__ = getattr(send, "__self__", None)
-
-    async def __call__(self, message: AsgiMessage) -> None:
-        if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
-        await self._send(message)
-
-
 class GatewayApp:
     """ASGI: POST on a hot route goes straight to the pipeline, streams to be taken up again to theirs, the rest to
     FastAPI."""
@@ -283,7 +270,8 @@ class GatewayApp:
     async def __call__(self, scope: AsgiScope, receive: AsgiReceive, send: AsgiSend) -> None:
         if scope["type"] == "http":
             if self.gateway.is_draining:
-                send = _Closing(send)
+                # A connection that is kept would be closed under the next request.
+                exchange_of(scope).keep_alive = False
             operation = _HOT.get(scope["path"]) if scope["method"] == "POST" else None
             if operation is not None or scope["path"].startswith(STREAMS_PATH):
                 self.gateway.calls_in_flight += 1
@@ -294,7 +282,7 @@ class GatewayApp:
                             operation, scope, receive, send, wire=None if wire is None else wire()
                         )
                     else:
-                        await self.gateway.streams.serve(scope, receive, send)
+                        await self.gateway.streams.serve(scope, send)
                 finally:
                     self.gateway.calls_in_flight -= 1
                 return

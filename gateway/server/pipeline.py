@@ -18,6 +18,7 @@ from gateway.server import guarding, metering
 from gateway.server.admission import Admission, Ticket
 from gateway.server.authentication import Authenticator, Caller
 from gateway.server.configuration import ConfigurationSource
+from gateway.server.edge import exchange_of
 from gateway.server.failover import Fleet, Standing
 from gateway.server.http import (
     EVENT_STREAM,
@@ -145,7 +146,7 @@ class Pipeline:
                 request = parse(body)
             if request.stream and is_resumable(scope):
                 # What is kept is what the caller heard.
-                outlet = self.streams.outlet(caller, record.call_id, receive, server_send)
+                outlet = self.streams.outlet(caller, record.call_id, exchange_of(scope), server_send)
                 send = outlet if wire is None else WireOutlet(wire, outlet)
             if (key := idempotency_key(scope)) is not None:
                 claimed = await self.keys.claim(caller, key, _identity_of(scope, body), record.call_id)
@@ -163,9 +164,9 @@ class Pipeline:
             request = await self.pictures.read(request)
             if request.sounds:
                 request = await self.speech.read(request)
-            request = guarding.listening(request, caller, policy, scope)
+            guarding.listen(request, caller, policy, scope)
             verdict, request = await guarding.look(policy, request, declared, mask_first=guarding.is_mask_asked(scope))
-            client = Client(receive, server_send, may_leave=claim is not None, is_resumable=outlet is not None)
+            client = Client(exchange_of(scope), may_leave=claim is not None, is_resumable=outlet is not None)
             tell = self._teller(scope, request, record, send)
             await self._serve(caller, policy, request, verdict, record, client, tell, send, outlet)
         except Disconnected:
@@ -222,7 +223,7 @@ class Pipeline:
         try:
             turn = self.queue.enter_at_once(caller.tenant_id, candidates[0], weight=policy.weight, cost=tokens)
             if turn is None:
-                async with client:
+                with client:
                     turn = await self.queue.wait(
                         caller.tenant_id, candidates[0], weight=policy.weight, cost=tokens, tell=tell
                     )
@@ -300,7 +301,7 @@ class Pipeline:
 
         async def tell(ahead: int) -> None:
             if not record.headers_sent:
-                call_id = (b"kumiai-call-id", str(record.call_id).encode())
+                call_id = (b"kumiai-call-id", record.call_text.encode())
                 await send_start(send, 200, EVENT_STREAM, [call_id, *_STREAM_HEADERS])
                 record.headers_sent = record.is_queued = True
             event = b'event: queue\ndata: {"ahead":%d}\n\n' % ahead
@@ -366,7 +367,7 @@ class Pipeline:
             operation=Operation(ticket.request.operation),
             body=ticket.body,
             stream=is_stream,
-            call_id=str(record.call_id),
+            call_id=record.call_text,
             attempt_id=str(ticket.reservation.attempt_id),
             connect_timeout_s=min(self.deadlines.connect_s, total_s),
             first_byte_timeout_s=min(standing.first_byte_s, total_s) if is_stream else total_s,
@@ -376,7 +377,7 @@ class Pipeline:
             recording=ticket.request.recording,
         )
         try:
-            async with client:
+            with client:
                 response = await self.providers[deployment.provider].send(upstream)
         except UpstreamProblem as problem:
             if is_stream and isinstance(problem, UpstreamTimeout):
@@ -422,7 +423,7 @@ class Pipeline:
             if ticket.request.stream:
                 await self._relay_stream(ticket, pumped or response, record, headers, client, send)
             else:
-                await self._relay_body(ticket, response, record, headers, client, send)
+                await self._relay_body(ticket, response, record, headers, send)
         except UpstreamProblem as error:
             standing.failed(error)
             problem, is_broken = error.code, True
@@ -450,11 +451,10 @@ class Pipeline:
         response: UpstreamResponse,
         record: CallRecord,
         headers: list[tuple[bytes, bytes]],
-        client: Client,
         send: AsgiSend,
     ) -> None:
-        async with client:
-            body = b"".join([chunk async for chunk in response.chunks()])
+        assert response.body is not None, "a request that does not stream has a whole answer"
+        body: bytes = response.body
         content_type = b"application/json"
         watch = guarding.watch(ticket.request)
         if ticket.request.recording is not None:
@@ -494,7 +494,7 @@ class Pipeline:
         watch = guarding.watch(ticket.request)
         client.keep_pace(self.deadlines.between_chunks_s)
         try:
-            async with client:
+            with client:
                 async for event in response.chunks():
                     if (
                         not ticket.request.include_usage
@@ -630,7 +630,7 @@ def answer_headers(ticket: Ticket, record: CallRecord) -> list[tuple[bytes, byte
     """Where it was processed, by whom, and under which number it can be found."""
     deployment = ticket.deployment
     headers = [
-        (b"kumiai-call-id", str(record.call_id).encode()),
+        (b"kumiai-call-id", record.call_text.encode()),
         (b"kumiai-zone", deployment.zone.value.encode()),
         (b"kumiai-data-class", record.data_class.encode()),
         (b"cache-control", b"no-store"),

@@ -181,14 +181,15 @@ class FairQueue:
             raise refusal
         line.waiting += 1
         try:
-            async with client, asyncio.timeout(self._capacity.wait_s):
-                if tell is not None:
-                    await tell(ahead)
-                async with line.first:
-                    while True:
-                        await asyncio.sleep(SLOT_POLL_S)
-                        with suppress(SlotsTaken):
-                            return await admit()
+            with client:
+                async with asyncio.timeout(self._capacity.wait_s):
+                    if tell is not None:
+                        await tell(ahead)
+                    async with line.first:
+                        while True:
+                            await asyncio.sleep(SLOT_POLL_S)
+                            with suppress(SlotsTaken):
+                                return await admit()
         except TimeoutError:
             raise refusal from None
         finally:

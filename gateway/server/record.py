@@ -39,6 +39,7 @@ class CallRecord:
 
     operation: Operation
     call_id: UUID
+    call_text: str
     began_at: datetime
     started: float
     tenant_id: str = ""
@@ -68,7 +69,7 @@ class CallRecord:
     def begin(cls, operation: Operation, *, call_id: UUID, started: float) -> "CallRecord":
         """A record of a call that starts now; `started` is the monotonic clock."""
         metrics.CALLS_IN_FLIGHT.inc()
-        return cls(operation=operation, call_id=call_id, began_at=datetime.now(UTC), started=started)
+        return cls(operation, call_id, str(call_id), datetime.now(UTC), started)
 
     def caller(self, caller: Caller) -> None:
         self.tenant_id = str(caller.tenant_id)
@@ -119,16 +120,16 @@ class Recorder:
         seconds = time.monotonic() - record.started
         operation = record.operation.value
         metrics.CALLS_IN_FLIGHT.dec()
-        metrics.CALLS.labels(operation, record.zone or "none", record.problem or "ok").inc()
-        metrics.CALL_SECONDS.labels(operation).observe(seconds)
+        metrics.of(metrics.CALLS, operation, record.zone or "none", record.problem or "ok").inc()
+        metrics.of(metrics.CALL_SECONDS, operation).observe(seconds)
         if record.first_byte_ms is not None:
-            metrics.FIRST_BYTE_SECONDS.labels(operation).observe(record.first_byte_ms / 1000)
+            metrics.of(metrics.FIRST_BYTE_SECONDS, operation).observe(record.first_byte_ms / 1000)
         if record.prompt_tokens:
-            metrics.TOKENS.labels("in").inc(record.prompt_tokens)
-            metrics.TOKENS.labels("out").inc(record.completion_tokens)
+            metrics.of(metrics.TOKENS, "in").inc(record.prompt_tokens)
+            metrics.of(metrics.TOKENS, "out").inc(record.completion_tokens)
         log.info(
             "call_finished",
-            call_id=str(record.call_id),
+            call_id=record.call_text,
             tenant_id=record.tenant_id,
             app=record.app,
             operation=operation,
@@ -164,7 +165,7 @@ class Recorder:
                 semconv.REQUEST_MODEL: record.alias,
                 semconv.USAGE_INPUT_TOKENS: record.prompt_tokens,
                 semconv.USAGE_OUTPUT_TOKENS: record.completion_tokens,
-                semconv.CALL_ID: str(record.call_id),
+                semconv.CALL_ID: record.call_text,
                 semconv.ZONE: record.zone,
                 semconv.DATA_CLASS: record.data_class,
                 semconv.DEPLOYMENT: record.deployment_id,

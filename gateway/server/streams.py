@@ -15,11 +15,11 @@ from uuid import UUID
 
 from gateway.contracts import BadRequest
 from gateway.server.authentication import Authenticator, Caller
+from gateway.server.edge import Exchange, exchange_of
 from gateway.server.http import (
     EVENT_STREAM,
     LAST_WORD_S,
     AsgiMessage,
-    AsgiReceive,
     AsgiScope,
     AsgiSend,
     Client,
@@ -62,11 +62,11 @@ class Outlet:
     answer of which no more is kept.
     """
 
-    def __init__(self, streams: "Streams", caller: Caller, call_id: UUID, receive: AsgiReceive, send: AsgiSend) -> None:
+    def __init__(self, streams: "Streams", caller: Caller, call_id: UUID, exchange: Exchange, send: AsgiSend) -> None:
         self._streams = streams
         self._caller = caller
         self._call_id = call_id
-        self._listener = Client(receive, send)
+        self._listener = Client(exchange)
         self._send = send
         self._said: Said | None = None
         self._telling: asyncio.Task[None] | None = None
@@ -153,8 +153,8 @@ class Streams:
         self._readers: dict[Client, UUID] = {}
         self._is_leaving = False
 
-    def outlet(self, caller: Caller, call_id: UUID, receive: AsgiReceive, send: AsgiSend) -> Outlet:
-        return Outlet(self, caller, call_id, receive, send)
+    def outlet(self, caller: Caller, call_id: UUID, exchange: Exchange, send: AsgiSend) -> Outlet:
+        return Outlet(self, caller, call_id, exchange, send)
 
     def leave(self) -> None:
         """Sends everybody who listens here, now and from now on, to another gateway."""
@@ -162,7 +162,7 @@ class Streams:
         for reader, call_id in self._readers.items():
             reader.cut(_moved(call_id))
 
-    async def serve(self, scope: AsgiScope, receive: AsgiReceive, send: AsgiSend) -> None:
+    async def serve(self, scope: AsgiScope, send: AsgiSend) -> None:
         """`GET` and `DELETE` on `/v1/streams/<call id>`, for the caller of that call alone."""
         request_id = new_id()
         try:
@@ -182,7 +182,7 @@ class Streams:
             return
         await send_start(send, 200, EVENT_STREAM, [*headers, (b"x-accel-buffering", b"no")])
         parts = self.journal.follow(caller.tenant_id, call_id, after=after, heartbeat_s=self._heartbeat_s)
-        await self.tell(Client(receive, send), call_id, send, parts)
+        await self.tell(Client(exchange_of(scope)), call_id, send, parts)
 
     async def tell(self, reader: Client, call_id: UUID, send: AsgiSend, parts: AsyncGenerator[bytes]) -> None:
         """Passes on what comes for as long as somebody takes it; who is cut off is told why."""
@@ -191,13 +191,14 @@ class Streams:
             reader.cut(_moved(call_id))
         last = b""
         try:
-            async with reader, aclosing(parts):
-                reader.keep_pace(self._pace_s)
-                async for part in parts:
-                    reader.is_taking = True
-                    await send({"type": "http.response.body", "body": part, "more_body": True})
-                    reader.is_taking = False
-                    reader.taken += 1
+            with reader:
+                async with aclosing(parts):
+                    reader.keep_pace(self._pace_s)
+                    async for part in parts:
+                        reader.is_taking = True
+                        await send({"type": "http.response.body", "body": part, "more_body": True})
+                        reader.is_taking = False
+                        reader.taken += 1
         except (Disconnected, TooSlow):
             return
         except Problem as problem:

@@ -23,6 +23,7 @@ import structlog
 
 from observability import metrics
 from observability.problems import Problem
+from tenants.alarms import Alarms
 from tenants.db import DatabaseUrls
 from tenants.quota.accounts import AccountIds, starts_of
 from tenants.quota.book import AccountState, Closing, LedgerBook, Open, open_book
@@ -140,6 +141,7 @@ class LedgerWriter:
         self._max_queue_wait_s = max_queue_wait_s
         self._queue: queue.SimpleQueue[_Reserve | _Close | None] = queue.SimpleQueue()
         self._accounts = AccountIds()
+        self._alarms: dict[asyncio.AbstractEventLoop, Alarms] = {}
         self._book: LedgerBook | None = None
         self._waiting: list[_Close] = []
         self._deferred: list[_Close] = []
@@ -164,19 +166,25 @@ class LedgerWriter:
         Raises `QuotaExceeded` or `SlotsTaken` (their `node` says whose limit), `NoBudget` or `LedgerUnavailable`. If the caller is
         cancelled meanwhile and the hold was granted, it is voided: nothing was sent.
         """
-        answer: asyncio.Future[Reservation] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Reservation] = loop.create_future()
         item = _Reserve(hold, answer, time.monotonic())
         if after is not None:
             item.after, item.number = _close_of(after, goes_on=True), after.reservation.number + 1
+        alarms = self._alarms.get(loop) or self._alarms.setdefault(loop, Alarms())
         self._queue.put(item)
+        alarms.set(answer, loop.time() + RESERVE_S)
         try:
-            async with asyncio.timeout(RESERVE_S):
-                return await asyncio.shield(answer)
-        except (asyncio.CancelledError, TimeoutError) as gone:
-            answer.add_done_callback(self._void_abandoned)
-            if isinstance(gone, TimeoutError):
-                raise LedgerUnavailable("少し待って、もう一度送ってください。", retry_after_s=5) from gone
+            return await answer
+        except TimeoutError as gone:
+            raise LedgerUnavailable("少し待って、もう一度送ってください。", retry_after_s=5) from gone
+        except asyncio.CancelledError:
+            if not answer.cancelled() and answer.exception() is None:
+                # It was answered in the moment in which its caller left.
+                self.void(answer.result(), "client_disconnected")
             raise
+        finally:
+            alarms.drop(answer)
 
     def end(self, ending: Ending) -> "Future[None]":
         """Ends an attempt and its call; commits within milliseconds, or is spooled while the database is away."""
@@ -197,9 +205,16 @@ class LedgerWriter:
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
 
-    def _void_abandoned(self, answer: "asyncio.Future[Reservation]") -> None:
-        if not answer.cancelled() and answer.exception() is None:
-            self.void(answer.result(), "client_disconnected")
+    def _deliver(self, answers: "list[tuple[asyncio.Future[Reservation], Reservation | Exception]]") -> None:
+        """In the loop that waits for them. What was held for somebody who has left is given back: nothing was sent."""
+        for answer, outcome in answers:
+            if answer.done():
+                if isinstance(outcome, Reservation):
+                    self.void(outcome, "client_disconnected")
+            elif isinstance(outcome, Exception):
+                answer.set_exception(outcome)
+            else:
+                answer.set_result(outcome)
 
     # ── the thread ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -493,7 +508,7 @@ class LedgerWriter:
         for loop, answers in self._outcomes.items():
             # A loop that has ended waits for nothing any more; its holds are found by the sweeper.
             with suppress(RuntimeError):
-                loop.call_soon_threadsafe(_deliver, answers)
+                loop.call_soon_threadsafe(self._deliver, answers)
         self._outcomes.clear()
 
     def _answer(self, batch: _Batch) -> None:
@@ -687,17 +702,6 @@ def _resolve(answer: "Future[T]", value: T) -> None:
 def _reject(answer: "Future[T]", error: Exception) -> None:
     if not answer.done():
         answer.set_exception(error)
-
-
-def _deliver(answers: "list[tuple[asyncio.Future[Reservation], Reservation | Exception]]") -> None:
-    """In the loop that waits for them."""
-    for answer, outcome in answers:
-        if answer.done():
-            continue
-        if isinstance(outcome, Exception):
-            answer.set_exception(outcome)
-        else:
-            answer.set_result(outcome)
 
 
 def sweep(urls: DatabaseUrls, *, now: datetime | None = None, limit: int = 500) -> int:

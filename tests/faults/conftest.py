@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from gateway.server.edge import Edge
 from gateway.server.main import GatewayApp, create_gateway
 from kumiai.local.postgres import Postgres
 from kumiai.processes import listen
@@ -70,7 +71,7 @@ def gateway_in_thread(region: Region) -> Iterator[GatewayInThread]:
         app = create_gateway(region.settings)
     sock = listen("127.0.0.1", 0)
     config = uvicorn.Config(
-        app, http="httptools", ws="none", log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5
+        app, http=Edge, ws="none", log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=5
     )  # type: ignore[arg-type]  # uvicorn's own alias of an ASGI callable
     server = uvicorn.Server(config)
     loops: list[asyncio.AbstractEventLoop] = []

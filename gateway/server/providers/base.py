@@ -114,6 +114,7 @@ class Usage:
 class UpstreamResponse(Protocol):
     """An answer under way, after the upstream said 200 and its first bytes are here (the first-chunk gate).
 
+    `body` is the whole JSON answer of a request that does not stream, and None for one that does.
     `chunks()` yields whole SSE events (each ending in a blank line, ending with `data: [DONE]`) when the request
     streams, and `HEARTBEAT` in between when none comes for a while; else the JSON body, in one or more parts. It may be consumed once. `usage`, `finish_reason` and
     `output_text_bytes` are complete when it is exhausted, and hold what was seen so far when it is not.
@@ -125,10 +126,30 @@ class UpstreamResponse(Protocol):
     finish_reason: str | None
     output_text_bytes: int
 
+    @property
+    def body(self) -> bytes | None: ...
+
     def chunks(self) -> AsyncIterator[bytes]: ...
 
     async def aclose(self) -> None:
         """Ends the exchange; safe to call twice and after exhaustion."""
+
+
+@dataclass(slots=True)
+class Whole:
+    """An `UpstreamResponse` that is here already."""
+
+    body: bytes
+    usage: Usage | None
+    finish_reason: str | None
+    output_text_bytes: int
+    content_type: str = "application/json"
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        yield self.body
+
+    async def aclose(self) -> None:
+        return
 
 
 class Provider(Protocol):

@@ -14,6 +14,8 @@ from typing import Final, cast
 import httptools
 from yarl import URL
 
+from tenants.alarms import Alarms
+
 # A server forgets an idle connection sooner or later; one that is older is not asked again.
 IDLE_S: Final = 30.0
 # What is read ahead of a slow reader.
@@ -50,14 +52,17 @@ def target_of(url: str) -> Target:
 class Response:
     """An answer whose head has come. `headers` by lower-case name, the last of several."""
 
-    def __init__(self, connection: "_Connection", status: int, headers: dict[str, str]) -> None:
+    def __init__(self, connection: "Connection", status: int, headers: dict[str, str]) -> None:
         self._connection = connection
         self.status = status
         self.headers = headers
 
-    async def readany(self) -> bytes:
-        """What has come since the last time, waiting for something; empty at the end. Raises `ConnectionBroken`."""
-        return await self._connection.read()
+    async def readany(self, until: float) -> bytes:
+        """What has come since the last time, waiting for something; empty at the end.
+
+        until: of the loop's clock. Raises `ConnectionBroken`, `TimeoutError`.
+        """
+        return await self._connection.read(until)
 
     def take(self) -> bytes | None:
         """What has come already, without waiting: None for nothing yet, empty at the end. Raises `ConnectionBroken`."""
@@ -76,24 +81,21 @@ class Connections:
 
     def __init__(self, tls: ssl.SSLContext) -> None:
         self._tls = tls
-        self._idle: dict[tuple[str, int, bool], list[_Connection]] = {}
+        self._idle: dict[tuple[str, int, bool], list[Connection]] = {}
+        self._alarms = Alarms()
 
-    async def post(
-        self, target: Target, headers: dict[str, str], body: bytes, *, connect_s: float
-    ) -> "asyncio.Future[Response]":
-        """Sends a request. Raises `OSError` (a time-out included) when no connection could be made: nothing was sent.
-
-        The future fails with `ConnectionBroken`. Cancelling whoever waits for it must be followed by `abort`.
-        """
+    async def post(self, target: Target, headers: dict[str, str], body: bytes, *, connect_s: float) -> "Connection":
+        """Sends a request. Raises `OSError` (a time-out included) when no connection could be made: nothing was sent."""
         lines = [f"POST {target.path} HTTP/1.1", f"host: {target.authority}", f"content-length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         if any("\r" in line or "\n" in line for line in lines):
             raise ValueError("a header with a line end")
         head = "\r\n".join(lines).encode("latin-1") + b"\r\naccept-encoding: identity\r\nuser-agent: kumiai\r\n\r\n"
         connection = self._reused(target) or await self._opened(target, connect_s)
-        return connection.send(head + body)
+        connection.send(head + body)
+        return connection
 
-    def _reused(self, target: Target) -> "_Connection | None":
+    def _reused(self, target: Target) -> "Connection | None":
         idle = self._idle.get((target.host, target.port, target.is_secure), [])
         oldest = asyncio.get_running_loop().time() - IDLE_S
         while idle and idle[0].idle_since < oldest:
@@ -104,11 +106,11 @@ class Connections:
                 return connection
         return None
 
-    async def _opened(self, target: Target, connect_s: float) -> "_Connection":
+    async def _opened(self, target: Target, connect_s: float) -> "Connection":
         idle = self._idle.setdefault((target.host, target.port, target.is_secure), [])
         async with asyncio.timeout(connect_s):
             _, connection = await asyncio.get_running_loop().create_connection(
-                lambda: _Connection(idle),
+                lambda: Connection(idle, self._alarms),
                 target.host,
                 target.port,
                 ssl=self._tls if target.is_secure else None,
@@ -123,9 +125,12 @@ class Connections:
         self._idle.clear()
 
 
-class _Connection(asyncio.Protocol):
-    def __init__(self, idle: "list[_Connection]") -> None:
+class Connection(asyncio.Protocol):
+    """One exchange at a time: `send`, then `head`, then what the `Response` offers."""
+
+    def __init__(self, idle: "list[Connection]", alarms: Alarms) -> None:
         self._idle = idle
+        self._alarms = alarms
         self._transport: asyncio.Transport | None = None
         self._parser: httptools.HttpResponseParser | None = None
         self._head: asyncio.Future[Response] | None = None
@@ -146,20 +151,37 @@ class _Connection(asyncio.Protocol):
         """Also when the end has been seen but is not told yet: what is sent then goes nowhere."""
         return self._transport is None or self._transport.is_closing()
 
-    def send(self, request: bytes) -> "asyncio.Future[Response]":
+    def send(self, request: bytes) -> None:
         self._parser = httptools.HttpResponseParser(self)
         self._head = asyncio.get_running_loop().create_future()
-        self._head.add_done_callback(self._head_unwanted)
         self._headers, self._head_bytes = {}, 0
         self._is_complete = self._has_end = self._may_be_kept = False
         assert self._transport is not None
         self._transport.write(request)
-        return self._head
 
-    async def read(self) -> bytes:
+    async def head(self, until: float) -> Response:
+        """The answer's head; whoever stops waiting for it hangs up.
+
+        until: of the loop's clock. Raises `ConnectionBroken`, `TimeoutError`.
+        """
+        assert self._head is not None
+        self._alarms.set(self._head, until)
+        try:
+            return await self._head
+        except BaseException:
+            self.abort()
+            raise
+        finally:
+            self._alarms.drop(self._head)
+
+    async def read(self, until: float) -> bytes:
         while (data := self.take()) is None:
-            self._more = asyncio.get_running_loop().create_future()
-            await self._more
+            more = self._more = asyncio.get_running_loop().create_future()
+            self._alarms.set(more, until)
+            try:
+                await more
+            finally:
+                self._alarms.drop(more)
         return data
 
     def take(self) -> bytes | None:
@@ -190,10 +212,6 @@ class _Connection(asyncio.Protocol):
         self._parser = None
         if self._transport is not None:
             self._transport.abort()
-
-    def _head_unwanted(self, head: "asyncio.Future[Response]") -> None:
-        if head.cancelled():
-            self.abort()
 
     def _fail(self, error: Exception) -> None:
         if not self._is_complete:

@@ -21,6 +21,7 @@ from gateway.server.providers.base import (
     UpstreamRequest,
     UpstreamResponse,
     Usage,
+    Whole,
 )
 
 EMBEDDING_DIMENSIONS = 256
@@ -49,7 +50,8 @@ class Demo:
         if request.stream:
             return _Stream(request, made, usage, self._delay_s)
         await asyncio.sleep(min(self._delay_s * usage.completion_tokens / _PIECE_CHARACTERS / 8, 1.5))
-        return _Body(_completion(request, made, usage), usage, made[0].finish_reason)
+        body = _completion(request, made, usage)
+        return Whole(body, usage, made[0].finish_reason, len(body))
 
     async def list_models(self, deployment: Deployment) -> list[str]:
         return [deployment.upstream_model]
@@ -143,26 +145,11 @@ def _completion(request: UpstreamRequest, made: list[_Choice], usage: Usage) -> 
     return orjson.dumps(_head(request, chunk=False) | {"choices": choices, "usage": _usage(usage)})
 
 
-class _Body:
-    content_type = "application/json"
-
-    def __init__(self, body: bytes, usage: Usage, finish_reason: str | None) -> None:
-        self._body = body
-        self.usage: Usage | None = usage
-        self.finish_reason = finish_reason
-        self.output_text_bytes = len(body)
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        yield self._body
-
-    async def aclose(self) -> None:
-        return
-
-
 class _Stream:
     """Pieces in order; `usage` is complete only when all of them went out, as with a real provider."""
 
     content_type = "text/event-stream; charset=utf-8"
+    body = None
 
     def __init__(self, request: UpstreamRequest, made: list[_Choice], usage: Usage, delay_s: float) -> None:
         self._request = request
@@ -207,7 +194,7 @@ class _Stream:
         return
 
 
-def _embeddings(request: UpstreamRequest) -> _Body:
+def _embeddings(request: UpstreamRequest) -> Whole:
     value = request.body["input"]
     texts: list[str] = [value] if isinstance(value, str) else value  # type: ignore[assignment]  # contracts checked it
     as_base64 = request.body.get("encoding_format") == "base64"
@@ -219,16 +206,16 @@ def _embeddings(request: UpstreamRequest) -> _Body:
     usage = Usage(sum(len(t) for t in texts), 0)
     counts = {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.prompt_tokens}
     body = {"object": "list", "model": request.deployment.upstream_model, "data": data, "usage": counts}
-    return _Body(orjson.dumps(body), usage, None)
+    return Whole(orjson.dumps(body), usage, None, 0)
 
 
-def _ranking(request: UpstreamRequest) -> _Body:
+def _ranking(request: UpstreamRequest) -> Whole:
     query: Any = request.body["query"]
     documents: Any = request.body["documents"]
     asked = embed(query)
     usage = Usage(sum(len(query) + len(d) for d in documents), 0)
     scores = [(i, sum(a * b for a, b in zip(asked, embed(d), strict=True))) for i, d in enumerate(documents)]
-    return _Body(ranking.written(request, scores, usage), usage, None)
+    return Whole(ranking.written(request, scores, usage), usage, None, 0)
 
 
 def embed(text: str) -> list[float]:

@@ -35,6 +35,7 @@ from gateway.server.providers.base import (
     UpstreamTimeout,
     UpstreamUnavailable,
     Usage,
+    Whole,
 )
 from gateway.server.providers.openai_wire import usage_of
 from gateway.server.providers.outbound import (
@@ -214,7 +215,8 @@ class Writer:
         self.finish_reason: str | None = None
         self.output_text_bytes = 0
 
-    def body(self, choices: Sequence[Mapping[str, Any]], usage: Usage | None) -> bytes:
+    def whole(self, choices: Sequence[Mapping[str, Any]], usage: Usage | None, *, thought_bytes: int) -> Whole:
+        """thought_bytes: what the model wrote and nobody is shown."""
         made = []
         for choice in choices:
             self._note(choice)
@@ -229,9 +231,9 @@ class Writer:
                     "finish_reason": choice["finish_reason"] or "stop",
                 }
             )
-        self.usage = usage
         answer = self._head | {"object": "chat.completion", "choices": made}
-        return orjson.dumps(answer | ({"usage": usage_object(usage)} if usage is not None else {}))
+        body = orjson.dumps(answer | ({"usage": usage_object(usage)} if usage is not None else {}))
+        return Whole(body, usage, self.finish_reason, self.output_text_bytes + thought_bytes)
 
     def events(self, choices: Sequence[Mapping[str, Any]]) -> list[bytes]:
         """Whole events for what one chunk says; none for a chunk that says nothing."""
@@ -266,24 +268,6 @@ class Writer:
         self.output_text_bytes += len((said.get("content") or "").encode())
         for call in said.get("tool_calls", ()):
             self.output_text_bytes += sum(len(str(v).encode()) for v in call["function"].values())
-
-
-class _Whole:
-    """An answer that is here already."""
-
-    content_type = "application/json"
-
-    def __init__(self, body: bytes, writer: Writer) -> None:
-        self._body = body
-        self.usage = writer.usage
-        self.finish_reason = writer.finish_reason
-        self.output_text_bytes = writer.output_text_bytes
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        yield self._body
-
-    async def aclose(self) -> None:
-        return
 
 
 # ── The translation alone, with our own client ───────────────────────────────────────────────────────────────────
@@ -562,9 +546,7 @@ class LiteLLMTransform:
             choices, usage = choices_from(made), usage_from(getattr(made, "usage", None))
             if not choices:
                 raise UpstreamBroken(_BROKEN, dispatched=True)
-            body = writer.body(choices, usage)
-            writer.output_text_bytes += thought_bytes(made)
-        return _Whole(body, writer)
+            return writer.whole(choices, usage, thought_bytes=thought_bytes(made))
 
     async def list_models(self, deployment: Deployment) -> list[str]:
         """The names the vendor lists, in LiteLLM's spelling with the vendor in front."""
@@ -658,6 +640,7 @@ class _Stream(Writer):
     """Vendor's events in, OpenAI's events out."""
 
     content_type = SSE_TYPE
+    body = None
 
     def __init__(
         self,
@@ -874,9 +857,8 @@ class LiteLLMRouter:
             finished = first["kind"] in ("whole", "raw")
             if first["kind"] == "whole":
                 writer = Writer(request)
-                answer = writer.body(first["choices"], _usage(first["usage"]))
-                writer.output_text_bytes += first["thought_bytes"]
-                return _Whole(answer, writer)
+                usage = _usage(first["usage"])
+                return writer.whole(first["choices"], usage, thought_bytes=first["thought_bytes"])
             if first["kind"] == "raw":
                 return _raw(first)
             stream = _RouterStream(request, worker, number, queue)
@@ -981,30 +963,13 @@ def _usage(value: Mapping[str, int] | None) -> Usage | None:
 
 def _raw(message: Mapping[str, Any]) -> UpstreamResponse:
     """An answer that needs no rewriting (embeddings, plain completions): the worker made OpenAI's object."""
-    made = _Ready(orjson.dumps(message["body"]))
-    made.usage = _usage(message["usage"])
-    made.finish_reason = message["finish_reason"]
-    return made
-
-
-class _Ready:
-    content_type = "application/json"
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-        self.usage: Usage | None = None
-        self.finish_reason: str | None = None
-        self.output_text_bytes = len(body)
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        yield self._body
-
-    async def aclose(self) -> None:
-        return
+    body = orjson.dumps(message["body"])
+    return Whole(body, _usage(message["usage"]), message["finish_reason"], len(body))
 
 
 class _RouterStream(Writer):
     content_type = SSE_TYPE
+    body = None
 
     def __init__(
         self, request: UpstreamRequest, worker: _Worker, number: int, queue: asyncio.Queue[dict[str, Any] | None]

@@ -15,6 +15,7 @@ from gateway.server.providers.base import (
     UpstreamResponse,
     UpstreamUnavailable,
     Usage,
+    Whole,
 )
 from gateway.server.providers.outbound import Answer, Outbound, data_of, raise_for, read_all, server_sent_events
 from gateway.server.wires.transcriptions import form_of
@@ -56,7 +57,7 @@ class OpenAIWire:
         try:
             if request.stream:
                 return await _Stream.begin(response, request)
-            return await _Json.read(response, request)
+            return await _whole(response, request)
         except BaseException:
             response.close()
             raise
@@ -135,53 +136,38 @@ def _finish_of(choice: dict[str, Any]) -> str | None:
     return reason if isinstance(reason, str) else None
 
 
-class _Json:
-    content_type = "application/json"
-
-    def __init__(self, body: bytes, usage: Usage | None, finish_reason: str | None, text_bytes: int) -> None:
-        self._body = body
-        self.usage = usage
-        self.finish_reason = finish_reason
-        self.output_text_bytes = text_bytes
-
-    @classmethod
-    async def read(cls, response: Answer, request: UpstreamRequest) -> "_Json":
-        body = await read_all(response)
-        response.release()
-        try:
-            answer: Any = orjson.loads(body)
-        except orjson.JSONDecodeError as error:
-            raise UpstreamBroken(_BROKEN, dispatched=True) from error
-        if not isinstance(answer, dict):
+async def _whole(response: Answer, request: UpstreamRequest) -> Whole:
+    body = await read_all(response)
+    response.release()
+    try:
+        answer: Any = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise UpstreamBroken(_BROKEN, dispatched=True) from error
+    if not isinstance(answer, dict):
+        raise UpstreamBroken(_BROKEN, dispatched=True)
+    if answer.get("error"):
+        raise_said(answer["error"])
+    if request.operation is Operation.RERANK:
+        scores, usage = ranking.scores_in(answer.get("results"), request), ranked_usage_of(answer.get("usage"))
+        if scores is None:
             raise UpstreamBroken(_BROKEN, dispatched=True)
-        if answer.get("error"):
-            raise_said(answer["error"])
-        if request.operation is Operation.RERANK:
-            scores, usage = ranking.scores_in(answer.get("results"), request), ranked_usage_of(answer.get("usage"))
-            if scores is None:
-                raise UpstreamBroken(_BROKEN, dispatched=True)
-            return cls(ranking.written(request, scores, usage), usage, None, 0)
-        if request.operation is Operation.TRANSCRIPTIONS:
-            if not isinstance(answer.get("text"), str):
-                raise UpstreamBroken(_BROKEN, dispatched=True)
-            return cls(body, None, "stop", 0)
-        items = answer.get("data" if request.operation is Operation.EMBEDDINGS else "choices")
-        if not isinstance(items, list) or not items:
+        return Whole(ranking.written(request, scores, usage), usage, None, 0)
+    if request.operation is Operation.TRANSCRIPTIONS:
+        if not isinstance(answer.get("text"), str):
             raise UpstreamBroken(_BROKEN, dispatched=True)
-        if not all(isinstance(item, dict) for item in items):
-            raise UpstreamBroken(_BROKEN, dispatched=True)
-        written = sum(text_bytes(item.get("message") or item.get("text")) for item in items)
-        return cls(body, usage_of(answer.get("usage")), _finish_of(items[0]), written)
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        yield self._body
-
-    async def aclose(self) -> None:
-        return
+        return Whole(body, None, "stop", 0)
+    items = answer.get("data" if request.operation is Operation.EMBEDDINGS else "choices")
+    if not isinstance(items, list) or not items:
+        raise UpstreamBroken(_BROKEN, dispatched=True)
+    if not all(isinstance(item, dict) for item in items):
+        raise UpstreamBroken(_BROKEN, dispatched=True)
+    written = sum(text_bytes(item.get("message") or item.get("text")) for item in items)
+    return Whole(body, usage_of(answer.get("usage")), _finish_of(items[0]), written)
 
 
 class _Stream:
     content_type = "text/event-stream; charset=utf-8"
+    body = None
 
     def __init__(self, response: Answer, events: AsyncIterator[bytes]) -> None:
         self._response = response

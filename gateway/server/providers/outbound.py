@@ -94,12 +94,13 @@ class Outbound:
         if self._connections is None:
             self._connections = Connections(self._egress.ssl_context())
         try:
-            head = await self._connections.post(target_of(url), headers, body, connect_s=request.connect_timeout_s)
+            connection = await self._connections.post(
+                target_of(url), headers, body, connect_s=request.connect_timeout_s
+            )
         except OSError as error:
             raise UpstreamUnavailable(_TRY_AGAIN, dispatched=False) from error
         try:
-            async with asyncio.timeout_at(first_by):
-                return await head
+            return await connection.head(first_by)
         except TimeoutError as error:
             raise UpstreamTimeout(_TRY_AGAIN, dispatched=True) from error
         except ConnectionBroken as error:
@@ -163,9 +164,10 @@ class _Proxied:
     def take(self) -> bytes | None:
         return None
 
-    async def readany(self) -> bytes:
+    async def readany(self, until: float) -> bytes:
         try:
-            return await self._response.content.readany()
+            async with asyncio.timeout_at(until):
+                return await self._response.content.readany()
         except aiohttp.ClientError as error:
             raise ConnectionBroken(type(error).__name__) from error
 
@@ -195,8 +197,7 @@ class Answer:
             # What is there costs no timer; an answer that never ends still meets the call's last moment.
             if asyncio.get_running_loop().time() < self.deadline and (data := self._response.take()) is not None:
                 return data
-            async with asyncio.timeout_at(min(until, self.deadline)):
-                return await self._response.readany()
+            return await self._response.readany(min(until, self.deadline))
         except TimeoutError as error:
             raise UpstreamTimeout(_TRY_AGAIN, dispatched=True) from error
         except ConnectionBroken as error:

@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
@@ -19,6 +19,7 @@ import uvicorn
 from pydantic import SecretStr
 
 from apps.host.main import create_portal
+from gateway.server.edge import Edge
 from gateway.server.main import create_gateway
 from kumiai.local.keycloak import Keycloak
 from kumiai.processes import listen
@@ -108,7 +109,7 @@ def running_site(keycloak_server: Keycloak, postgres: DatabaseUrls, *, front: st
             admin.create_realm({"realm": realm, "enabled": True, "attributes": {"frontendUrl": front}})
         reconcile_realm(spec)
         with (
-            _served(create_gateway(settings), sockets["gateway"], f"{urls['gateway']}/health/ready"),
+            _served(create_gateway(settings), sockets["gateway"], f"{urls['gateway']}/health/ready", http=Edge),
             _served(create_portal(settings), sockets["portal"], f"{urls['portal']}/portal/ready"),
         ):
             yield Site(settings, spec, admin, urls["portal"], urls["gateway"])
@@ -116,8 +117,10 @@ def running_site(keycloak_server: Keycloak, postgres: DatabaseUrls, *, front: st
 
 
 @contextlib.contextmanager
-def _served(app: Any, sock: socket.socket, ready: str) -> Iterator[None]:
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=2))
+def _served(
+    app: Any, sock: socket.socket, ready: str, *, http: type[asyncio.Protocol] | Literal["auto"] = "auto"
+) -> Iterator[None]:
+    server = uvicorn.Server(uvicorn.Config(app, http=http, log_config=None, ws="none", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
     deadline = time.monotonic() + 30

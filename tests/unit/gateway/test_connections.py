@@ -64,7 +64,8 @@ async def talking(
 
     async def ask() -> Response:
         target = target_of(f"http://127.0.0.1:{server.port}/v1/chat?version=1")
-        return await (await connections.post(target, {"authorization": "Bearer x"}, b'{"a":1}', connect_s=2))
+        connection = await connections.post(target, {"authorization": "Bearer x"}, b'{"a":1}', connect_s=2)
+        return await connection.head(soon())
 
     try:
         yield server, lambda: asyncio.ensure_future(ask())
@@ -73,9 +74,13 @@ async def talking(
         listening.close()
 
 
+def soon() -> float:
+    return asyncio.get_running_loop().time() + 30
+
+
 async def whole(response: Response) -> bytes:
     parts = []
-    while part := await response.readany():
+    while part := await response.readany(soon()):
         parts.append(part)
     return b"".join(parts)
 
@@ -96,7 +101,7 @@ async def test_chunks_come_as_they_are_sent_and_the_connection_is_used_again() -
     chunked = [OK + b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n", 0.02, b"2\r", b"\nde\r\n0\r\n", b"\r\n"]
     async with talking(chunked, [OK + b"content-length: 0\r\n\r\n"]) as (server, ask):
         response = await ask()
-        assert await response.readany() == b"abc"
+        assert await response.readany(soon()) == b"abc"
         assert await whole(response) == b"de"
         response.release()
         assert await whole(await ask()) == b""
@@ -111,7 +116,7 @@ async def test_chunks_come_as_they_are_sent_and_the_connection_is_used_again() -
 async def test_a_connection_that_cannot_be_used_again_is_not(head: bytes) -> None:
     async with talking([OK + head], [OK + b"content-length: 0\r\n\r\n"]) as (server, ask):
         response = await ask()
-        assert await response.readany() == b"ok"
+        assert await response.readany(soon()) == b"ok"
         response.release()
         await ask()
         assert server.connections == 2
@@ -134,7 +139,7 @@ async def test_an_idle_connection_whose_end_was_seen_a_moment_ago_carries_no_cal
     async with talking([OK + b"content-length: 2\r\n\r\nok"], [OK + b"content-length: 0\r\n\r\n"]) as (server, _):
         connections = Connections(ssl.create_default_context())
         target = target_of(f"http://127.0.0.1:{server.port}/v1")
-        response = await (await connections.post(target, {}, b"", connect_s=2))
+        response = await (await connections.post(target, {}, b"", connect_s=2)).head(soon())
         assert await whole(response) == b"ok"
         response.release()
         connection = response._connection
@@ -143,7 +148,7 @@ async def test_an_idle_connection_whose_end_was_seen_a_moment_ago_carries_no_cal
         assert connection._transport is not None
         connection._transport.close()
         assert connection.is_closing
-        assert (await (await connections.post(target, {}, b"", connect_s=2))).status == 200
+        assert (await (await connections.post(target, {}, b"", connect_s=2)).head(soon())).status == 200
         assert server.connections == 2
         connections.close()
 
@@ -191,9 +196,9 @@ async def test_an_answer_that_is_none_breaks_before_it_begins(words: list[bytes 
 async def test_an_answer_that_breaks_off_says_so_after_what_came(words: list[bytes | float | str]) -> None:
     async with talking(words) as (_, ask):
         response = await ask()
-        assert await response.readany() == b"half"
+        assert await response.readany(soon()) == b"half"
         with pytest.raises(ConnectionBroken):
-            await response.readany()
+            await response.readany(soon())
 
 
 async def test_whoever_stops_waiting_hangs_up() -> None:
@@ -207,10 +212,27 @@ async def test_whoever_stops_waiting_hangs_up() -> None:
         await asyncio.wait_for(server.hung_up.wait(), 5)
 
 
+async def test_a_server_that_says_nothing_is_not_waited_for_for_ever() -> None:
+    async with talking(["wait"]) as (server, _):
+        connections = Connections(ssl.create_default_context())
+        connection = await connections.post(target_of(f"http://127.0.0.1:{server.port}/v1"), {}, b"", connect_s=2)
+        with pytest.raises(TimeoutError):
+            await connection.head(asyncio.get_running_loop().time() + 0.05)
+        await asyncio.wait_for(server.hung_up.wait(), 5)
+
+
+async def test_silence_in_the_middle_is_told() -> None:
+    async with talking([OK + b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n", "wait"]) as (_, ask):
+        response = await ask()
+        assert await response.readany(soon()) == b"abc"
+        with pytest.raises(TimeoutError):
+            await response.readany(asyncio.get_running_loop().time() + 0.05)
+
+
 async def test_closing_in_the_middle_hangs_up() -> None:
     async with talking([OK + b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n"]) as (server, ask):
         response = await ask()
-        assert await response.readany() == b"abc"
+        assert await response.readany(soon()) == b"abc"
         response.close()
         await asyncio.wait_for(server.hung_up.wait(), 5)
 
@@ -220,7 +242,7 @@ async def test_a_slow_reader_holds_the_server_back() -> None:
     async with talking([OK + b"content-length: %d\r\n\r\n" % size, b"x" * size]) as (_, ask):
         response = await ask()
         await asyncio.sleep(0.2)
-        first = await response.readany()
+        first = await response.readany(soon())
         # What one event of the loop may still deliver comes on top.
         assert len(first) <= 2 * MAX_READ_AHEAD + 1024 * 1024
         assert len(first) + len(await whole(response)) == size
