@@ -74,6 +74,12 @@ def find_in_columns(text: str) -> Iterator[Finding]:
 _NAME_HEADING: Final = re.compile(
     r"[\"「]?(?:(?:申請者|対象者|世帯主|保護者|児童|本人|患者|受給者|滞納者|参加者|応募者|職員)の?)?(?:氏名|名前|お名前|フリガナ|ふりがな|姓名)[\"」]?(?:\(.{0,8}\))?"
 )
+_NAME_CELL: Final = re.compile(
+    r"[\u3400-\u9fff々ヶぁ-んァ-ヺー\U00020000-\U0002ffff]{1,8}(?:[ \u3000・][\u3400-\u9fff々ヶぁ-んァ-ヺー\U00020000-\U0002ffff]{1,8})?"
+)
+_NOBODY: Final = frozenset(
+    {"未定", "別紙", "なし", "同上", "不明", "空欄", "合計", "小計", "計", "氏名", "以下余白", "欠席", "欠員"}
+)
 _LAST_OF_HEADING: Final = re.compile("[名前なナﾅ]")
 _NO_NAME: Final = re.compile(r"[\s\-:|\"]*")
 
@@ -99,25 +105,43 @@ def find_people_lists(text: str, found: Iterable[Finding]) -> Iterator[Finding]:
 
 
 def _named_rows(text: str) -> Iterator[Finding]:
+    different: dict[tuple[int, int], set[str]] = {}
+    for heading, cell, _ in _below_names(text):
+        different.setdefault(heading, set()).add(cell)
+        if len(different[heading]) > PERSONS:
+            yield _list(*heading)
+            return
+
+
+def find_names_in_columns(text: str) -> Iterator[Finding]:
+    """What stands below 氏名 and looks like a name, whether or not anybody knows it."""
+    for _, cell, place in _below_names(text):
+        bare = cell.strip().strip('"').strip()
+        if _NAME_CELL.fullmatch(bare) and bare not in _NOBODY:
+            start = place + cell.index(bare)
+            yield Finding(
+                Kind.NAME, start, start + len(bare), class_of(Kind.NAME), "表の見出しが、この列を示しています。"
+            )
+
+
+def _below_names(text: str) -> Iterator[tuple[tuple[int, int], str, int]]:
+    """(place of the heading, cell, its place) for every cell below a heading of names."""
     mark, width, column = "", 0, -1
-    different: set[str] = set()
     heading = (0, 0)
     at = 0
     for line in text.split("\n"):
         start, at = at, at + len(line) + 1
         by = next((m for m in _MARKS if m in line), "") if len(line) <= _LONGEST_ROW else ""
         cells = line.split(by) if by else []
-        if by and by == mark and len(cells) == width and column >= 0 and not _is_named(cells):
+        if _is_named(cells):
+            column = next(i for i, c in enumerate(cells) if _NAME_HEADING.fullmatch(Folded(c).text.strip()))
+            mark, width, heading = by, len(cells), (start, start + len(line))
+        elif by and by == mark and len(cells) == width:
             cell = cells[column]
             # ⟦氏名1⟧ is nobody any more.
-            if _NO_NAME.fullmatch(cell) is None and "⟦" not in cell:
-                different.add(cell)
-                if len(different) > PERSONS:
-                    yield _list(*heading)
-                    return
-        elif _is_named(cells):
-            column = next(i for i, c in enumerate(cells) if _NAME_HEADING.fullmatch(Folded(c).text.strip()))
-            mark, width, different, heading = by, len(cells), set(), (start, start + len(line))
+            is_somebody = _NO_NAME.fullmatch(cell) is None and "⟦" not in cell
+            if is_somebody:
+                yield heading, cell, start + sum(len(c) + 1 for c in cells[:column])
 
 
 def _is_named(cells: list[str]) -> bool:

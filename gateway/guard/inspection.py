@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Final
 
-from gateway.guard.columns import find_in_columns, find_people_lists
+from gateway.guard.columns import find_in_columns, find_names_in_columns, find_people_lists
 from gateway.guard.findings import Finding, Kind, without_overlaps
 from gateway.guard.fold import STRANGE, Folded, comparable
 from gateway.guard.labels import Labels
@@ -69,6 +69,7 @@ def inspect(
         found += find_ng_words(folded, ng_words)
     if names:
         found += find_names(text)
+        found += find_names_in_columns(text)
         found += list(find_birthdays_beside(text, found))
     found = _not_public(found, text, public)
     return without_overlaps([*found, *find_sensitive(folded, found), *find_people_lists(text, found)])
@@ -111,7 +112,8 @@ def inspect_long(
             found.setdefault((f.kind, there.start, there.end), there)
     if len(text) > PIECE:
         # A heading stands in one piece and its rows in others.
-        for f in _not_public(list(find_in_columns(text)), text, public):
+        in_columns = [*find_in_columns(text), *(find_names_in_columns(text) if names else ())]
+        for f in _not_public(in_columns, text, public):
             found.setdefault((f.kind, f.start, f.end), f)
         if all(kind is not Kind.PEOPLE_LIST for kind, _, _ in found):
             for f in find_people_lists(text, tuple(found.values())):

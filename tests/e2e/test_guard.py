@@ -1,6 +1,7 @@
 """まだ送っていません: what a clerk is shown before personal data would leave, with scripts, without, and by keyboard."""
 
 import json
+import re
 from functools import partial
 
 import pytest
@@ -70,6 +71,23 @@ def test_what_weighs_more_says_so_and_how_it_may_still_be_sent(abroad: Abroad, s
     expect(chat.answered()).to_contain_text("個人の情報を記号に替えて送り")
     assert "⟦氏名1⟧様は統合失調症" in sent(abroad)
     assert "山田" not in sent(abroad)
+
+
+def test_a_conversation_of_the_heaviest_weight_gets_no_lighter(abroad: Abroad) -> None:
+    """As a card may preset it; its letters stand on no page."""
+    chat = abroad.chat()
+    weights = chat.page.locator('select[name="data_class"]')
+    weights.evaluate("select => select.add(new Option('card', '3B'))")
+    weights.select_option("3B")
+    chat.box.fill("避難所の段差についてのおわびの文を作ってください。")
+    chat.send.click()
+    expect(chat.page).to_have_url(re.compile("/apps/chat/c/"))
+    chat.page.reload()
+    expect(weights).to_have_value("3B")
+    expect(weights.locator("option:checked")).to_have_text("個人情報あり（重い）")
+    assert weights.locator("option:disabled").all_inner_texts() == ["公開してよい", "庁内だけ", "個人情報あり"]
+    assert "3B" not in chat.page.locator("body").inner_text()
+    assert abroad.upstream.seen()["calls"] == 0
 
 
 def test_masked_it_leaves_without_the_originals(abroad: Abroad) -> None:

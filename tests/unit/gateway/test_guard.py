@@ -349,6 +349,16 @@ def test_headings_of_dates_and_accounts_count_and_end_with_their_table() -> None
     assert kinds == ["birthday", "bank_account"] * 2
 
 
+@pytest.mark.parametrize("mark", [",", "\t", " | "])
+def test_what_stands_below_a_heading_of_names_is_a_name_though_nobody_knows_it(mark: str) -> None:
+    table = "\n".join(
+        mark.join(row) for row in (("番号", "氏名", "地区"), ("1", "渋柿　ゑい", "川西"), ("2", "未定", "川東"))
+    )
+    assert ("name", "渋柿　ゑい") in found(table)
+    assert ("name", "未定") not in found(table)
+    assert ("name", "渋柿　ゑい") not in found(table.replace("氏名", "品名"))
+
+
 # ── words of a town ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
