@@ -74,7 +74,7 @@ class Admission:
         after: how the attempt before ended; it is the ledger's from here on, whatever becomes of this one.
         Raises `NoBudget`, `QuotaExceeded` or `LedgerUnavailable`; then nothing was sent.
         """
-        bound = metering.prompt_bound(request)
+        bound = metering.prompt_bound(request, deployment.upstream_model)
         cap = metering.output_cap(request, deployment)
         n = metering.choices(request)
         if request.recording is not None:

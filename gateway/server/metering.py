@@ -2,13 +2,12 @@
 
 from gateway.contracts import WORDLESS, ModelRequest
 from gateway.reading.speech import Recording
+from gateway.server.pixels import image_tokens
 from gateway.server.providers.base import Deployment, Usage
 
 # A tokenizer never makes more tokens than the text has UTF-8 bytes. Chat templates add role markers per message.
 TOKENS_PER_MESSAGE = 16
 TOKENS_PER_REQUEST = 64
-# The dearest published image accounting stays below this for the sizes we accept.
-TOKENS_PER_IMAGE = 6_000
 # As OpenAI counts sound; it weighs in limits of tokens a minute, for it is paid for by the second.
 MILLISECONDS_PER_TOKEN = 100
 # Injected when the caller sets no cap, so that every call has a worst case.
@@ -17,13 +16,16 @@ DEFAULT_OUTPUT_TOKENS = 4_096
 FLOOR_OUTPUT_TOKENS = 256
 
 
-def prompt_bound(request: ModelRequest) -> int:
-    """The most prompt tokens this request can be billed for. Two characters a token would under-count Japanese."""
+def prompt_bound(request: ModelRequest, model: str = "") -> int:
+    """The most prompt tokens this request can be billed for. Two characters a token would under-count Japanese.
+
+    model: the upstream's own name, by which it is known how it counts pictures; without it the dearest way counts.
+    """
     return (
         request.input_bytes
         + TOKENS_PER_MESSAGE * request.input_items
         + TOKENS_PER_REQUEST
-        + TOKENS_PER_IMAGE * request.images
+        + (_images_bound(request, model) if request.images else 0)
         + (0 if request.recording is None else request.recording.milliseconds // MILLISECONDS_PER_TOKEN)
     )
 
@@ -47,9 +49,17 @@ def choices(request: ModelRequest) -> int:
 
 def tokens_bound(request: ModelRequest, deployment: Deployment) -> int:
     """The most tokens a call can come to, in and out."""
-    return prompt_bound(request) + choices(request) * output_cap(request, deployment)
+    return prompt_bound(request, deployment.upstream_model) + choices(request) * output_cap(request, deployment)
 
 
-def counted_usage(request: ModelRequest, output_text_bytes: int) -> Usage:
+def _images_bound(request: ModelRequest, model: str) -> int:
+    messages = request.body.get("messages")
+    assert isinstance(messages, list), "pictures stand in messages"
+    contents = [m["content"] for m in messages if isinstance(m.get("content"), list)]
+    urls = [p["image_url"]["url"] for parts in contents for p in parts if p["type"] == "image_url"]
+    return sum(image_tokens(url, model) for url in urls)
+
+
+def counted_usage(request: ModelRequest, output_text_bytes: int, model: str = "") -> Usage:
     """What a cut-off answer is billed as when the provider said nothing: bytes, the same bound as before the call."""
-    return Usage(prompt_tokens=prompt_bound(request), completion_tokens=output_text_bytes, source="tokenizer")
+    return Usage(prompt_tokens=prompt_bound(request, model), completion_tokens=output_text_bytes, source="tokenizer")

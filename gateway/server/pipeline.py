@@ -432,7 +432,7 @@ class Pipeline:
             problem = _reason(left)
             raise
         finally:
-            usage = response.usage or metering.counted_usage(ticket.request, response.output_text_bytes)
+            usage = response.usage or _counted(ticket, response)
             record.usage(usage, response.finish_reason)
             settle = partial(self._settle, ticket, response, problem, record)
             is_left = problem and not is_broken
@@ -441,7 +441,7 @@ class Pipeline:
                 await (pumped or response).aclose()
 
     def _settle(self, ticket: Ticket, response: UpstreamResponse, problem: str, record: CallRecord) -> None:
-        usage = response.usage or metering.counted_usage(ticket.request, response.output_text_bytes)
+        usage = response.usage or _counted(ticket, response)
         settlement = settlement_of(ticket, usage, response, problem, record)
         self.admission.end(Ending(ticket.reservation, settlement), record)
 
@@ -624,6 +624,10 @@ def settlement_of(
         first_byte_ms=record.first_byte_ms,
         total_ms=record.elapsed_ms(),
     )
+
+
+def _counted(ticket: Ticket, response: UpstreamResponse) -> Usage:
+    return metering.counted_usage(ticket.request, response.output_text_bytes, ticket.deployment.upstream_model)
 
 
 def answer_headers(ticket: Ticket, record: CallRecord) -> list[tuple[bytes, bytes]]:
