@@ -24,11 +24,25 @@ _UUID = r"[0-9a-f]{8}-[0-9a-f-]{27}"
 # Each place has a word of its own, so that a find says where it came from.
 PLACES = (
     "question", "edited", "file", "file_name", "title", "folder", "prompt_title", "prompt", "report", "chat_report",
-    "search", "api", "api_streamed", "api_malformed", "api_embedded", "api_inspected", "api_masked", "too_long",
+    "search", "api", "api_streamed", "api_malformed", "api_embedded", "api_inspected", "api_masked",
+    "api_responses", "api_messages", "api_counted", "api_ranked", "too_long",
 )  # fmt: skip
 # Asked for, but refused or answered without being kept.
 NOT_KEPT = frozenset(
-    {"search", "api", "api_streamed", "api_malformed", "api_embedded", "api_inspected", "api_masked", "too_long"}
+    {
+        "search",
+        "api",
+        "api_streamed",
+        "api_malformed",
+        "api_embedded",
+        "api_inspected",
+        "api_masked",
+        "api_responses",
+        "api_messages",
+        "api_counted",
+        "api_ranked",
+        "too_long",
+    }
 )
 # Larger than what a form parser holds before it goes to the disk.
 PADDING = "余白" * 400_000
@@ -193,6 +207,19 @@ def _call_api(demo: DemoProcess) -> None:
             "/v1/chat/completions", json={"model": word("api_malformed"), "messages": []}
         ).status_code in (400, 404)
         client.post("/v1/embeddings", json={"model": "embedding", "input": word("api_embedded")})
+        said: dict[str, object] = {
+            "messages": [{"role": "user", "content": word("api_messages")}],
+            "max_tokens": 16,
+        }
+        others: dict[str, dict[str, object]] = {
+            "/v1/responses": {"input": word("api_responses"), "metadata": {"place": word("api_responses")}},
+            "/v1/messages": said,
+            "/v1/messages/count_tokens": said | {"system": word("api_counted")},
+            "/v1/rerank": {"model": "rerank", "query": "水", "documents": ["町", word("api_ranked")]},
+        }
+        for path, body in others.items():
+            answer = client.post(path, json={"model": "standard"} | body)
+            assert answer.status_code == 200, answer.text
         inspected = client.post("/v1/guard/inspect", json={"text": f"{word('api_inspected')} 090-1234-5678"})
         assert "phone" in {f["kind"] for f in inspected.json()["findings"]}
         masked = {"model": "standard", "messages": [{"role": "user", "content": f"{word('api_masked')} 090-1234-5678"}]}

@@ -69,6 +69,7 @@ def test_what_is_no_ranking_is_not_passed_on(said: object) -> None:
 def test_a_server_that_was_asked_for_the_best_need_not_tell_the_rest() -> None:
     assert scores_in(ALL[:2], asked(top_n=2)) == [(2, 0.5), (0, 2)]
     assert scores_in(ALL[:1], asked(top_n=2)) is None
+    assert scores_in([*ALL[:2], result(0, 1)], asked(top_n=2)) is None
 
 
 def test_a_sum_is_a_count_too() -> None:
