@@ -1,9 +1,11 @@
 """Sessions of the running portal, seen from the browser, from the database and from the issuer."""
 
 import base64
+import contextlib
 import hashlib
 import os
 import re
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -295,6 +297,40 @@ def test_at_expiry_many_requests_refresh_once(alone: DemoProcess, second_portal:
             seconds=200
         )
         assert is_signed_in(browser)
+
+
+@contextlib.contextmanager
+def issuer_away(demo: DemoProcess) -> Iterator[None]:
+    """The process that is the issuer stands still: whoever asks it gets no reply."""
+    [pid] = [int(p.name) for p in demo.processes() if b"portal" in (p / "cmdline").read_bytes().split(b"\0")]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_an_issuer_that_goes_away_ends_no_session_for_a_quarter_of_an_hour(
+    alone: DemoProcess, second_portal: str
+) -> None:
+    with alone.signed_in("staff") as browser:
+        headers = {"cookie": f"{COOKIE}={browser.cookies[COOKIE]}"}
+
+        def ask(minutes_past: int) -> int:
+            shift(alone, browser, "access_expires_at", datetime.now(UTC) - timedelta(minutes=minutes_past))
+            with alone.database() as connection:
+                connection.execute("update portal_session set refresh_locked_until = null")
+            return httpx.get(f"{second_portal}/settings", headers=headers, timeout=60, trust_env=False).status_code
+
+        sealed = stored(alone, browser)["tokens"]
+        with issuer_away(alone):
+            assert ask(14) == 200
+            # Nobody could say any more whether the person may still be here.
+            assert ask(16) == 303
+        # Nothing was thrown away: with the issuer the session is back.
+        assert stored(alone, browser)["tokens"] == sealed
+        assert ask(16) == 200
+        assert stored(alone, browser)["tokens"] != sealed
 
 
 def test_a_used_refresh_token_ends_the_session_at_the_issuer(alone: DemoProcess) -> None:
