@@ -8,7 +8,7 @@ import orjson
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from gateway.contracts import ModelRequest, check_request, parse_json
+from gateway.contracts import check_request, parse_json
 from gateway.server import metering
 from gateway.server.authentication import Authenticator
 from gateway.server.configuration import ConfigurationSource
@@ -44,18 +44,19 @@ def router(authenticator: Authenticator, configuration: ConfigurationSource) -> 
         if caller.app and not policy.allows_app(caller.app):
             raise NotAllowed("このアプリは、町の管理者が止めています。")
         body = await read_body(request.scope, request.receive)
-        asked = await anyio.to_thread.run_sync(_parse, body)
+        model, bound = await anyio.to_thread.run_sync(_count, body)
         deployments = configuration.current.deployments(caller.tenant_id)
-        check_alias(deployments, policy, alias=asked.model, allowed_aliases=caller.models)
-        return metering.prompt_bound(asked)
+        check_alias(deployments, policy, alias=model, allowed_aliases=caller.models)
+        return bound
 
     return routes
 
 
-def _parse(body: bytes) -> ModelRequest:
-    """What is counted has no answer, so it need not say how long that may be."""
+def _count(body: bytes) -> tuple[str, int]:
+    """The model that was named, and the bound. What is counted has no answer, so it need not say how long that may be."""
     chat, ignored = to_chat({"max_tokens": 1, **parse_json(body)})
-    return check_request("chat/completions", chat, ignored=ignored)
+    asked = check_request("chat/completions", chat, ignored=ignored)
+    return asked.model, metering.prompt_bound(asked)
 
 
 def _told(problem: Problem, request_id: UUID) -> Response:
