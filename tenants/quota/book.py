@@ -136,14 +136,28 @@ class Open:
     account_ids: tuple[UUID, ...]
 
 
-class LedgerBook(Protocol):
-    """One connection, one transaction at a time.
+class HoldAtOnce(Protocol):
+    """A whole transaction in one trip, for holds that fit in full. None when one does not, and nothing is done.
 
-    `holds_at_once`: `hold_at_once` saves round trips here.
+    The rows' `created_at` and `lease_until` are replaced by the database's clock, which is returned; when that is not
+    on `today` (JST), nothing is done either. A connection error leaves open whether it was committed.
     """
 
+    def __call__(
+        self,
+        calls: Sequence[tuple[object, ...]],
+        attempts: Sequence[tuple[object, ...]],
+        held: Mapping[UUID, int],
+        *,
+        today: date,
+        lease: timedelta,
+    ) -> datetime | None: ...
+
+
+class LedgerBook(Protocol):
+    """One connection, one transaction at a time."""
+
     connection_errors: tuple[type[Exception], ...]
-    holds_at_once: bool
 
     def begin(self) -> datetime:
         """Starts a transaction and returns the database's clock."""
@@ -164,20 +178,9 @@ class LedgerBook(Protocol):
     def write_accounts(self, accounts: Iterable[AccountState]) -> None: ...
     def insert_calls(self, calls: Sequence[tuple[object, ...]], attempts: Sequence[tuple[object, ...]]) -> None: ...
 
-    def hold_at_once(
-        self,
-        calls: Sequence[tuple[object, ...]],
-        attempts: Sequence[tuple[object, ...]],
-        held: Mapping[UUID, int],
-        *,
-        today: date,
-        lease: timedelta,
-    ) -> datetime | None:
-        """A whole transaction in one trip, for holds that fit in full. None when one does not, and nothing is done.
-
-        The rows' `created_at` and `lease_until` are replaced by the database's clock, which is returned; when that is
-        not on `today` (JST), nothing is done either. A connection error leaves open whether it was committed.
-        """
+    @property
+    def hold_at_once(self) -> HoldAtOnce | None:
+        """None where there are no round trips to save."""
 
     def continue_call(self, attempt: tuple[object, ...], lease_until: datetime) -> None:
         """Another attempt of a call that goes on: the call is held for it now."""
@@ -300,7 +303,6 @@ class PostgresBook:
     """As role `kumiai_ledger`, whose policies reach the ledger's tables of all tenants and nothing else."""
 
     connection_errors: tuple[type[Exception], ...] = (psycopg.OperationalError, psycopg.InterfaceError)
-    holds_at_once = True
 
     def __init__(self, url: str) -> None:
         # PgBouncer in transaction mode may know no prepared statements.
@@ -535,7 +537,7 @@ class SqliteBook:
 
     connection_errors: tuple[type[Exception], ...] = (sqlite3.OperationalError, sqlite3.InterfaceError)
     # In-process there is no trip to save.
-    holds_at_once = False
+    hold_at_once = None
 
     def __init__(self, urls: DatabaseUrls) -> None:
         self._connection = sqlite3.connect(
@@ -621,17 +623,6 @@ class SqliteBook:
             "update account set held_uyen = held_uyen + ?, posted_uyen = posted_uyen + ? where id = ?",
             [(a.added_held, a.added_posted, a.id.hex) for a in accounts if a.added_held or a.added_posted],
         )
-
-    def hold_at_once(
-        self,
-        calls: Sequence[tuple[object, ...]],
-        attempts: Sequence[tuple[object, ...]],
-        held: Mapping[UUID, int],
-        *,
-        today: date,
-        lease: timedelta,
-    ) -> datetime | None:
-        raise NotImplementedError
 
     def insert_calls(self, calls: Sequence[tuple[object, ...]], attempts: Sequence[tuple[object, ...]]) -> None:
         for table, columns, rows in (("call", CALL_COLUMNS, calls), ("attempt", ATTEMPT_COLUMNS, attempts)):

@@ -337,7 +337,8 @@ class LedgerWriter:
         False when this is another case, and nothing was done.
         """
         now = time.monotonic()
-        if not book.holds_at_once or not batch.reserves or batch.closes or any(r.after for r in batch.reserves):
+        at_once = book.hold_at_once
+        if at_once is None or not batch.reserves or batch.closes or any(r.after for r in batch.reserves):
             return False
         if now < self._tight_until or now >= self._next_heartbeat:
             return False
@@ -361,7 +362,7 @@ class LedgerWriter:
         calls = [self._call_row(r.hold, reservation, starts["month"]) for r, reservation in batch.granted]
         attempts = [_attempt_row(r.hold, reservation) for r, reservation in batch.granted]
         try:
-            created_at = book.hold_at_once(calls, attempts, held, today=starts["day"], lease=self._lease)
+            created_at = at_once(calls, attempts, held, today=starts["day"], lease=self._lease)
         except book.connection_errors:
             self._disconnect()
             self._look_up(batch)

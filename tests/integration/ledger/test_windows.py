@@ -31,7 +31,7 @@ class Clock:
         begin = book.begin
         book.begin = lambda: begin() + self.ahead  # type: ignore[method-assign]  # this one connection only
         # It reads the clock inside the database.
-        book.holds_at_once = False
+        book.hold_at_once = None
         return book
 
 
