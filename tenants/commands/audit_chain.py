@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from observability.problems import InvalidInput
-from tenants.commands.common import AsJson, Town, by_command, find_town, print_json, run_command
+from tenants.commands.common import AsJson, Town, by_command, find_town, print_json, run_command, tell_export
 from tenants.db import Database
 from tenants.quota.windows import JST
 from tenants.settings import Settings
@@ -74,11 +74,8 @@ def audit_export(
 
         tenant, tenant_id = await find_town(db, town)
         report = await export_chain(db, open_content(settings, db), tenant_id, to, by=by_command())
-        if as_json:
-            print_json({"path": str(to), "sha256": report.sha256, "counts": dict(report.counts)})
-            return
-        print(f"{tenant.name}の監査の記録 {report.counts['監査の記録']:,}件を {to} に書き出しました。")
-        print(f"  SHA-256 {report.sha256}")
+        said = f"{tenant.name}の監査の記録 {report.counts['監査の記録']:,}件を {to} に書き出しました。"
+        tell_export(report, said, as_json=as_json)
 
     run_command(work)
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Awaitable, Callable
 from datetime import date, datetime
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from sqlalchemy.exc import OperationalError, ProgrammingError
@@ -20,6 +20,9 @@ from tenants.models import Tenant
 from tenants.quota.windows import JST, Window
 from tenants.registry import find_tenant
 from tenants.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from tenants.erasure import ExportReport
 
 T = TypeVar("T")
 Town = Annotated[str, typer.Argument(help="団体コード (6 digits) or name.")]
@@ -94,6 +97,15 @@ def write_private(path: Path, data: bytes) -> None:
     with os.fdopen(descriptor, "wb") as file:
         os.fchmod(file.fileno(), 0o600)
         file.write(data)
+
+
+def tell_export(report: "ExportReport", said: str, *, as_json: bool) -> None:
+    """Where it lies and the hash to note; said: for people, in a sentence."""
+    if as_json:
+        print_json({"path": str(report.path), "sha256": report.sha256, "counts": dict(report.counts)})
+        return
+    print(said)
+    print(f"  SHA-256 {report.sha256}")
 
 
 def month_or_year(is_year: bool) -> Window:

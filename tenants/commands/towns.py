@@ -17,6 +17,7 @@ from tenants.commands.common import (
     find_town,
     print_json,
     run_command,
+    tell_export,
     today_in_japan,
     write_private,
 )
@@ -167,13 +168,10 @@ def tenant_export(
 
         tenant, tenant_id = await find_town(db, town)
         report = await export_tenant(db, open_content(settings, db), tenant_id, to, by=by_command())
-        if as_json:
-            print_json({"path": str(to), "sha256": report.sha256, "counts": dict(report.counts)})
-            return
-        print(f"{tenant.name}を {to} に書き出しました。")
-        print(f"  SHA-256 {report.sha256}")
-        for words, count in report.counts.items():
-            print(f"  {words} {count:,}")
+        tell_export(report, f"{tenant.name}を {to} に書き出しました。", as_json=as_json)
+        if not as_json:
+            for words, count in report.counts.items():
+                print(f"  {words} {count:,}")
 
     run_command(work)
 
@@ -200,7 +198,7 @@ def tenant_erase(
         if not export.exists():
             exported = await export_tenant(db, content, tenant_id, export, by=by_command())
             if not as_json:
-                print(f"{tenant.name}を {export} に書き出しました。\n  SHA-256 {exported.sha256}")
+                tell_export(exported, f"{tenant.name}を {export} に書き出しました。", as_json=False)
         report = await erase_tenant(
             db,
             content,
