@@ -9,7 +9,7 @@ from docx.opc.exceptions import OpcError
 from docx.oxml.exceptions import XmlchemyError
 from openpyxl.utils.exceptions import CellCoordinatesException, InvalidFileException
 
-from gateway.reading import pdf, plain, sheets, slides, word
+from gateway.reading import pdf, pictures, plain, sheets, slides, word
 from gateway.reading.archive import open_archive
 from gateway.reading.problems import (
     CorruptFile,
@@ -20,12 +20,14 @@ from gateway.reading.problems import (
     UnsupportedFormat,
     WrongExtension,
 )
-from gateway.reading.report import Kind, Limits, Reading
+from gateway.reading.report import Kind, Limits, Part, PartState, Reading, Remark
 
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
-_PICTURES = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*", b"BM")
+_READ_PICTURES = (b"\x89PNG\r\n", b"\xff\xd8\xff")
+_PICTURES = (b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*", b"BM")
 _TEXT_NAMES = {".txt": Kind.TEXT, ".text": Kind.TEXT, ".md": Kind.TEXT, ".csv": Kind.CSV, ".tsv": Kind.CSV}
 _NAMES = {**_TEXT_NAMES, ".pdf": Kind.PDF, ".docx": Kind.DOCX, ".xlsx": Kind.XLSX, ".pptx": Kind.PPTX}
+_NAMES |= dict.fromkeys((".png", ".jpg", ".jpeg", ".webp"), Kind.PICTURE)
 READABLE = "PDF、Word（docx）、Excel（xlsx）、PowerPoint（pptx）、CSV、テキスト（txt）"
 # What the libraries raise on damaged files; none of them promises one family of errors.
 _DAMAGE = (
@@ -53,7 +55,7 @@ _DAMAGE = (
 def read_file(name: str, data: bytes, *, limits: Limits | None = None, reads_pictures: bool = False) -> Reading:
     """Reads a PDF, docx, xlsx, pptx, csv or txt file.
 
-    reads_pictures: also the letters on scanned pages, where the reader of pictures is installed.
+    reads_pictures: also the letters in pictures and on scanned pages, where the reader of pictures is installed.
 
     `name` is only used for its extension, which must agree with the content. Raises a `CannotReadFile` problem, and
     nothing else, for whatever cannot be read.
@@ -96,6 +98,39 @@ def _read(kind: Kind, data: bytes, limits: Limits, *, reads_pictures: bool) -> R
             return plain.read_csv(data, limits)
         case Kind.TEXT:
             return plain.read_text(data, limits)
+        case Kind.PICTURE:
+            return _picture(data, reads_pictures=reads_pictures)
+
+
+def _picture(data: bytes, *, reads_pictures: bool) -> Reading:
+    """A photograph or a screen as the letters in it. What else is on it stays unread."""
+    if not reads_pictures:
+        raise UnsupportedFormat("画像の中の文字は読み取れません。文字の入ったPDFやWordの文書を添付してください。")
+    try:
+        lines, told = pictures.letters_in(data)
+    except pictures.NotRead as why:
+        raise CorruptFile(why.words) from why
+    text = "\n".join(lines)
+    findings = tuple(
+        Remark("property", f"画像の情報に「{value[:80]}」が残っています。", "画像の情報") for value in told
+    )
+    if not text.strip():
+        part = Part("画像", "", PartState.EMPTY, "文字が見つかりません")
+        return Reading(
+            Kind.PICTURE, "", (part,), (Remark("no-text", "画像に文字が見つかりません。"),), (), findings,
+            "文字が見つかりません", has_unread=True,
+        )  # fmt: skip
+    doubt = "読み誤りがないか、元の画像と見比べてください。AIに渡るのは読み取った文字だけで、画像は渡りません。"
+    return Reading(
+        Kind.PICTURE,
+        text,
+        (Part("画像から読み取った文字", text),),
+        (Remark("picture", doubt),),
+        (),
+        findings,
+        f"画像から{len(''.join(text.split())):,}文字を読み取りました",
+        has_unread=True,
+    )
 
 
 def kind_of(extension: str, data: bytes, limits: Limits) -> Kind:
@@ -107,8 +142,10 @@ def kind_of(extension: str, data: bytes, limits: Limits) -> Kind:
         raise _inside_ole(extension, data)
     if data.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return _inside_zip(data, limits)
-    if data.startswith(_PICTURES) or head[4:12] in (b"ftypheic", b"ftypmif1", b"ftypavif") or head[8:12] == b"WEBP":
-        raise UnsupportedFormat("画像の中の文字は読み取れません。文字の入ったPDFやWordの文書を添付してください。")
+    if data.startswith(_READ_PICTURES) or (data.startswith(b"RIFF") and head[8:12] == b"WEBP"):
+        return Kind.PICTURE
+    if data.startswith(_PICTURES) or head[4:12] in (b"ftypheic", b"ftypmif1", b"ftypavif"):
+        raise UnsupportedFormat("この形の画像は読み取れません。PNGかJPEGで保存し直してください。")
     if data.startswith(b"{\\rtf"):
         raise OldFormat("リッチテキストの文書です。Wordで開き、docx形式で保存し直してください。")
     if extension in (".jtd", ".jtdc"):

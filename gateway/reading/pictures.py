@@ -46,6 +46,12 @@ def is_available() -> bool:
 
 def read_picture(data: bytes) -> str:
     """Every line of letters in a picture, and what its metadata says. Raises `NotRead`."""
+    lines, told = letters_in(data)
+    return "\n".join([*lines, *told])
+
+
+def letters_in(data: bytes) -> tuple[list[str], list[str]]:
+    """The lines of letters in a picture, and apart from them what its metadata says. Raises `NotRead`."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
@@ -55,12 +61,14 @@ def read_picture(data: bytes) -> str:
                 raise NotRead("画像が大きすぎます。小さくしてください。")
             if getattr(opened, "n_frames", 1) > 1:
                 raise NotRead("動く画像です。1枚の画像にしてください。")
-            told = [str(v) for v in (*opened.info.values(), *opened.getexif().values()) if isinstance(v, str | bytes)]
+            # A profile of colours is a table of numbers.
+            said = [value for name, value in opened.info.items() if name != "icc_profile"]
+            told = [str(v) for v in (*said, *opened.getexif().values()) if isinstance(v, str | bytes)]
             upright = ImageOps.exif_transpose(opened)
             lines = [line for seen in _as_seen(upright) for piece in _pieces(seen) for line in _lines(piece)]
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         raise NotRead("画像として開けません。PNGかJPEGで保存し直してください。") from error
-    return "\n".join([*lines, *told])
+    return lines, told
 
 
 def _as_seen(picture: "Image") -> "Iterator[Image]":

@@ -12,6 +12,7 @@ class Kind(StrEnum):
     DOCX = "docx"
     XLSX = "xlsx"
     PPTX = "pptx"
+    PICTURE = "png"
     CSV = "csv"
     TEXT = "txt"
 
@@ -27,6 +28,7 @@ _KIND_WORDS = {
     Kind.DOCX: "Wordの文書",
     Kind.XLSX: "Excelのブック",
     Kind.PPTX: "PowerPointの資料",
+    Kind.PICTURE: "画像",
     Kind.CSV: "CSVの表",
     Kind.TEXT: "テキスト",
 }

@@ -1,5 +1,6 @@
 """A clerk's day with chat, in a real browser on the running product."""
 
+import importlib.util
 import io
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ from playwright.sync_api import expect
 
 from tests.browsers import Visitor, assert_accessible, sign_in
 from tests.e2e.chat_page import GARBLED, GUIDE, SURVEY, ChatPage
+from tests.servers import not_available
 
 pytestmark = pytest.mark.browser
 
@@ -303,6 +305,34 @@ def test_a_file_dropped_on_the_box_is_attached(chat: ChatPage) -> None:
     chat.page.dispatch_event("#compose-form", "drop", {"dataTransfer": dropped})
     expect(chat.waiting).to_contain_text("メモ.txt")
     expect(chat.waiting).to_contain_text("1行を読み取りました")
+
+
+def test_a_photograph_goes_as_the_letters_in_it(chat: ChatPage, tmp_path: Path) -> None:
+    if importlib.util.find_spec("rapidocr") is None:
+        not_available("rapidocr not installed: requirements/install.sh pictures")
+    # An empty page of the same browser stands in for a camera.
+    paper = chat.page.context.new_page()
+    paper.set_content(
+        "<h1>訓練の集合場所</h1><p style='font-size:2em'>見本第一小学校の校庭</p><p style='font-size:2em'>1234 5678 9018</p>"
+    )
+    photograph = tmp_path / "掲示板.jpg"
+    paper.screenshot(path=str(photograph), type="jpeg", quality=95)
+    paper.close()
+    chat.attach(photograph)
+    expect(chat.waiting).to_contain_text("文字を読み取りました")
+    expect(chat.waiting).to_contain_text("画像は渡りません")
+    with chat.page.context.expect_page() as opened:
+        chat.waiting.get_by_role("link", name="読み取った文を見る").click()
+    read = opened.value
+    expect(read.get_by_role("heading", name="画像から読み取った文字")).to_be_visible()
+    expect(read.locator("pre")).to_contain_text("小学校")
+    # And nothing of how the file is made.
+    expect(read.locator("pre")).not_to_contain_text("x00")
+    read.close()
+    # What stands in it is looked at as if it had been typed.
+    chat.box.fill("どこに集まりますか")
+    chat.send.click()
+    expect(chat.problem).to_contain_text("マイナンバー")
 
 
 def test_one_bad_file_spoils_no_other(chat: ChatPage, files: dict[str, Path], tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def archive(**members: bytes) -> bytes:
         ("空.txt", b"", EmptyFile),
         ("空白.csv", b" \r\n\r\n", EmptyFile),
         ("写真.png", png(4, 4), UnsupportedFormat),
-        ("写真.pdf", png(4, 4), UnsupportedFormat),
+        ("写真.pdf", png(4, 4), WrongExtension),
         ("古い.doc", OLE + "WordDocument".encode("utf-16-le"), OldFormat),
         ("古い.xls", OLE + "Workbook".encode("utf-16-le"), OldFormat),
         ("鍵付き.xlsx", OLE + "EncryptedPackage".encode("utf-16-le"), ProtectedFile),

@@ -9,9 +9,9 @@ import pytest
 
 from apps.sdk.intake import close_intake, read_upload
 from gateway.guard.inspection import inspect
-from gateway.reading import PartState, read_file
+from gateway.reading import CannotReadFile, PartState, read_file
 from tests.servers import not_available
-from tests.unit.reading.files import SCAN, pdf
+from tests.unit.reading.files import SCAN, pdf, png
 
 pytestmark = pytest.mark.real
 # Its check digit is right; nobody has it.
@@ -60,3 +60,25 @@ async def test_a_picture_without_letters_stays_one(tmp_path: Path) -> None:
     reading = await read_upload("控え.pdf", pdf(SCAN, tmp_path), timeout_s=120)
     assert reading.parts[0].note == "画像だけのページです。文字を読み取れません"
     assert reading.text == ""
+
+
+async def test_a_photograph_is_read_as_the_letters_in_it(tmp_path: Path) -> None:
+    scanned(tmp_path)
+    data = (tmp_path / "page.png").read_bytes()
+    reading = await read_upload("控え.png", data, timeout_s=120)
+    assert "申請書の控え" in reading.text
+    assert "画像は渡りません" in reading.warnings[0].words
+    # A face on it is read by nobody.
+    assert reading.has_unread
+    assert [f.kind.value for f in inspect(reading.text, names=False)] == ["my_number"]
+
+
+async def test_a_photograph_without_letters_says_so() -> None:
+    reading = await read_upload("空.png", png(300, 200), timeout_s=120)
+    assert (reading.text, reading.summary) == ("", "文字が見つかりません")
+
+
+async def test_a_damaged_photograph_is_refused() -> None:
+    with pytest.raises(CannotReadFile) as refused:
+        await read_upload("控え.png", b"\x89PNG\r\n\x1a\n junk", timeout_s=120)
+    assert "PNGかJPEGで保存し直してください" in refused.value.detail
