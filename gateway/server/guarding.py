@@ -203,14 +203,16 @@ async def masked(policy: Policy, request: ModelRequest, verdict: Verdict) -> tup
 async def _find(policy: Policy, request: ModelRequest, *, names: bool) -> tuple[Finding, ...]:
     text = BETWEEN.join((*texts_of(request.body), *request.read_texts))
     guard = policy.guard
-    # A name beside an illness weighs more than either: there names are looked for, whatever the town says of names.
-    names = names or may_be_sensitive(text)
-    if len(text) <= _AT_ONCE and not names:
+
+    def whole() -> tuple[Finding, ...]:
+        # A name beside an illness weighs more than either: there names are looked for, whatever the town says of names.
+        wanted = names or may_be_sensitive(text)
+        return inspect_long(text, ng_words=guard.ng_words, public=guard.public, names=wanted)
+
+    if len(text) <= _AT_ONCE and not names and not may_be_sensitive(text):
         found = inspect(text, ng_words=guard.ng_words, public=guard.public, names=False)
     else:
-        found = await anyio.to_thread.run_sync(
-            lambda: inspect_long(text, ng_words=guard.ng_words, public=guard.public, names=names)
-        )
+        found = await anyio.to_thread.run_sync(whole)
     if request.read_texts and all(f.kind is not Kind.MY_NUMBER for f in found):
         return (*found, *(f for seen in request.read_texts for f in find_misread_numbers(seen)))
     return found
