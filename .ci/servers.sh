@@ -12,12 +12,15 @@ needed=(
   "gcc gcc"
   "pdftoppm poppler-utils"
   "clamd clamav-daemon"
+  "c-icap c-icap"
 )
 packages=()
 for pair in "${needed[@]}"; do
   program=${pair% *} package=${pair#* }
   command -v "$program" >/dev/null || [ -x "/usr/sbin/$program" ] || packages+=("$package")
 done
+# Its scanner is a package of its own.
+ls /usr/lib/*/c_icap/virus_scan.so >/dev/null 2>&1 || packages+=(libc-icap-mod-virus-scan)
 # A compiler without the C library's headers compiles nothing; Debian only recommends them.
 [ -f /usr/include/stdio.h ] || packages+=(libc6-dev)
 # Chromium draws Japanese with the system's fonts.

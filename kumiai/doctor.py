@@ -60,7 +60,7 @@ def _gateway(settings: Settings) -> str:
 def _scanner(settings: Settings) -> str:
     if not settings.upload_scanner or asyncio.run(scanner_of(settings.upload_scanner).is_there()):
         return ""
-    return f"{settings.upload_scanner} does not answer, and no file is taken until it does. Check KUMIAI_UPLOAD_SCANNER and that clamd runs."
+    return f"{settings.upload_scanner} does not answer, and no file is taken until it does. Check KUMIAI_UPLOAD_SCANNER and that the scanner runs."
 
 
 def _answers(url: str, setting: str) -> str:

@@ -61,8 +61,8 @@ class Settings(BaseSettings):
 
     gateway_url: str = "http://127.0.0.1:8001"
     otlp_endpoint: str = ""
-    # ClamAV, which every attached file is shown to first: clamd://host:port or clamd:///path/of/the.socket.
-    upload_scanner: str = Field(default="", pattern=r"^(clamd:///\S+|clamd://[^/\s]+)?$")
+    # Which every attached file is shown to first: clamd://host:port, clamd:///path/of/the.socket, icap://host:port/service.
+    upload_scanner: str = Field(default="", pattern=r"^(clamd:///\S+|clamd://[^/\s]+|icap://[^/\s]+/\S+)?$")
     session_idle_s: int = Field(default=30 * 60, ge=60)
     session_max_s: int = Field(default=10 * 3600, ge=300)
 

@@ -1,4 +1,4 @@
-"""Files on their way in, shown to ClamAV before anybody reads them: the protocol of `clamd`, INSTREAM.
+"""Files on their way in, shown to a virus scanner before anybody reads them: ClamAV's own protocol (INSTREAM), or ICAP.
 
 Without a scanner in the settings nothing is asked. With one, nothing passes that it has not called clean.
 """
@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 import structlog
 
+from gateway.reading.icap import PORT as ICAP_PORT
+from gateway.reading.icap import Icap, IcapFailed
 from gateway.reading.problems import CannotReadFile
 from observability.problems import Unavailable
 
@@ -24,8 +26,14 @@ SCAN_S: Final = 60.0
 _CHUNK: Final = 64 * 1024
 _MAX_REPLY: Final = 4096
 _PORT: Final = 3310
-# No connection, no word in time, no end of it, or one that is too long.
-_SILENT: Final = (OSError, TimeoutError, EOFError, asyncio.LimitOverrunError)
+
+
+class _NeitherNor(Exception):
+    """Neither clean nor infected; the message is what clamd said."""
+
+
+# No connection, no word in time, no end of it, one that is too long, or one that says nothing.
+_SILENT: Final = (OSError, TimeoutError, EOFError, asyncio.LimitOverrunError, IcapFailed, _NeitherNor)
 
 
 class InfectedFile(CannotReadFile):
@@ -40,30 +48,39 @@ class ScannerUnavailable(Unavailable):
 
 @dataclass(frozen=True, slots=True)
 class Scanner:
-    """A `clamd` by its address: a socket's path, or host and port."""
+    """A `clamd` by its address (a socket's path, or host and port), or a service of an ICAP server."""
 
     path: str = ""
     host: str = ""
     port: int = _PORT
+    icap: Icap | None = None
 
     async def check(self, data: bytes) -> None:
         """Returns for what is clean. Raises `InfectedFile`, and `ScannerUnavailable` for every other answer or none."""
         try:
-            reply = await self._ask(b"zINSTREAM\0", data)
+            found = await (self._found_in(data) if self.icap is None else self.icap.found_in(data))
         except _SILENT as error:
-            log.warning("upload_not_scanned", reason=type(error).__name__)
+            reason = str(error) if isinstance(error, IcapFailed | _NeitherNor) else type(error).__name__
+            log.warning("upload_not_scanned", reason=reason[:200])
             raise _unavailable() from error
-        if reply == "stream: OK":
-            return
-        if reply.startswith("stream: ") and reply.endswith(" FOUND"):
-            # The signature's name is clamd's own word; nothing of the file is written down.
-            log.warning("upload_infected", signature=reply.removeprefix("stream: ").removesuffix(" FOUND"))
+        if found:
+            # The signature's name is the scanner's own word; nothing of the file is written down.
+            log.warning("upload_infected", signature=found[:200])
             raise InfectedFile("開いたり送ったりせず、町の情報担当に知らせてください。", field="file")
-        log.warning("upload_not_scanned", reason=reply[:200])
-        raise _unavailable()
+
+    async def _found_in(self, data: bytes) -> str:
+        """The signature that clamd found; empty for a file that it calls clean."""
+        reply = await self._ask(b"zINSTREAM\0", data)
+        if reply == "stream: OK":
+            return ""
+        if reply.startswith("stream: ") and reply.endswith(" FOUND"):
+            return reply.removeprefix("stream: ").removesuffix(" FOUND")
+        raise _NeitherNor(reply)
 
     async def is_there(self) -> bool:
         """Whether it answers at all."""
+        if self.icap is not None:
+            return await self.icap.is_there()
         try:
             return await self._ask(b"zPING\0") == "PONG"
         except _SILENT:
@@ -110,10 +127,15 @@ def _unavailable() -> ScannerUnavailable:
 
 
 def scanner_of(address: str) -> Scanner:
-    """`clamd://host:port` or `clamd:///path/of/the.socket`. Raises `ValueError`."""
+    """`clamd://host:port`, `clamd:///path/of/the.socket` or `icap://host:port/service`. Raises `ValueError`."""
     parts = urlsplit(address)
+    service = parts.path.strip("/") + (f"?{parts.query}" if parts.query else "")
+    if parts.scheme == "icap" and parts.hostname and parts.path.strip("/"):
+        return Scanner(icap=Icap(parts.hostname, parts.port or ICAP_PORT, service))
     if parts.scheme == "clamd" and parts.hostname and parts.path in ("", "/"):
         return Scanner(host=parts.hostname, port=parts.port or _PORT)
     if parts.scheme == "clamd" and not parts.netloc and len(parts.path) > 1:
         return Scanner(path=parts.path)
-    raise ValueError("KUMIAI_UPLOAD_SCANNER: clamd://host:port or clamd:///path/of/the.socket")
+    raise ValueError(
+        "KUMIAI_UPLOAD_SCANNER: clamd://host:port, clamd:///path/of/the.socket or icap://host:port/service"
+    )

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.reading.scanning import InfectedFile, ScannerUnavailable, scanner_of
 from kumiai.isolation.surface import Address
-from tests.clamd import EICAR, Clamd, real_clamd
+from tests.clamd import EICAR, Clamd, real_clamd, real_icap
 from tests.demo_process import Browser, DemoProcess
 
 INFECTED = "ウイルスの検査で止められたファイルです"
@@ -83,3 +83,17 @@ async def test_the_real_clamd_says_the_same() -> None:
         # Longer than it takes: it hangs up before the end, and what was not scanned does not pass.
         with pytest.raises(ScannerUnavailable):
             await scanner.check(b"x" * 4_000_000)
+
+
+@pytest.mark.real
+async def test_the_real_c_icap_says_the_same() -> None:
+    with real_clamd() as clamd, real_icap(clamd) as address:
+        scanner = scanner_of(address)
+        assert await scanner.is_there()
+        for data in (b"", "名前,数\n水,3\n".encode() * 10_000, b"\x89PNG\r\n\x1a\n" + b"x" * 100):
+            await scanner.check(data)
+            with pytest.raises(InfectedFile):
+                await scanner.check(data + EICAR)
+        # A service it does not have.
+        with pytest.raises(ScannerUnavailable):
+            await scanner_of(address.replace("virus_scan", "other")).check(b"x")
