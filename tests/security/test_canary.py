@@ -329,6 +329,35 @@ def test_a_dump_of_the_database_holds_no_word(written: Written) -> None:
     assert found_in("dump", dump + opened) == []
 
 
+def test_the_operators_own_login_dumps_no_content(written: Written) -> None:
+    """The one with which pages and commands of the operator work; a backup needs the owner's, and is sealed."""
+    if written.server is None or written.urls is None:
+        return
+    words = [written.server.program("pg_dump"), "--dbname", written.urls.platform.replace("+psycopg", "")]
+    refused = subprocess.run([*words, "--schema", "content"], capture_output=True, check=False, timeout=60)
+    assert refused.returncode != 0
+    assert b"permission denied" in refused.stderr
+    assert b"COPY" not in refused.stdout
+    # What it may read it can write out.
+    table = subprocess.run([*words, "--table", "public.price"], capture_output=True, check=False, timeout=60)
+    assert b"COPY public.price" in table.stdout
+
+
+def test_no_process_may_write_its_memory_to_a_file(written: Written) -> None:
+    """Not by a crash: the limit of each is nothing, and cannot be raised by itself."""
+    families: dict[int, list[int]] = {}
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):
+            parent = int(_first(r"PPid:\s+(\d+)", status.read_text()))
+            families.setdefault(parent, []).append(int(status.parent.name))
+    processes = [written.demo.pid]
+    for one in processes:
+        processes += families.get(one, [])
+    limits = [Path(f"/proc/{one}/limits").read_text() for one in processes]
+    assert len(limits) > 1
+    assert all(re.search(r"Max core file size\s+0\s+0\s", limit) for limit in limits)
+
+
 def test_the_databases_own_files_hold_no_word(written: Written) -> None:
     """Tables, indexes, write-ahead log and the server's log, with everything written back."""
     if written.server is None:
