@@ -1,7 +1,7 @@
 """What findings mean for a call under a town's rules: its class, what is sent nowhere, and what may be done instead."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,8 +39,10 @@ class Verdict:
         return ", ".join(f"{kind.value}={count}" for kind, count in self.counts)
 
 
-def decide(guard: GuardPolicy, declared: DataClass, findings: Iterable[Finding]) -> Verdict:
+def decide(guard: GuardPolicy, declared: DataClass, findings: Collection[Finding]) -> Verdict:
     """Weighs what was found. Detectors only raise."""
+    if not findings:
+        return Verdict(declared, declared)
     counts: Counter[Kind] = Counter()
     data_class = declared
     banned: Kind | None = None
@@ -53,8 +55,6 @@ def decide(guard: GuardPolicy, declared: DataClass, findings: Iterable[Finding])
         elif finding.data_class is not None and action is not GuardAction.WARN:
             data_class = data_class.at_least(finding.data_class)
             remedy = _stricter(remedy, action)
-    if not counts:
-        return Verdict(declared, declared)
     ordered = tuple(sorted(counts.items(), key=lambda item: list(Kind).index(item[0])))
     return Verdict(declared, data_class, ordered, banned, remedy)
 

@@ -2,7 +2,7 @@
 
 It speaks plain ASGI and leaves out what the gateway has no use for (websockets, access logs, upgrades). What it has
 besides is an `Exchange` that a call can watch for its caller's leaving without a task of its own. See
-docs/adr/0017-an-edge-of-our-own.md for what that saves.
+docs/adr/0018-an-edge-of-our-own.md for what that saves.
 """
 
 import asyncio

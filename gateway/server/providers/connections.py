@@ -86,13 +86,14 @@ class Connections:
 
     async def post(self, target: Target, headers: dict[str, str], body: bytes, *, connect_s: float) -> "Connection":
         """Sends a request. Raises `OSError` (a time-out included) when no connection could be made: nothing was sent."""
-        lines = [f"POST {target.path} HTTP/1.1", f"host: {target.authority}", f"content-length: {len(body)}"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
-        if any("\r" in line or "\n" in line for line in lines):
+        lines = [f"POST {target.path} HTTP/1.1\r\nhost: {target.authority}\r\ncontent-length: {len(body)}\r\n"]
+        lines += [f"{name}: {value}\r\n" for name, value in headers.items()]
+        head = "".join(lines)
+        if head.count("\r") != len(headers) + 3 or head.count("\n") != len(headers) + 3:
             raise ValueError("a header with a line end")
-        head = "\r\n".join(lines).encode("latin-1") + b"\r\naccept-encoding: identity\r\nuser-agent: kumiai\r\n\r\n"
+        request = head.encode("latin-1") + b"accept-encoding: identity\r\nuser-agent: kumiai\r\n\r\n" + body
         connection = self._reused(target) or await self._opened(target, connect_s)
-        connection.send(head + body)
+        connection.send(request)
         return connection
 
     def _reused(self, target: Target) -> "Connection | None":
