@@ -105,9 +105,9 @@ async def _call(writer: LedgerWriter, region: Region, journal: Journal, dice: ra
                 hold, attempt_id=new_id(), deployment="second", zone="domestic", hold_uyen=uyen, floor_uyen=uyen // 2
             )
             continue
-        await asyncio.wrap_future(writer.end(ending))
+        await asyncio.wrap_future(writer.ended(ending))
         journal.write("durable", hold.attempt_id, ending.cost_uyen)
         if dice.random() < 0.05:
             # Told twice, as by a process that heard no answer.
-            await asyncio.wrap_future(writer.end(ending))
+            await asyncio.wrap_future(writer.ended(ending))
         return

@@ -10,13 +10,14 @@ import math
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Final, TypeVar, cast
+from typing import Final, cast
 from uuid import UUID
 
 import structlog
@@ -42,8 +43,6 @@ from tenants.quota.windows import BACK_WORDS, WINDOW_WORDS, Window, window_bound
 
 log = structlog.get_logger("ledger")
 
-T = TypeVar("T")
-
 MAX_BATCH: Final = 256
 LEASE: Final = timedelta(seconds=120)
 RECONNECT_S: Final = 1.0
@@ -56,6 +55,8 @@ MAX_WAIT_S: Final = 2.0
 # How long settles, which nobody waits for, are kept for a commit of their own while holds go first; well below the
 # 50 ms in which a settle must be durable. Without it a caller's next hold waits behind the settle of the last call.
 LINGER_S: Final = 0.02
+# How often the thread looks for settles while it knows of no call that is open.
+REST_S: Final = 0.2
 # After a hold that did not fit in full, batches are decided account by account for this long.
 TIGHT_S: Final = 1.0
 # No clock of ours is further from the database's than this.
@@ -77,9 +78,21 @@ class _Close:
     closing: Closing
     hold_uyen: int
     account_ids: tuple[UUID, ...]
-    answer: "Future[None]"
     queued_at: float = 0.0
     spooled: bool = False
+    is_written: bool = False
+    # Of those that somebody waits for.
+    answer: "Future[None] | None" = None
+
+    def written(self) -> None:
+        self.is_written = True
+        if self.answer is not None and not self.answer.done():
+            self.answer.set_result(None)
+
+    def refused(self, why: Exception) -> None:
+        self.is_written = True
+        if self.answer is not None and not self.answer.done():
+            self.answer.set_exception(why)
 
 
 @dataclass(slots=True)
@@ -143,6 +156,9 @@ class LedgerWriter:
         self._accounts = AccountIds()
         self._alarms: dict[asyncio.AbstractEventLoop, Alarms] = {}
         self._book: LedgerBook | None = None
+        # Settles that wake nobody, and how many holds have not been ended yet, as far as the thread knows.
+        self._ends: deque[_Close] = deque()
+        self._open_holds = 0
         self._waiting: list[_Close] = []
         self._deferred: list[_Close] = []
         self._outcomes: dict[
@@ -186,19 +202,25 @@ class LedgerWriter:
         finally:
             alarms.drop(answer)
 
-    def end(self, ending: Ending) -> "Future[None]":
+    def end(self, ending: Ending) -> None:
         """Ends an attempt and its call; commits within milliseconds, or is spooled while the database is away."""
+        # Nobody waits for it, so nobody is woken for it: the thread looks by itself, often while calls are open.
+        self._ends.append(_close_of(ending))
+
+    def ended(self, ending: Ending) -> "Future[None]":
+        """The same, for whoever wants to know when it is committed."""
         close = _close_of(ending)
+        close.answer = Future()
         self._queue.put(close)
         return close.answer
 
     def settle(self, reservation: Reservation, settlement: Settlement) -> "Future[None]":
         """Posts what the call cost."""
-        return self.end(Ending(reservation, settlement))
+        return self.ended(Ending(reservation, settlement))
 
     def void(self, reservation: Reservation, problem: str) -> "Future[None]":
         """Gives a hold back; only for a call that provably never left."""
-        return self.end(Ending(reservation, Settlement(0, problem=problem), is_void=True))
+        return self.ended(Ending(reservation, Settlement(0, problem=problem), is_void=True))
 
     async def close(self) -> None:
         """Commits what is queued and ends the thread; later calls are refused."""
@@ -247,21 +269,27 @@ class LedgerWriter:
 
         Holds go at once. Settles wait until the oldest is `LINGER_S` old, then go with whatever there is.
         """
-        timeout = self._lease.total_seconds() / 4
-        if batch.closes:
-            # Settles that a failed batch left behind.
-            timeout = 0.0 if self._book else RECONNECT_S
         settles, self._deferred = self._deferred, []
+        # After so long without anything to do, leases are extended.
+        idle_until = time.monotonic() + self._lease.total_seconds() / 4
         stopping = False
-        while len(batch.reserves) + len(batch.closes) + len(settles) < MAX_BATCH:
+        while len(batch.reserves) + len(batch.closes) + self._take_ends(settles) < MAX_BATCH:
+            now = time.monotonic()
             if batch.reserves:
                 timeout = 0.0
+            elif batch.closes:
+                # Settles that a failed batch left behind.
+                timeout = 0.0 if self._book else RECONNECT_S
             elif settles:
-                timeout = settles[0].queued_at + LINGER_S - time.monotonic()
+                timeout = settles[0].queued_at + LINGER_S - now
+            else:
+                timeout = min(LINGER_S if self._open_holds > 0 else REST_S, idle_until - now)
             try:
                 item = self._queue.get(timeout=timeout) if timeout > 0 else self._queue.get_nowait()
             except queue.Empty:
-                break
+                if batch.reserves or batch.closes or settles or now >= idle_until:
+                    break
+                continue
             if item is None:
                 stopping = True
                 break
@@ -269,12 +297,20 @@ class LedgerWriter:
                 batch.reserves.append(item)
             else:
                 settles.append(item)
+        if stopping:
+            settles += self._ends
         may_wait = batch.reserves and not stopping and len(settles) < MAX_BATCH // 2
         if settles and may_wait and settles[0].queued_at + LINGER_S > time.monotonic():
             batch.deferred = settles
         else:
             batch.closes += settles
         return stopping
+
+    def _take_ends(self, settles: list[_Close]) -> int:
+        """Adds what has been ended meanwhile, as far as there is room; how many there are then."""
+        while self._ends and len(settles) < MAX_BATCH:
+            settles.append(self._ends.popleft())
+        return len(settles)
 
     def _write(self, batch: _Batch) -> None:
         """One transaction; on trouble, what it means for each item is decided here."""
@@ -385,7 +421,7 @@ class LedgerWriter:
             self._tell(reserve, LedgerUnavailable("少し待って、もう一度送ってください。", retry_after_s=5))
             batch.closes += reserve.left_behind()
         self._deliver_all()
-        self._keep(close for close in batch.closes if not close.answer.done())
+        self._keep(close for close in batch.closes if not close.is_written)
 
     def _refuse_late(self, batch: _Batch) -> None:
         """Refuses those that waited too long.
@@ -518,8 +554,9 @@ class LedgerWriter:
         for reserve, refusal in batch.refused:
             self._tell(reserve, refusal)
         self._deliver_all()
+        self._open_holds = max(0, self._open_holds + len(batch.granted) - len(batch.closes))
         for close in batch.closes:
-            _resolve(close.answer, None)
+            close.written()
         if any(c.spooled for c in batch.closes) and not self._waiting:
             self._spool.clear()
 
@@ -543,7 +580,7 @@ class LedgerWriter:
                     self._tell(item, refusal)
                     items += item.left_behind()
                 else:
-                    _reject(item.answer, refusal)
+                    item.refused(refusal)
             else:
                 self._answer(alone)
 
@@ -625,7 +662,7 @@ def _close_from(record: dict[str, object]) -> _Close:
     record["call_id"] = UUID(str(record["call_id"]))
     record["attempt_id"] = UUID(str(record["attempt_id"]))
     record["created_at"] = datetime.fromisoformat(str(record["created_at"]))
-    return _Close(Closing(**record), hold, tuple(UUID(a) for a in accounts), Future(), spooled=True)  # type: ignore[arg-type]  # as written by _spool_close
+    return _Close(Closing(**record), hold, tuple(UUID(a) for a in accounts), spooled=True)  # type: ignore[arg-type]  # as written by _spool_close
 
 
 def _close_of(ending: Ending, *, goes_on: bool = False) -> _Close:
@@ -646,7 +683,7 @@ def _close_of(ending: Ending, *, goes_on: bool = False) -> _Close:
         total_ms=settlement.total_ms,
         goes_on=goes_on,
     )
-    return _Close(closing, reservation.hold_uyen, reservation.account_ids, Future(), time.monotonic())
+    return _Close(closing, reservation.hold_uyen, reservation.account_ids, time.monotonic())
 
 
 def _granted(
@@ -693,16 +730,6 @@ def _attempt_row(hold: Hold, reservation: Reservation) -> tuple[object, ...]:
         hold.zone,
         hold.price.version, hold.price.fx_version, reservation.hold_uyen, 0, "held", "",
     )  # fmt: skip
-
-
-def _resolve(answer: "Future[T]", value: T) -> None:
-    if not answer.done():
-        answer.set_result(value)
-
-
-def _reject(answer: "Future[T]", error: Exception) -> None:
-    if not answer.done():
-        answer.set_exception(error)
 
 
 def sweep(urls: DatabaseUrls, *, now: datetime | None = None, limit: int = 500) -> int:
