@@ -170,6 +170,8 @@ class Person(TenantOwned, table=True):
     ends_on: date | None = None
     revoked_before: datetime | None = _time_or_none()
     preferences: dict[str, Any] = _json()
+    # How the last sign-in was, as in `tenants.identity.second_factor`; None: none since that is kept.
+    signed_in_by: str | None = Field(default=None)
     created_at: datetime = _time()
     left_at: datetime | None = _time_or_none()
 
@@ -242,6 +244,7 @@ class PortalSession(TenantOwned, table=True):
     sub: str
     tokens: bytes = Field(sa_type=LargeBinary)
     csrf: str
+    signed_in_by: str = ""
     refresh_locked_until: datetime | None = _time_or_none()
     created_at: datetime = _time()
     seen_at: datetime = _time()
@@ -728,6 +731,8 @@ class TownProvider(TenantOwned, table=True):
     name: str
     label: str
     kind: str
+    # The `acr` by which it says that it asked for a second factor; empty: it does not say.
+    second_factor_acr: str = ""
     added_at: datetime = _time()
 
     __table_args__ = (

@@ -27,6 +27,7 @@ from tenants.models import (
     TenantCode,
     TenantIdentity,
 )
+from tenants.policy import SecondFactor
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,8 @@ class Listed:
     section_id: SectionId | None
     section_name: str
     roles: tuple[Role, ...]
+    # How the last sign-in was, as in `tenants.identity.second_factor`; None: none since that is kept.
+    signed_in_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +235,7 @@ async def list_people(session: AsyncSession, tenant_id: TenantId, *, query: str 
             SectionId(section.id) if section else None,
             section.name if section else "",
             tuple(sorted(roles.get(person.id, ()))),
+            person.signed_in_by,
         )
         told = unicodedata.normalize("NFKC", f"{row.login} {row.display_name} {row.section_name}").lower()
         if all(word in told for word in wanted.split()):
@@ -385,6 +389,30 @@ async def reset_password(
         raise Conflict("この人のアカウントは、この町の認証基盤では管理していません。")
     await in_thread(directory.reset_password, subs[0], password, temporary=True)
     return PlainPassword(person.login, password)
+
+
+def has_one_factor(person: Listed, rule: SecondFactor) -> bool:
+    """Who uses the product and has not signed in yet in the way that the town asks for."""
+    return person.status == "active" and not rule.accepts(person.signed_in_by or "")
+
+
+async def remove_second_factor(
+    db: Database, directory: IdentityDirectory, tenant_id: TenantId, person_id: PersonId, *, by: By
+) -> None:
+    """For a device that is lost: the next sign-in is by password, and another one can be registered then.
+
+    Raises `Conflict` for whose account is managed elsewhere.
+    """
+    async with db.platform_session("people") as session:
+        person, subs = await _person(session, tenant_id, person_id, directory.issuer)
+        if not subs:
+            raise Conflict("この人のアカウントは、この町の認証基盤では管理していません。")
+        person.signed_in_by = ""
+        session.add(person)
+        await _end_sessions(session, person_id)
+        await revoke(session, "person", str(person_id), tenant_id=tenant_id)
+        await audit.record(session, tenant_id, by, "person.remove_second_factor", about=("person", person_id))
+    await in_thread(directory.remove_second_factors, subs[0])
 
 
 async def _end_sessions(session: AsyncSession, person_id: PersonId) -> None:

@@ -1,11 +1,12 @@
 """A tenant's rules as one value: default class, class × zone, models, apps. Stored as JSON, changed by version."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sqlmodel import col, update
@@ -26,6 +27,9 @@ DEFAULT_ZONES: Final[Mapping[DataClass, frozenset[Zone]]] = MappingProxyType(
         DataClass.C3A: frozenset(),
     }
 )
+# How somebody signed in: with a second factor. No name of a provider begins with a number.
+TWO_FACTORS: Final = "2"
+_TOKYO: Final = ZoneInfo("Asia/Tokyo")
 _NOWHERE: Final[frozenset[Zone]] = frozenset()
 # Three ways towns decide it, from the narrowest. Only classes 1, 2 and 3C differ; nothing ever sends 3C abroad.
 PRESETS: Final[Mapping[str, Mapping[DataClass, frozenset[Zone]]]] = MappingProxyType(
@@ -109,6 +113,22 @@ class KeepFor(BaseModel):
         return self
 
 
+class SecondFactor(BaseModel):
+    """From a day on (Asia/Tokyo) nobody of the town gets in by a password alone.
+
+    vouched: names of the town's own identity providers of which it says that they always ask for more themselves.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    since: date
+    vouched: frozenset[str] = frozenset()
+
+    def accepts(self, signed_in_by: str) -> bool:
+        """signed_in_by: `TWO_FACTORS`, the name of the town's provider that led in, or empty for a password alone."""
+        return signed_in_by == TWO_FACTORS or signed_in_by in self.vouched
+
+
 class Policy(BaseModel):
     """The defaults are the strict ones: a tenant without a stored policy gets them.
 
@@ -133,6 +153,12 @@ class Policy(BaseModel):
     weight: int = Field(default=1, ge=1, le=100)
     keep: dict[str, KeepFor] = Field(default_factory=dict)
     shared_after_own: bool = False
+    second_factor: SecondFactor | None = None
+
+    def lets_in(self, signed_in_by: str, now: datetime) -> bool:
+        """Whether a sign-in of this kind counts now; see `SecondFactor.accepts`."""
+        rule = self.second_factor
+        return rule is None or now.astimezone(_TOKYO).date() < rule.since or rule.accepts(signed_in_by)
 
     def allows(self, data_class: DataClass, zone: Zone, *, isolated: bool) -> bool:
         """Whether data of this class may be processed there. What is not listed is denied."""
@@ -172,6 +198,8 @@ async def save_policy(
     for listed in ("models", "apps_off"):
         document[listed] = sorted(document[listed])
     document["guard"]["public"] = sorted(document["guard"]["public"])
+    if document["second_factor"]:
+        document["second_factor"]["vouched"].sort()
     document["zones"] = {k: sorted(v) for k, v in document["zones"].items()}
     if row is None:
         row = TenantPolicy(tenant_id=tenant_id, document=document, version=1, updated_by=by)

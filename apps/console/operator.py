@@ -32,7 +32,8 @@ from tenants import audit
 from tenants.context import Role, TenantId
 from tenants.lgcode import parse_code
 from tenants.models import Person, RoleGrant, Tenant
-from tenants.people import NewPerson, add_people, code_of, list_sections
+from tenants.people import NewPerson, add_people, code_of, has_one_factor, list_people, list_sections
+from tenants.policy import load_policy
 from tenants.printing import Handover, handover_sheet
 from tenants.quota.tree import budget_rows, set_budget
 from tenants.quota.windows import window_start
@@ -431,6 +432,8 @@ async def _town_page(office: Office, town_id: UUID, problem: Problem | None = No
         days = await usage_by_day(session, month, tenant_id=tenant_id)
         nodes = await budget_rows(session, tenant_id=tenant_id, node="town", now=office.now)
         administrators = await _administrators(session, tenant_id)
+        rule = (await load_policy(session, tenant_id))[0].second_factor
+        people = await list_people(session, tenant_id) if rule else []
     by_app: dict[tuple[str, str], list[int]] = {}
     for r in rows:
         total = by_app.setdefault((r.app or "API", r.alias), [0, 0, 0, 0])
@@ -451,6 +454,8 @@ async def _town_page(office: Office, town_id: UUID, problem: Problem | None = No
         since=wareki(local(figures.town.created_at).date()),
         administrators=administrators,
         is_own=tenant_id == office.actor.tenant_id,
+        second_factor_since=wareki(rule.since) if rule else "",
+        without_second_factor=sum(has_one_factor(p, rule) for p in people) if rule else 0,
         month=local(office.now).month,
         problem=problem,
     )

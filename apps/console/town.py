@@ -12,7 +12,7 @@ from typing import Final
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from apps.console import town_invoice, town_keys, town_people, town_settings
+from apps.console import town_invoice, town_keys, town_people, town_second_factor, town_settings
 from apps.console.figures import day_chart, months_until, sections_used
 from apps.sdk.dates import local
 from apps.sdk.office import Office, OfficeContext, csv_file
@@ -235,6 +235,7 @@ async def usage_csv(office: OfficeContext, month: str = "", by: str = "section")
 
 
 routes.include_router(town_people.routes)
+routes.include_router(town_second_factor.routes)
 routes.include_router(town_settings.routes)
 routes.include_router(town_keys.routes)
 routes.include_router(town_invoice.routes)

@@ -21,15 +21,18 @@ from tenants.people import (
     Listed,
     NewPerson,
     add_people,
+    has_one_factor,
     list_people,
     list_sections,
     move_person,
+    remove_second_factor,
     reset_password,
     resume_person,
     set_role,
     suspend_person,
 )
 from tenants.people_import import ImportErrors, Plan, apply, load_current, parse_people, plan
+from tenants.policy import SecondFactor, load_policy
 from tenants.printing import Slip, initial_password_slips
 from tenants.registry import new_password
 
@@ -38,6 +41,7 @@ routes = APIRouter()
 HERE = "/console/town/people"
 GRANTABLE: Final = (Role.STAFF, Role.SECTION_ADMIN, Role.TOWN_ADMIN)
 _STATES: Final[Mapping[str, str]] = {"all": "すべて", "active": "利用中", "suspended": "停止中", "admin": "町の管理者"}
+_ONE_FACTOR: Final[Mapping[str, str]] = {"one_factor": "2つ目の確認がまだ"}
 _HEADINGS: Final = ("職員番号", "氏名", "所属", "役割")
 # (login, display name, section, password): what a slip says. It lives in the page that shows it and nowhere else.
 SlipRow = tuple[str, str, str, str]
@@ -55,14 +59,18 @@ async def people_page(
         everyone = await list_people(session, office.actor.tenant_id)
         found = await list_people(session, office.actor.tenant_id, query=q) if q.strip() else everyone
         sections = await list_sections(session, office.actor.tenant_id)
-    chosen = [p for p in found if (not section or str(p.section_id) == section) and _is(p, state)]
+        policy, _ = await load_policy(session, office.actor.tenant_id)
+    rule = policy.second_factor
+    states = _STATES if rule is None else {**_STATES, **_ONE_FACTOR}
+    chosen = [p for p in found if (not section or str(p.section_id) == section) and _is(p, state, rule)]
     return await office.page(
         "console/people.html",
         shown=paged(chosen, page),
         everyone=len(everyone),
         sections=[("", "すべての課"), *((str(s.id), s.name) for s in sections)],
-        states=_STATES,
-        counts={name: sum(_is(p, name) for p in everyone) for name in _STATES},
+        states=states,
+        counts={name: sum(_is(p, name, rule) for p in everyone) for name in states},
+        has_second_factors=office.settings.issuer_kind == "keycloak",
         q=q,
         section=section,
         state=state,
@@ -70,9 +78,11 @@ async def people_page(
     )
 
 
-def _is(person: Listed, state: str) -> bool:
+def _is(person: Listed, state: str, rule: SecondFactor | None) -> bool:
     if state == "admin":
         return Role.TOWN_ADMIN in person.roles
+    if state == "one_factor" and rule is not None:
+        return has_one_factor(person, rule)
     return state not in ("active", "suspended") or person.status == state
 
 
@@ -398,6 +408,7 @@ async def _person_page(office: Office, person: Listed, problem: Problem | None =
         person=person,
         sections=[("", "（所属なし）"), *((str(s.id), s.name) for s in sections)],
         is_self=person.id == office.actor.person_id,
+        has_second_factors=office.settings.issuer_kind == "keycloak",
         problem=problem,
     )
 
@@ -476,6 +487,34 @@ async def resume(office: OfficeContext, person_id: UUID) -> Response:
     person = await _listed(office, person_id)
     await resume_person(office.db, await office.directory(), office.actor.tenant_id, person.id, by=office.by)
     return back(f"{HERE}/{person_id}", f"{_name(person)}の利用を再開しました")
+
+
+@routes.post("/people/{person_id}/second-factor")
+async def second_factor(office: OfficeContext, person_id: UUID, confirmed: Annotated[str, Form()] = "") -> Response:
+    """After a device was lost: what is registered is removed, so that another one can be."""
+    if office.settings.issuer_kind != "keycloak":
+        raise NotFound
+    person = await _listed(office, person_id)
+    if not confirmed:
+        return await ask(
+            office,
+            title=f"{_name(person)}の2つ目の確認を消しますか",
+            lines=[
+                "登録した認証アプリとパスキーが、すべて消えます。サインインしているときは、サインアウトします。",
+                "町が2つ目の確認を求めているときは、次のサインインで、本人が登録し直します。",
+                "電話やメールの頼みでは消さないでください。本人かどうかを、顔を見て確かめてください。",
+            ],
+            action=f"{HERE}/{person_id}/second-factor",
+            button="2つ目の確認を消す",
+            refuse="消さない",
+            back_to=f"{HERE}/{person_id}",
+            danger=True,
+        )
+    try:
+        await remove_second_factor(office.db, await office.directory(), office.actor.tenant_id, person.id, by=office.by)
+    except (Conflict, InvalidInput) as problem:
+        return await _person_page(office, person, problem)
+    return back(f"{HERE}/{person_id}", f"{_name(person)}の2つ目の確認を消しました")
 
 
 def _name(person: Listed) -> str:

@@ -116,6 +116,10 @@ async def _notices(own: Services, who: Signed, now: datetime) -> list[Notice]:
         grants = await grant_notices_of(session, who.actor, now)
         sections = await list_sections(session, who.actor.tenant_id) if limits else []
         glasses = await breakglass.notices_of(session, who.actor)
+    rule = who.policy.second_factor
+    if rule is not None and not rule.accepts(who.session.signed_in_by):
+        words = f"{rule.since.month}月{rule.since.day}日から、サインインに2つ目の確認が要ります。登録してください"
+        found.append(Notice("サインイン", "warn", "lock", words, "/settings#second-factor"))
     if answered:
         words = f"「{KINDS[answered[0].kind]}」に返事があります"
         found.append(Notice("町の管理者から", "info", "mail", words, "/report/mine"))

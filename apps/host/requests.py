@@ -97,6 +97,9 @@ async def identified(request: Request) -> Signed:
             policy, _ = await load_policy(db, session.tenant_id)
     except NotFound:
         raise SessionEnded("ended") from None
+    if not policy.lets_in(session.signed_in_by, datetime.now(UTC)):
+        await own.sessions.end(session.id)
+        raise SessionEnded("factor")
     found = Signed(session, actor, dict(person.preferences) if person else {}, policy)
     request.state.signed = found
     return found

@@ -21,7 +21,7 @@ from tenants.context import PersonId, TenantId
 from tenants.db import Database
 from tenants.identity.issuers import BadToken, Issuer, IssuerUnavailable, VerifiedToken
 from tenants.keyfiles import KeyFile
-from tenants.models import PortalSession
+from tenants.models import Person, PortalSession
 
 REFRESH_BEFORE: Final = timedelta(seconds=30)
 REFRESH_LOCK: Final = timedelta(seconds=15)
@@ -31,7 +31,7 @@ SEEN_EVERY: Final = timedelta(seconds=60)
 
 
 class SessionEnded(NotSignedIn):
-    """`why` is for the page: idle, ended, or none."""
+    """`why` is for the page: idle, ended, factor, or none."""
 
     type = "urn:problem:portal:session-ended"
 
@@ -50,6 +50,8 @@ class SignedIn:
     sid: str
     csrf: str = field(repr=False)
     issued_at: datetime
+    # As in `tenants.identity.second_factor.kind_of_sign_in`.
+    signed_in_by: str = ""
 
 
 class Seal:
@@ -95,7 +97,14 @@ class Sessions:
         self._longest = longest
 
     async def start(
-        self, token: VerifiedToken, tokens: dict[str, Any], tenant_id: TenantId, person_id: PersonId, *, replaces: str
+        self,
+        token: VerifiedToken,
+        tokens: dict[str, Any],
+        tenant_id: TenantId,
+        person_id: PersonId,
+        *,
+        signed_in_by: str,
+        replaces: str,
     ) -> str:
         """A new session under a new name; returns the cookie's value, which is stored nowhere.
 
@@ -114,6 +123,7 @@ class Sessions:
             sub=token.sub,
             tokens=self._seal.seal(_kept(tokens), id_hash),
             csrf=secrets.token_urlsafe(24),
+            signed_in_by=signed_in_by,
             created_at=now,
             seen_at=now,
             access_expires_at=token.expires_at,
@@ -121,6 +131,11 @@ class Sessions:
         )
         async with self._db.platform_session("portal sessions") as session:
             session.add(row)
+            await session.exec(
+                update(Person)
+                .where(col(Person.tenant_id) == tenant_id, col(Person.id) == person_id)
+                .values(signed_in_by=signed_in_by)
+            )
             await audit.record(session, tenant_id, By("person", str(person_id)), SIGNED_IN, about=("session", row.id))
             if replaces:
                 await session.exec(
@@ -150,7 +165,15 @@ class Sessions:
         if now - row.seen_at > SEEN_EVERY:
             async with self._db.platform_session("portal sessions") as session:
                 await session.exec(update(PortalSession).where(col(PortalSession.id) == row.id).values(seen_at=now))
-        return SignedIn(row.id, TenantId(row.tenant_id), PersonId(row.person_id), row.sid, row.csrf, row.created_at)
+        return SignedIn(
+            row.id,
+            TenantId(row.tenant_id),
+            PersonId(row.person_id),
+            row.sid,
+            row.csrf,
+            row.created_at,
+            row.signed_in_by,
+        )
 
     async def end(self, session_id: UUID) -> str:
         """Ends one session; returns its id token for the issuer's logout."""

@@ -6,7 +6,9 @@ import hashlib
 import secrets
 import time
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import Annotated, Any, Final
 from urllib.parse import quote, urlencode, urlsplit
@@ -24,10 +26,12 @@ from tenants.context import TenantId
 from tenants.identity.access_list import Revoked, TenantSuspended
 from tenants.identity.guests import Place, places_of
 from tenants.identity.issuers import BadToken, NoOrganization, VerifiedToken
-from tenants.identity.realm import provider_alias
+from tenants.identity.realm import SECOND_FACTOR_LEVEL, provider_alias
+from tenants.identity.second_factor import kind_of_sign_in
 from tenants.lgcode import parse_code
 from tenants.models import PortalSession, Tenant, TenantIdentity, TownProvider
 from tenants.people import clean_login, load_actor, person_of_token
+from tenants.policy import load_policy
 from tenants.registry import ListedTenant, find_tenant, list_tenants, list_town_providers
 
 PENDING_COOKIE: Final = "kumiai_signin"
@@ -60,7 +64,7 @@ class Entry:
     alias: str
     code: str
     organization_id: str
-    providers: tuple[TownProvider, ...] = ()
+    providers: tuple[TownProvider, ...]
 
 
 async def find_entry(own: Services, text: str) -> Entry:
@@ -122,15 +126,26 @@ async def town_page(request: Request, own: OwnServices, town: str, next: str = "
 
 @routes.get("/auth/signin")
 async def signin(
-    request: Request, own: OwnServices, town: str, login: str = "", next: str = "/", via: str = ""
+    request: Request,
+    own: OwnServices,
+    town: str,
+    login: str = "",
+    next: str = "/",
+    via: str = "",
+    register: str = "",
 ) -> Response:
-    """Sends the browser to the issuer, for exactly this town. via: one of the town's own identity providers."""
+    """Sends the browser to the issuer, for exactly this town. via: one of the town's own identity providers.
+
+    register: a second factor that whoever signs in registers on the way, a key of `_SECOND_FACTORS`.
+    """
     entry = await find_entry(own, town)
+    more = _registering(own, register)[0] if register else {}
     if via:
         if via not in {p.name for p in entry.providers}:
             raise NotFound("町の入口を開き直してください。")
         # The issuer sends the browser on, and links whoever comes back by the staff number that the provider says.
-        return await _to_issuer(request, own, entry, "", next_page=next, kc_idp_hint=provider_alias(entry.alias, via))
+        more["kc_idp_hint"] = provider_alias(entry.alias, via)
+        return await _to_issuer(request, own, entry, "", next_page=next, more=more)
     try:
         number = clean_login(login) if login.strip() else ""
     except InvalidInput as problem:
@@ -144,7 +159,7 @@ async def signin(
             error=problem.detail,
             typed=login,
         )
-    return await _to_issuer(request, own, entry, number, next_page=next)
+    return await _to_issuer(request, own, entry, number, next_page=next, more=more)
 
 
 @routes.get("/auth/password")
@@ -158,7 +173,7 @@ async def change_password(request: Request, own: OwnServices, who: SignedRequest
         who.actor.login,
         next_page="/settings",
         done="パスワードを変えました",
-        kc_action="UPDATE_PASSWORD",
+        more={"kc_action": "UPDATE_PASSWORD"},
     )
 
 
@@ -172,12 +187,17 @@ _SECOND_FACTORS: Final = {
 @routes.get("/auth/second-factor")
 async def add_second_factor(request: Request, own: OwnServices, who: SignedRequest, kind: str) -> Response:
     """To the issuer, which registers an authenticator or a passkey and asks for it at every sign-in from then on."""
+    more, done = _registering(own, kind)
+    entry = await find_entry(own, who.actor.tenant_code)
+    return await _to_issuer(request, own, entry, who.actor.login, next_page="/settings", done=done, more=more)
+
+
+def _registering(own: Services, kind: str) -> tuple[dict[str, str], str]:
+    """What the issuer is asked for, and what is said afterwards. Raises `NotFound`, also where the issuer has none."""
     if kind not in _SECOND_FACTORS or own.settings.issuer_kind != "keycloak":
         raise NotFound
     action, done = _SECOND_FACTORS[kind]
-    entry = await find_entry(own, who.actor.tenant_code)
-    number = who.actor.login
-    return await _to_issuer(request, own, entry, number, next_page="/settings", done=done, kc_action=action)
+    return {"kc_action": action}, done
 
 
 @routes.get("/auth/towns")
@@ -217,7 +237,7 @@ async def _to_issuer(
     next_page: str,
     has_chosen: bool = False,
     done: str = "",
-    **more: str,
+    more: Mapping[str, str] | None = None,
 ) -> Response:
     """An authorization request; what must come back with it is sealed into a short-lived cookie."""
     verifier, state, nonce = (secrets.token_urlsafe(48) for _ in range(3))
@@ -231,7 +251,9 @@ async def _to_issuer(
         "code_challenge": _challenge(verifier),
         "code_challenge_method": "S256",
         "ui_locales": "ja",
-        **more,
+        # Not demanded of the issuer: who has no second factor comes back without, and is told what to do here.
+        "acr_values": SECOND_FACTOR_LEVEL,
+        **(more or {}),
     }
     if number:
         asked["login_hint"] = f"{entry.alias}.{number}"
@@ -308,6 +330,8 @@ async def callback(
             )
             actor = await load_actor(session, tenant_id, person_id)
             places = await places_of(session, identity.issuer, identity.sub)
+            policy, _ = await load_policy(session, tenant_id)
+            signed_in_by = kind_of_sign_in(identity, alias, await list_town_providers(session, tenant_id))
         except NotFound:
             raise NotRegistered("町の管理者に、職員の登録を依頼してください。") from None
     if number and actor.login != number:
@@ -319,8 +343,21 @@ async def callback(
         # Tokens tell whole seconds and our list does not: whoever signs in within the second of a reset looks revoked.
         identity, tokens = await _a_second_later(own, identity, tokens)
         await check(issued_at=identity.issued_at)
+    if not policy.lets_in(signed_in_by, datetime.now(UTC)):
+        return await page(
+            request,
+            "host/second_factor.html",
+            status=403,
+            town=actor.tenant_name,
+            is_registered=kc_action_status == "success",
+            can_register=own.settings.issuer_kind == "keycloak",
+            # The issuer remembers who has just come, by whichever way: it asks for no more than what is missing.
+            way=urlencode({"town": alias, "login": actor.login, "next": next_page}),
+        )
     before = request.cookies.get(own.cookie_name, "")
-    cookie = await own.sessions.start(identity, tokens, tenant_id, person_id, replaces=before)
+    cookie = await own.sessions.start(
+        identity, tokens, tenant_id, person_id, signed_in_by=signed_in_by, replaces=before
+    )
     changed = kc_action_status == "success"
     if len(places) > 1 and not has_chosen and not kc_action_status:
         next_page = f"/auth/towns?{urlencode({'next': next_page})}"

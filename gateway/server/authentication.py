@@ -20,6 +20,7 @@ from tenants.identity import delegation
 from tenants.identity.access_list import AccessList, Revoked
 from tenants.identity.api_keys import Peppers, parse_key
 from tenants.identity.issuers import BadToken, Issuer
+from tenants.identity.second_factor import check_second_factor
 from tenants.keyfiles import KeyFile
 from tenants.models import ApiKey, Person, PersonIdentity, TenantIdentity, Throttle
 
@@ -258,9 +259,10 @@ class Authenticator:
                     )
                 )
             ).first()
-        if found is None or (found.revoked_before is not None and verified.issued_at < found.revoked_before):
-            raise BadToken("person")
-        tenant_id = TenantId(found.tenant_id)
+            if found is None or (found.revoked_before is not None and verified.issued_at < found.revoked_before):
+                raise BadToken("person")
+            tenant_id = TenantId(found.tenant_id)
+            await check_second_factor(session, tenant_id, verified)
         caller = Caller(
             tenant_id=tenant_id,
             person_id=PersonId(found.id),

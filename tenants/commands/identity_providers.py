@@ -25,6 +25,9 @@ def idp_add(
     saml: Annotated[str, typer.Option(help="Address of SAML metadata, instead.")] = "",
     client_id: Annotated[str, typer.Option(help="How the provider calls us (OpenID Connect).")] = "",
     scope: Annotated[str, typer.Option(help="Scopes to ask for (OpenID Connect).")] = "openid",
+    second_factor_acr: Annotated[
+        str, typer.Option(help="The acr that it gives who showed a second factor (OpenID Connect).")
+    ] = "",
     name: Name = "sso",
 ) -> None:
     """Declare a town's own identity provider; a second run changes nothing.
@@ -43,7 +46,16 @@ def idp_add(
 
         tenant, _ = await find_town(db, town)
         spec = ProviderSpec(
-            tenant.alias, name, label, "oidc" if oidc else "saml", oidc or saml, staff_claim, client_id, secret, scope
+            tenant.alias,
+            name,
+            label,
+            "oidc" if oidc else "saml",
+            oidc or saml,
+            staff_claim,
+            client_id,
+            secret,
+            scope,
+            second_factor_acr,
         )
         realm = realm_spec(settings)
         done = await add_town_provider(db, realm, tenant, spec, by=by_command())

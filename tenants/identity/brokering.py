@@ -38,6 +38,11 @@ def check_provider(spec: ProviderSpec) -> ProviderSpec:
         raise InvalidInput("町のサービスに登録したクライアントの名前を指定してください。", field="client_id")
     if spec.kind == "oidc" and "openid" not in spec.scope.split():
         raise InvalidInput("スコープには openid が要ります。", field="scope")
+    if spec.second_factor_acr and (spec.kind != "oidc" or not _CLAIM.fullmatch(spec.second_factor_acr)):
+        raise InvalidInput(
+            "2つ目の確認を表す acr の値を確かめてください。SAMLでは使えません（町の管理者が画面で決めます）。",
+            field="second_factor_acr",
+        )
     return replace(spec, label=label)
 
 
@@ -50,9 +55,10 @@ async def add_town_provider(db: Database, realm: RealmSpec, tenant: Tenant, spec
     changes = await asyncio.to_thread(reconcile_provider, realm, spec)
     async with db.platform_session("identity provider") as session:
         row = await session.get(TownProvider, (tenant.id, spec.name))
-        if row is None or (row.label, row.kind) != (spec.label, spec.kind) or changes.writes:
+        wanted = (spec.label, spec.kind, spec.second_factor_acr)
+        if row is None or (row.label, row.kind, row.second_factor_acr) != wanted or changes.writes:
             row = row or TownProvider(tenant_id=tenant.id, name=spec.name, label="", kind=spec.kind)
-            row.label, row.kind = spec.label, spec.kind
+            row.label, row.kind, row.second_factor_acr = wanted
             session.add(row)
             await audit.record(
                 session, TenantId(tenant.id), by, "identity_provider.set", about=("identity_provider", spec.alias)

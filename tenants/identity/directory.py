@@ -33,6 +33,9 @@ class IdentityDirectory(Protocol):
 
     def logout_user(self, sub: str) -> None: ...
 
+    def remove_second_factors(self, sub: str) -> None:
+        """Whoever lost the device registers another one: what asked beside the password is gone, and sessions end."""
+
     def set_organization_enabled(self, alias: str, *, enabled: bool) -> None:
         """Disabling also ends the members' sessions."""
 

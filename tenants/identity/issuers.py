@@ -70,6 +70,10 @@ class VerifiedToken:
     client_id: str
     issued_at: datetime
     expires_at: datetime
+    # How the sign-in was: the issuer's level, the own identity provider of a town through which it went, and its level.
+    acr: str = ""
+    provider: str = ""
+    provider_acr: str = ""
 
 
 class Issuer:
@@ -177,6 +181,9 @@ class Issuer:
             client_id=str(claims.get("azp", "")),
             issued_at=datetime.fromtimestamp(claims["iat"], UTC),
             expires_at=datetime.fromtimestamp(claims["exp"], UTC),
+            acr=_text(claims.get("acr")),
+            provider=_text(claims.get("provider")),
+            provider_acr=_text(claims.get("provider_acr")),
         )
 
     async def _fetch_key(self, kid: str) -> ECKey:
@@ -204,6 +211,10 @@ class Issuer:
         if not isinstance(document, dict):
             raise IssuerUnavailable("数分待ってから、もう一度試してください。")
         return document
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def _is_time(value: object) -> TypeGuard[float]:

@@ -10,6 +10,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, groupby
 from typing import Any, ClassVar, Final, Literal, TypeVar
 from urllib.parse import quote
@@ -20,13 +21,16 @@ from keycloak.exceptions import KeycloakConnectionError, KeycloakError
 from observability.problems import Conflict, InvalidInput, NotFound, Unavailable
 from tenants.identity.one_writer import OneWriter, alone
 from tenants.identity.realm import (
+    AFTER_PROVIDER,
+    AFTER_PROVIDER_STEPS,
     CODE_ATTRIBUTE,
     FIRST_SIGN_IN,
     FIRST_SIGN_IN_STEPS,
-    PASSKEY_STEP,
-    SECOND_FACTOR_FLOW,
+    SIGN_IN,
+    SIGN_IN_STEPS,
     AccountSpec,
     ClientSpec,
+    FlowStep,
     Json,
     OrganizationSpec,
     ProviderSpec,
@@ -61,6 +65,8 @@ __all__ = [
 TIMEOUT_S: Final = 60
 PAGE: Final = 500
 _TRIES: Final = 3
+# Keycloak's kinds of what is asked for beside a password.
+SECOND_FACTORS: Final = frozenset({"otp", "webauthn"})
 
 T = TypeVar("T")
 # What is told of a write, and the write.
@@ -497,57 +503,83 @@ class _Reconciler:
                 self.admin.write("put", f"{path}/{now['id']}", body)
                 self.changes.tell(f"{where} のマッパー {mapper['name']} を直しました")
 
-    # ── identity providers of towns ──────────────────────────────────────────────────────────────────────────────
+    # ── ways of signing in ───────────────────────────────────────────────────────────────────────────────────────
 
-    def first_sign_in(self) -> None:
-        """The flow for whoever comes from a town's provider for the first time."""
-        path = f"/authentication/flows/{quote(FIRST_SIGN_IN)}/executions"
+    def ways_in(self) -> None:
+        """Our own flows. The one for everybody is put to use when it is whole."""
+        self.flow(FIRST_SIGN_IN, FIRST_SIGN_IN_STEPS)
+        self.flow(AFTER_PROVIDER, AFTER_PROVIDER_STEPS)
+        self.flow(SIGN_IN, SIGN_IN_STEPS)
 
-        def flow() -> Json | None:
-            return next((f for f in self.admin.get("/authentication/flows") if f["alias"] == FIRST_SIGN_IN), None)
+        def decide(found: Json) -> Step | None:
+            if found["browserFlow"] == SIGN_IN:
+                return None
+            words = f"サインインの流れを「{SIGN_IN}」にしました"
+            return words, lambda: self.admin.write("put", "", {"browserFlow": SIGN_IN})
+
+        self.bring(lambda: self.admin.get(""), decide)
+
+    def flow(self, alias: str, steps: tuple[FlowStep, ...]) -> None:
+        """A flow of exactly these steps. One of another shape is made anew in its place."""
 
         def decide(found: Json | None) -> Step | None:
             if found is not None:
                 return None
-            body = {"alias": FIRST_SIGN_IN, "providerId": "basic-flow", "topLevel": True, "builtIn": False}
-            return f"流れ「{FIRST_SIGN_IN}」を作りました", lambda: self.admin.write(
-                "post", "/authentication/flows", body
-            )
+            body = {"alias": alias, "providerId": "basic-flow", "topLevel": True, "builtIn": False}
+            return f"流れ「{alias}」を作りました", lambda: self.admin.write("post", "/authentication/flows", body)
 
-        self.bring(flow, decide)
+        def named() -> Json | None:
+            return next((f for f in self.admin.get("/authentication/flows") if f["alias"] == alias), None)
 
-        def steps() -> None:
-            found = self.admin.get(path) or []
-            writes = 0
-            if [step.get("providerId") for step in found] != list(FIRST_SIGN_IN_STEPS):
-                for step in found:
-                    self.admin.write("delete", f"/authentication/executions/{step['id']}")
-                for provider in FIRST_SIGN_IN_STEPS:
-                    self.admin.write("post", f"{path}/execution", {"provider": provider})
-                writes, found = len(found) + len(FIRST_SIGN_IN_STEPS), self.admin.get(path)
-            for step in found:
-                if step["requirement"] != "REQUIRED":
-                    self.admin.write("put", path, {**step, "requirement": "REQUIRED"})
-                    writes += 1
-            if writes:
-                self.changes.tell(f"流れ「{FIRST_SIGN_IN}」の手順を直しました")
+        self.bring(named, decide)
+        self.settle(lambda: self.steps(alias, steps))
 
-        self.settle(steps)
+    def steps(self, alias: str, steps: tuple[FlowStep, ...]) -> None:
+        path = _executions(alias)
+        wanted = list(_flat(steps))
+        found = self.admin.get(path) or []
+        is_new = [_shape(e) for e in found] != [(level, step.does) for level, step in wanted]
+        if is_new:
+            for execution in found:
+                if execution["level"] == 0:
+                    self.admin.write("delete", f"/authentication/executions/{execution['id']}")
+            self._add_steps(alias, steps)
+            self.changes.tell(f"流れ「{alias}」の手順を作りました")
+            found = self.admin.get(path)
+        # From the last to the first, what a step needs before itself: a flow that is half-made lets nobody in.
+        for execution, (_, step) in reversed(list(zip(found, wanted, strict=True))):
+            where = f"流れ「{alias}」の {step.does}"
+            config_id = execution.get("authenticationConfig")
+            config = self.admin.get(f"/authentication/config/{config_id}") if config_id else {}
+            if differing({"config": dict(step.config)}, config):
+                body = {"alias": f"{alias} {execution['id']}", **config, "config": dict(step.config)}
+                if config_id:
+                    self.admin.write("put", f"/authentication/config/{config_id}", body)
+                else:
+                    self.admin.write("post", f"/authentication/executions/{execution['id']}/config", body)
+                self._told(f"{where} の設定を直しました", is_new=is_new)
+                # Sent back without it, the step would lose what it was just given.
+                execution = next(e for e in self.admin.get(path) if e["id"] == execution["id"])
+            if execution["requirement"] != step.requirement:
+                self.admin.write("put", path, {**execution, "requirement": step.requirement})
+                self._told(f"{where} を直しました", is_new=is_new)
 
-    def passkeys(self) -> None:
-        """Who has registered a passkey may use it as the second factor, like the code of an authenticator."""
-        path = f"/authentication/flows/{quote(SECOND_FACTOR_FLOW)}/executions"
+    def _told(self, words: str, *, is_new: bool) -> None:
+        """What a new flow is made of was told with it."""
+        if not is_new:
+            self.changes.tell(words)
 
-        def decide(found: list[Json] | None) -> Step | None:
-            step = next((s for s in found or [] if s.get("providerId") == PASSKEY_STEP), None)
-            if step is None:
-                raise KeycloakFailed(f"flow {SECOND_FACTOR_FLOW}")
-            if step["requirement"] != "DISABLED":
-                return None
-            body = {**step, "requirement": "ALTERNATIVE"}
-            return "パスキーを使えるようにしました", lambda: self.admin.write("put", path, body)
+    def _add_steps(self, alias: str, steps: tuple[FlowStep, ...]) -> None:
+        """In order. Keycloak adds each switched off."""
+        for step in steps:
+            if step.steps:
+                body = {"alias": step.does, "type": "basic-flow", "provider": "registration-page-form"}
+                self.admin.write("post", f"{_executions(alias)}/flow", body)
+                self._add_steps(step.does, step.steps)
+            else:
+                self.admin.write("post", f"{_executions(alias)}/execution", {"provider": step.does})
 
-        self.bring(lambda: self.admin.get(path), decide)
+    # ── identity providers of towns ──────────────────────────────────────────────────────────────────────────────
 
     def provider(self, wanted: ProviderSpec, organization_id: str) -> None:
         """Nobody gets in by it before it can name only people of its own town: it is enabled last.
@@ -584,7 +616,7 @@ class _Reconciler:
             return f"{where} の {'、'.join(_names(changed))} を直しました", lambda: self.admin.write("put", path, body)
 
         self.bring(lambda: self.admin.get(path), decide)
-        self.settle(lambda: self.mappers(f"{path}/mappers", (wanted.mapper(),), where))
+        self.settle(lambda: self.mappers(f"{path}/mappers", wanted.mappers(), where))
         linked = f"/organizations/{organization_id}/identity-providers"
 
         def link(found: list[Json]) -> Step | None:
@@ -773,8 +805,7 @@ def reconcile_realm(spec: RealmSpec) -> Changes:
     work.password_action()
     work.organization_scope()
     work.texts()
-    work.first_sign_in()
-    work.passkeys()
+    work.ways_in()
     for client in (gateway_client(spec), portal_client(spec), directory_client(spec)):
         work.client(client)
     return work.changes
@@ -820,7 +851,7 @@ def reconcile_provider(spec: RealmSpec, wanted: ProviderSpec) -> Changes:
         raise KeycloakFailed(f"Keycloakに組織 {wanted.town} がありません。kumiai keycloak up で作れます。")
     # In a realm of before, an e-mail would tell who somebody is.
     work.realm(spec)
-    work.first_sign_in()
+    work.ways_in()
     work.provider(wanted, organization_id)
     return work.changes
 
@@ -830,6 +861,21 @@ def remove_provider(spec: RealmSpec, alias: str) -> Changes:
     work = _Reconciler(Admin(spec.url, spec.realm, Administrator(spec.admin_user, spec.admin_password)))
     work.no_provider(alias)
     return work.changes
+
+
+def _executions(alias: str) -> str:
+    return f"/authentication/flows/{quote(alias)}/executions"
+
+
+def _flat(steps: tuple[FlowStep, ...], level: int = 0) -> Iterator[tuple[int, FlowStep]]:
+    """As Keycloak lists them: a flow's steps behind it, one level below."""
+    for step in steps:
+        yield level, step
+        yield from _flat(step.steps, level + 1)
+
+
+def _shape(execution: Json) -> tuple[int, str]:
+    return execution["level"], str(execution["displayName" if execution.get("authenticationFlow") else "providerId"])
 
 
 class KeycloakDirectory:
@@ -880,6 +926,14 @@ class KeycloakDirectory:
 
     def logout_user(self, sub: str) -> None:
         _Reconciler(self._admin).sign_out(sub)
+
+    def remove_second_factors(self, sub: str) -> None:
+        work = _Reconciler(self._admin)
+        for credential in self._admin.get(f"/users/{sub}/credentials") or []:
+            if credential["type"] in SECOND_FACTORS:
+                path = f"/users/{sub}/credentials/{credential['id']}"
+                work.settle(partial(self._admin.write, "delete", path))
+        work.sign_out(sub)
 
     def set_organization_enabled(self, alias: str, *, enabled: bool) -> None:
         """Keycloak ends no session by itself: every member is signed out, also when this was cut off before."""

@@ -4,6 +4,7 @@ Plain data and pure functions; `tenants.identity.keycloak` brings a server in li
 is compared: whatever else Keycloak or its administrator keeps is left alone.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -297,8 +298,24 @@ def portal_client(spec: RealmSpec) -> ClientSpec:
                     "id.token.claim": "false",
                 },
             },
+            {"name": "acr", "protocol": "openid-connect", "protocolMapper": "oidc-acr-mapper", "config": _IN_BOTH},
+            _session_note("provider", "identity_provider"),
+            _session_note("provider_acr", "acr"),
         ),
     )
+
+
+_IN_BOTH: Final = {"access.token.claim": "true", "id.token.claim": "true"}
+
+
+def _session_note(claim: str, note: str) -> Json:
+    """By which of the towns' providers somebody came, and what it said: kept by Keycloak with the session."""
+    return {
+        "name": claim.replace("_", "-"),
+        "protocol": "openid-connect",
+        "protocolMapper": "oidc-usersessionmodel-note-mapper",
+        "config": {"user.session.note": note, "claim.name": claim, "jsonType.label": "String", **_IN_BOTH},
+    }
 
 
 def gateway_client(spec: RealmSpec) -> ClientSpec:
@@ -379,12 +396,83 @@ class OrganizationSpec:
         return None if wanted == as_found else wanted
 
 
-# The part of Keycloak's own sign-in that asks whoever has registered a second factor; a passkey is off in it at first.
-SECOND_FACTOR_FLOW: Final = "Browser - Conditional 2FA"
-PASSKEY_STEP: Final = "webauthn-authenticator"
-# In the order in which Keycloak runs them, each required: who is known by name is linked, and nobody else is let in.
+@dataclass(frozen=True, slots=True)
+class FlowStep:
+    """A step of a flow at Keycloak, or with `steps` a flow below it. `does`: the step's provider, or the flow's alias."""
+
+    requirement: Literal["REQUIRED", "ALTERNATIVE", "CONDITIONAL"]
+    does: str
+    config: Mapping[str, str] = field(default_factory=dict)
+    steps: tuple["FlowStep", ...] = ()
+
+
+# Who is known by name is linked, and nobody else is let in.
 FIRST_SIGN_IN: Final = "kumiai first sign-in"
-FIRST_SIGN_IN_STEPS: Final = ("idp-detect-existing-broker-user", "idp-auto-link")
+FIRST_SIGN_IN_STEPS: Final = (
+    FlowStep("REQUIRED", "idp-detect-existing-broker-user"),
+    FlowStep("REQUIRED", "idp-auto-link"),
+)
+
+SIGN_IN: Final = "kumiai sign-in"
+AFTER_PROVIDER: Final = "kumiai after a town's provider"
+# `acr` of a sign-in with a second factor, as a portal asks for it and as tokens tell it; with a password alone it is 1.
+PASSWORD_LEVEL: Final = "1"  # noqa: S105 - a level's number
+SECOND_FACTOR_LEVEL: Final = "2"
+
+
+def _level(number: str) -> FlowStep:
+    """Whether this level is asked for and was not reached in the running session."""
+    config = {"loa-condition-level": number, "loa-max-age": str(SESSION_MAX_S)}
+    return FlowStep("REQUIRED", "conditional-level-of-authentication", config)
+
+
+_WHAT_IS_REGISTERED: Final = (
+    FlowStep("REQUIRED", "conditional-user-configured"),
+    FlowStep("ALTERNATIVE", "auth-otp-form"),
+    FlowStep("ALTERNATIVE", "webauthn-authenticator"),
+)
+
+
+def _second_factor(flow: str) -> tuple[FlowStep, ...]:
+    """Whoever has registered one is asked for it, also by a client that asks for no level.
+
+    A password alone, ours or that of a town's provider, must not lead to where a factor is added or taken away.
+    """
+    asked = f"{flow}: second factor"
+    unless_asked = {"flow_to_check": asked, "check_result": "not-executed"}
+    return (
+        FlowStep("CONDITIONAL", asked, steps=(_level(SECOND_FACTOR_LEVEL), *_WHAT_IS_REGISTERED)),
+        FlowStep("CONDITIONAL", f"{flow}: second factor unasked", steps=(
+            FlowStep("REQUIRED", "conditional-sub-flow-executed", unless_asked), *_WHAT_IS_REGISTERED,
+        )),
+        # With every level reached before, all the steps above are left out, and a flow of which no step ran fails.
+        FlowStep("REQUIRED", "allow-access-authenticator"),
+    )  # fmt: skip
+
+
+SIGN_IN_STEPS: Final = (
+    FlowStep("ALTERNATIVE", "auth-cookie"),
+    FlowStep("ALTERNATIVE", "identity-provider-redirector"),
+    FlowStep("ALTERNATIVE", f"{SIGN_IN}: town", steps=(
+        FlowStep("CONDITIONAL", f"{SIGN_IN}: town by name", steps=(
+            FlowStep("REQUIRED", "conditional-user-configured"),
+            FlowStep("ALTERNATIVE", "organization"),
+        )),
+    )),
+    FlowStep("ALTERNATIVE", f"{SIGN_IN}: forms", steps=(
+        FlowStep("CONDITIONAL", f"{SIGN_IN}: password", steps=(
+            _level(PASSWORD_LEVEL), FlowStep("REQUIRED", "auth-username-password-form"),
+        )),
+        *_second_factor(SIGN_IN),
+    )),
+)  # fmt: skip
+# The way through a town's own provider counts as a password, unless the town says more of it.
+AFTER_PROVIDER_STEPS: Final = (
+    FlowStep("CONDITIONAL", f"{AFTER_PROVIDER}: come", steps=(
+        _level(PASSWORD_LEVEL), FlowStep("REQUIRED", "allow-access-authenticator"),
+    )),
+    *_second_factor(AFTER_PROVIDER),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,6 +492,8 @@ class ProviderSpec:
     client_id: str = ""
     client_secret: str = field(default="", repr=False)
     scope: str = "openid"
+    # What its `acr` is when it has asked for a second factor itself; empty: it does not say (OpenID Connect only).
+    second_factor_acr: str = ""
 
     @property
     def alias(self) -> str:
@@ -445,13 +535,17 @@ class ProviderSpec:
             # Other towns' people see a choice of strangers' providers otherwise.
             "hideOnLogin": True,
             "firstBrokerLoginFlowAlias": FIRST_SIGN_IN,
+            "postBrokerLoginFlowAlias": AFTER_PROVIDER,
             "config": config,
         }
 
-    def mapper(self) -> Json:
-        """Names whoever comes `<town>.<staff number>`: whatever a provider says, it names nobody of another town."""
+    def mappers(self) -> tuple[Json, ...]:
+        """Names whoever comes `<town>.<staff number>`: whatever a provider says, it names nobody of another town.
+
+        What it says of a second factor is kept with the session, for our own tokens to tell.
+        """
         kind, value = ("oidc", "CLAIM") if self.kind == "oidc" else ("saml", "ATTRIBUTE")
-        return {
+        number = {
             "name": "staff-number",
             "identityProviderAlias": self.alias,
             "identityProviderMapper": f"{kind}-username-idp-mapper",
@@ -461,6 +555,19 @@ class ProviderSpec:
                 "syncMode": "IMPORT",
             },
         }
+        if not self.second_factor_acr:
+            return (number,)
+        level = {
+            "name": "second-factor",
+            "identityProviderAlias": self.alias,
+            "identityProviderMapper": "oidc-user-session-note-idp-mapper",
+            "config": {
+                "claims": json.dumps([{"key": "acr", "value": self.second_factor_acr}]),
+                "are.claim.values.regex": "false",
+                "syncMode": "FORCE",
+            },
+        }
+        return (number, level)
 
 
 def provider_alias(town: str, name: str) -> str:

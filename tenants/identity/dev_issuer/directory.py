@@ -32,6 +32,9 @@ class DevDirectory:
     def logout_user(self, sub: str) -> None:
         self._store.end_sessions_of(sub)
 
+    def remove_second_factors(self, sub: str) -> None:
+        raise InvalidInput("試験用の発行者には、2つ目の確認がありません。Keycloakで使ってください。")
+
     def set_organization_enabled(self, alias: str, *, enabled: bool) -> None:
         self._store.set_organization_enabled(alias, enabled=enabled)
 

@@ -1,11 +1,12 @@
 """The realm is brought in line and stays so: nothing is written twice, and what drifts is put back with one write."""
 
 from collections.abc import Callable
+from urllib.parse import quote
 
 import pytest
 
 from tenants.identity.keycloak import Admin, reconcile_realm
-from tenants.identity.realm import Json, signing_key, signs_es256
+from tenants.identity.realm import SIGN_IN, Json, signing_key, signs_es256
 from tests.integration.keycloak.conftest import Realm
 
 pytestmark = pytest.mark.real
@@ -94,6 +95,32 @@ def _drop_words(admin: Admin) -> None:
     admin.write("delete", "/localization/ja/username")
 
 
+def _sign_in_by_another_flow(admin: Admin) -> None:
+    admin.write("put", "", {"browserFlow": "browser"})
+
+
+def _executions(admin: Admin) -> list[Json]:
+    found: list[Json] = admin.get(f"/authentication/flows/{quote(SIGN_IN)}/executions")
+    return found
+
+
+def _ask_for_no_second_factor(admin: Admin) -> None:
+    step = next(e for e in _executions(admin) if e["displayName"] == f"{SIGN_IN}: second factor unasked")
+    admin.write("put", f"/authentication/flows/{quote(SIGN_IN)}/executions", {**step, "requirement": "DISABLED"})
+
+
+def _call_a_password_more_than_it_is(admin: Admin) -> None:
+    step = next(e for e in _executions(admin) if e.get("providerId") == "conditional-level-of-authentication")
+    path = f"/authentication/config/{step['authenticationConfig']}"
+    found = admin.get(path)
+    admin.write("put", path, {**found, "config": {**found["config"], "loa-condition-level": "3"}})
+
+
+def _drop_a_step(admin: Admin) -> None:
+    step = next(e for e in _executions(admin) if e.get("providerId") == "webauthn-authenticator")
+    admin.write("delete", f"/authentication/executions/{step['id']}")
+
+
 def _grant_everything(admin: Admin) -> None:
     client, management = _client(admin, "kumiai-directory"), _client(admin, "realm-management")
     account = admin.get(f"/clients/{client}/service-account-user")["id"]
@@ -116,7 +143,8 @@ def _retire_the_key(admin: Admin) -> None:
     [
         _loosen_realm, _widen_redirect, _drop_pkce, _open_password_grant, _add_scope, _take_scope, _add_mapper,
         _mapper_without_id, _let_people_edit_their_mail, _stop_recording, _drop_words, _grant_everything,
-        _retire_the_key, _ask_for_no_password_before_another,
+        _retire_the_key, _ask_for_no_password_before_another, _sign_in_by_another_flow, _ask_for_no_second_factor,
+        _call_a_password_more_than_it_is, _drop_a_step,
     ],
 )  # fmt: skip
 def test_drift_is_put_back_with_exactly_one_write(made: Realm, drift: Callable[[Admin], None]) -> None:
