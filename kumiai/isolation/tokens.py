@@ -413,7 +413,7 @@ async def try_tokens(stage: Stage, count: int, *, seed: int, tell: Callable[[int
         await _controls(gate, material)
         for number, (kind, token) in enumerate(forged(material, count, seed)):
             result.tried[kind] += 1
-            if await _passes(gate, token, number):
+            if await passes(gate, token, number):
                 result.accepted.append((kind, token))
             if result.by_wire[kind] < _BY_WIRE and token.isascii() and token.isprintable() and sample.random() < 0.2:
                 result.by_wire[kind] += 1
@@ -432,11 +432,11 @@ async def _controls(gate: Authenticator, material: Material) -> None:
     for name, token in (
         ("token", material.token()), ("delegation", material.delegated_token()), ("API key", material.api_key),
     ):  # fmt: skip
-        if await _passes(gate, token, 0) is None:
+        if await passes(gate, token, 0) is None:
             raise ControlRefused(f"the right {name} was refused")
 
 
-async def _passes(gate: Authenticator, token: str, number: int) -> Caller | None:
+async def passes(gate: Authenticator, token: str, number: int) -> Caller | None:
     """Who it would be; None when refused. Each comes from an address of its own, or the wait for guesses would refuse it."""
     client = (f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}", 1)
     scope = {"path": "/v1/models", "client": client, "headers": [(b"authorization", b"Bearer " + token.encode())]}

@@ -236,13 +236,14 @@ class Client:
         self._site = site
         self._callback = f"{site.portal}/auth/callback"
         self._new_browser = new_browser
+        self.client_id = "portal"
         self.base = f"{site.spec.url}/realms/{site.spec.realm}/protocol/openid-connect"
 
     def tokens(self, town: Town, who: Staff, *, scope: str) -> dict[str, Any]:
         verifier = secrets.token_urlsafe(48)
         challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
         asked = {
-            "client_id": "portal", "redirect_uri": self._callback, "response_type": "code", "scope": scope,
+            "client_id": self.client_id, "redirect_uri": self._callback, "response_type": "code", "scope": scope,
             "state": "s", "nonce": "n", "code_challenge": challenge, "code_challenge_method": "S256",
             "login_hint": f"{town.alias}.{who.login}",
         }  # fmt: skip
@@ -256,7 +257,7 @@ class Client:
         return self.exchange(form)
 
     def exchange(self, form: dict[str, str]) -> dict[str, Any]:
-        secret = ("portal", self._site.spec.portal_client_secret)
+        secret = (self.client_id, self._site.spec.portal_client_secret)
         answer: dict[str, Any] = httpx.post(f"{self.base}/token", data=form, auth=secret, trust_env=False).json()
         return answer
 
