@@ -241,7 +241,7 @@ def _after_the_lease() -> datetime:
 
 
 async def _done(writer: LedgerWriter, ending: Ending) -> None:
-    await asyncio.wrap_future(writer.end(ending))
+    await asyncio.wrap_future(writer.ended(ending))
 
 
 @pytest.mark.timeout(300)
