@@ -12,6 +12,7 @@ from uuid import UUID
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import col, select
 
+from gateway.server.edge import header_values
 from gateway.server.http import AsgiScope
 from observability.problems import NotAllowed, NotSignedIn, TooManyRequests, Unavailable
 from tenants.context import DataClass, PersonId, SectionId, TenantId
@@ -302,8 +303,8 @@ def _scopes_of(path: str) -> tuple[str, ...]:
 
 def _bearer(scope: AsgiScope) -> str:
     """The one credential. Two of them, or one in another header, is refused rather than guessed at."""
-    found = [v for k, v in scope["headers"] if k == b"authorization"]
-    other = [v for k, v in scope["headers"] if k in (b"api-key", b"x-api-key")]
+    found = header_values(scope, b"authorization")
+    other = (*header_values(scope, b"api-key"), *header_values(scope, b"x-api-key"))
     if len(found) + len(other) > 1:
         raise BadToken("two credentials")
     if other:

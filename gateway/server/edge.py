@@ -7,7 +7,7 @@ docs/adr/0018-an-edge-of-our-own.md for what that saves.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any, Final, cast
 from urllib.parse import unquote
@@ -27,6 +27,8 @@ MAX_READ_AHEAD: Final = 256 * 1024
 _STATUS_LINES: Final = {s.value: b"HTTP/1.1 %d %b\r\n" % (s.value, s.phrase.encode()) for s in HTTPStatus}
 _BODILESS: Final = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})
 _EXTENSION: Final = "kumiai.exchange"
+# In the scope: name of a header → its values.
+_INDEX: Final = "kumiai.headers"
 
 
 class Exchange:
@@ -184,6 +186,15 @@ class Exchange:
             self._waiter.set_result(None)
 
 
+def header_values(scope: Any, name: bytes) -> Sequence[bytes]:
+    """Every value of a header, in the order given; a call asks for a dozen of them."""
+    index = scope.get(_INDEX)
+    if index is None:
+        return [value for key, value in scope["headers"] if key == name]
+    values: Sequence[bytes] = index.get(name, ())
+    return values
+
+
 def exchange_of(scope: Any) -> Exchange:
     """The exchange that a scope of `Edge` belongs to."""
     return cast("Exchange", scope["extensions"][_EXTENSION])
@@ -212,6 +223,7 @@ class Edge(asyncio.Protocol):
         self._waiting: deque[Exchange] = deque()
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
+        self._values: dict[bytes, list[bytes]] = {}
         self._head_bytes = 0
         self._is_in_head = True
         self._wants_word = False
@@ -359,7 +371,7 @@ class Edge(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._url = b""
-        self._headers = []
+        self._headers, self._values = [], {}
         self._is_in_head = True
         self._wants_word = False
 
@@ -371,6 +383,7 @@ class Edge(asyncio.Protocol):
         if name == b"expect" and value.lower() == b"100-continue":
             self._wants_word = True
         self._headers.append((name, value))
+        self._values.setdefault(name, []).append(value)
 
     def on_headers_complete(self) -> None:
         self._is_in_head = False
@@ -390,6 +403,7 @@ class Edge(asyncio.Protocol):
                 "raw_path": raw_path,
                 "query_string": query,
                 "headers": self._headers,
+                _INDEX: self._values,
                 "state": self._app_state.copy(),
                 "extensions": {},
             },

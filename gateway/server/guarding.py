@@ -18,6 +18,7 @@ from gateway.guard.sensitive import may_be_sensitive
 from gateway.guard.texts import BETWEEN, texts_of
 from gateway.server import metering
 from gateway.server.authentication import Caller
+from gateway.server.edge import header_values
 from gateway.server.http import AsgiScope
 from gateway.server.providers.base import Deployment
 from gateway.server.routing import ZoneRefused
@@ -100,7 +101,7 @@ class MaskingFailed(Problem):
 
 def is_mask_asked(scope: AsgiScope) -> bool:
     """`Kumiai-Mask: 1`. Any other value than 0 and 1 is refused rather than guessed at."""
-    given = {value for name, value in scope["headers"] if name == b"kumiai-mask"}
+    given = set(header_values(scope, b"kumiai-mask"))
     if not given <= {b"0", b"1"} or len(given) > 1:
         raise BadRequest("Kumiai-Mask は 0 か 1 にしてください。", param="Kumiai-Mask")
     return b"1" in given
@@ -111,7 +112,7 @@ def listen(request: ModelRequest, caller: Caller, policy: Policy, scope: AsgiSco
 
     `Kumiai-Answer-Guard: withhold` asks for the strict way; an app that residents use always gets it.
     """
-    given = {value for name, value in scope["headers"] if name == b"kumiai-answer-guard"}
+    given = set(header_values(scope, b"kumiai-answer-guard"))
     if not given <= {b"warn", b"withhold"} or len(given) > 1:
         raise BadRequest("Kumiai-Answer-Guard は warn か withhold にしてください。", param="Kumiai-Answer-Guard")
     if request.operation in WORDLESS:

@@ -10,7 +10,7 @@ from uuid import UUID
 import orjson
 
 from gateway.contracts import MAX_BODY_BYTES, BadRequest, BodyTooLarge
-from gateway.server.edge import Exchange
+from gateway.server.edge import Exchange, header_values
 from observability import metrics
 from observability.problems import Problem
 
@@ -136,7 +136,7 @@ class Client:
 
 def content_type_of(scope: AsgiScope) -> bytes:
     """As the caller says it; empty for none."""
-    return next((bytes(value) for name, value in scope["headers"] if name == b"content-type"), b"")
+    return next(iter(header_values(scope, b"content-type")), b"")
 
 
 async def read_body(scope: AsgiScope, receive: AsgiReceive, *, content_type: str = "application/json") -> bytes:
@@ -144,12 +144,14 @@ async def read_body(scope: AsgiScope, receive: AsgiReceive, *, content_type: str
 
     Raises `BodyTooLarge`, `BadRequest` for another content type, `Disconnected`.
     """
-    for name, value in scope["headers"]:
-        if name == b"content-length" and value.isdigit() and int(value) > MAX_BODY_BYTES:
+    for value in header_values(scope, b"content-length"):
+        if value.isdigit() and int(value) > MAX_BODY_BYTES:
             raise BodyTooLarge(f"{MAX_BODY_BYTES // 1024 // 1024}MBまでにしてください。")
-        if name == b"content-type" and content_type.rpartition("/")[2].encode() not in value.lower():
+    for value in header_values(scope, b"content-type"):
+        if content_type.rpartition("/")[2].encode() not in value.lower():
             raise BadRequest(f"Content-Type は {content_type} にしてください。")
-        if name == b"content-encoding" and value != b"identity":
+    for value in header_values(scope, b"content-encoding"):
+        if value != b"identity":
             raise BadRequest("圧縮した本文は受け付けません。")
     parts: list[bytes] = []
     size = 0

@@ -24,6 +24,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from gateway.contracts import BadRequest
 from gateway.server.authentication import Caller
+from gateway.server.edge import header_values
 from gateway.server.http import AsgiMessage, AsgiScope, AsgiSend
 from observability.problems import Conflict, Problem, Unavailable
 from tenants.answers import KEPT_FOR, KNOWN_FOR
@@ -279,7 +280,7 @@ class IdempotencyKeys:
 
 def idempotency_key(scope: AsgiScope) -> str | None:
     """The caller's key. Raises `BadRequest` for one that is empty, too long or there twice."""
-    given = [value for name, value in scope["headers"] if name == b"idempotency-key"]
+    given = header_values(scope, b"idempotency-key")
     if not given:
         return None
     key: str = given[0].decode("latin-1").strip()

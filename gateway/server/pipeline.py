@@ -18,7 +18,7 @@ from gateway.server import guarding, metering
 from gateway.server.admission import Admission, Ticket
 from gateway.server.authentication import Authenticator, Caller
 from gateway.server.configuration import ConfigurationSource
-from gateway.server.edge import exchange_of
+from gateway.server.edge import exchange_of, header_values
 from gateway.server.failover import Fleet, Standing
 from gateway.server.http import (
     EVENT_STREAM,
@@ -296,7 +296,7 @@ class Pipeline:
 
     def _teller(self, scope: AsgiScope, request: ModelRequest, record: CallRecord, send: AsgiSend) -> Teller | None:
         """Tells a caller that asked for it (`Kumiai-Queue-Events: 1`, streams only) how many are ahead."""
-        if not request.stream or (b"kumiai-queue-events", b"1") not in scope["headers"]:
+        if not request.stream or b"1" not in header_values(scope, b"kumiai-queue-events"):
             return None
 
         async def tell(ahead: int) -> None:
@@ -572,7 +572,7 @@ def not_gone_on(failure: UpstreamProblem) -> UpstreamProblem:
 def effective_class(caller: Caller, policy: Policy, images: int, scope: AsgiScope) -> DataClass:
     """max(declared, app's floor, unreadable input); undeclared means the tenant's default. What is found comes on top."""
     declared = policy.default_class
-    given = [value for name, value in scope["headers"] if name == b"kumiai-data-class"]
+    given = header_values(scope, b"kumiai-data-class")
     if given:
         try:
             [declared] = [DataClass(value.decode("ascii")) for value in given]

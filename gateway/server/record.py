@@ -13,6 +13,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from gateway.contracts import ModelRequest
 from gateway.guard.decision import Verdict
 from gateway.server.authentication import Caller
+from gateway.server.edge import header_values
 from gateway.server.http import AsgiScope
 from gateway.server.providers.base import Deployment, Operation, Usage
 from gateway.server.rates import NOTHING, Taken
@@ -27,9 +28,8 @@ _PROPAGATOR = TraceContextTextMapPropagator()
 
 def parent_of(scope: AsgiScope) -> Context | None:
     """The caller's own trace, when it names one (W3C `traceparent`)."""
-    for name, value in scope["headers"]:
-        if name == b"traceparent":
-            return _PROPAGATOR.extract({"traceparent": value.decode("latin-1")})
+    for value in header_values(scope, b"traceparent"):
+        return _PROPAGATOR.extract({"traceparent": value.decode("latin-1")})
     return None
 
 

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from gateway.contracts import BadRequest
 from gateway.server.authentication import Authenticator, Caller
-from gateway.server.edge import Exchange, exchange_of
+from gateway.server.edge import Exchange, exchange_of, header_values
 from gateway.server.http import (
     EVENT_STREAM,
     LAST_WORD_S,
@@ -45,7 +45,7 @@ _EVENT: Final = re.compile(rb".+?(?:\r?\n\r?\n|\Z)", re.DOTALL)
 def is_resumable(scope: AsgiScope) -> bool:
     """Whether the caller asked for an answer that it may take up again. Raises `BadRequest` where it is kept in other
     words than it is told in."""
-    if (b"kumiai-resumable", b"1") not in scope["headers"]:
+    if b"1" not in header_values(scope, b"kumiai-resumable"):
         return False
     if scope["path"] == MESSAGES_PATH:
         raise BadRequest(
@@ -227,7 +227,7 @@ def _call_id(path: str) -> UUID:
 
 def _last_event_id(scope: AsgiScope) -> int:
     """0 for the whole answer. Raises `BadRequest`."""
-    given = [value for name, value in scope["headers"] if name == b"last-event-id"]
+    given = header_values(scope, b"last-event-id")
     if not given:
         return 0
     if len(given) > 1 or not given[0].isdigit() or len(given[0]) > 9:
