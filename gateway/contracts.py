@@ -28,6 +28,8 @@ MAX_MESSAGES = 2_000
 MAX_CHOICES = 8
 MAX_EMBEDDING_INPUTS = 2_048
 MAX_RANKED_DOCUMENTS = 1_000
+MAX_PICTURES = 4
+MAX_PICTURE_PROMPT = 32_000
 MAX_IMAGE_BYTES = 10 * 1024 * 1024
 MAX_SCHEMA_DEPTH = 64
 MAX_SOUNDS = 4
@@ -35,9 +37,11 @@ MAX_HINT = 1_000
 MAX_NAMED_IGNORED = 20
 IMAGE_TYPES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 
-type_of_operation = Literal["chat/completions", "completions", "embeddings", "rerank", "audio/transcriptions"]
-# Answered by numbers: nothing is streamed, read or written word by word.
-WORDLESS: Final = frozenset({"embeddings", "rerank"})
+type_of_operation = Literal[
+    "chat/completions", "completions", "embeddings", "rerank", "audio/transcriptions", "images/generations"
+]
+# Answered by numbers or pictures: nothing is streamed, read or written word by word.
+WORDLESS: Final = frozenset({"embeddings", "rerank", "images/generations"})
 
 
 class BadRequest(Problem):
@@ -367,6 +371,44 @@ _TRANSCRIPTIONS: Mapping[str, Check] = {
     "response_format": _transcript_form,
 }
 
+_SIZE = re.compile(r"auto|[1-9][0-9]{2,3}x[1-9][0-9]{2,3}")
+
+
+def _size(value: object, param: str) -> object:
+    if not isinstance(value, str) or not _SIZE.fullmatch(value):
+        _wrong(param, "1024x1024のような「幅x高さ」")
+    return value
+
+
+def _one_of(*values: str) -> Check:
+    def check(value: object, param: str) -> object:
+        if value not in values:
+            _wrong(param, "・".join(values) + "のどれか")
+        return value
+
+    return check
+
+
+def _as_data(value: object, param: str) -> object:
+    if value != "b64_json":
+        raise BadRequest(
+            "絵は、データ（b64_json）でだけ返します。AIのサービスが置いた場所（url）は、誰でも開けるからです。",
+            param=param,
+        )
+    return value
+
+
+_IMAGES: Mapping[str, Check] = {
+    "n": _integer(1, MAX_PICTURES),
+    "size": _size,
+    "quality": _one_of("auto", "low", "medium", "high", "standard", "hd"),
+    "background": _one_of("auto", "opaque", "transparent"),
+    "output_format": _one_of("png", "jpeg", "webp"),
+    "output_compression": _integer(0, 100),
+    "response_format": _as_data,
+    "user": _string,
+}
+
 _RERANK: Mapping[str, Check] = {
     "top_n": _integer(1, MAX_RANKED_DOCUMENTS),
     "return_documents": _boolean,
@@ -413,6 +455,8 @@ def check_request(operation: type_of_operation, given: Mapping[str, object], *, 
             checks, body, size, items, images, sounds = _EMBEDDINGS, *_embedding_input(given)
         case "rerank":
             checks, body, size, items, images, sounds = _RERANK, *_rerank_input(given, ignored)
+        case "images/generations":
+            checks, body, size, items, images, sounds = _IMAGES, *_image_input(given)
         case "audio/transcriptions":
             checks, body, size, items, images, sounds = _TRANSCRIPTIONS, {}, 0, 1, 0, 1
 
@@ -427,6 +471,9 @@ def check_request(operation: type_of_operation, given: Mapping[str, object], *, 
             checked = check(value, field)
             if field not in _NEVER_SENT:
                 body[field] = checked
+    if operation == "images/generations":
+        # Whoever sends it on knows whether a model must be told.
+        body.pop("response_format", None)
     if "tools" in body:
         size += len(json.dumps(body["tools"], ensure_ascii=False).encode())
     if "response_format" in body:
@@ -634,6 +681,15 @@ def _embedding_input(given: Mapping[str, object]) -> _Input:
 
 
 _DOCUMENT_FIELDS = frozenset({"text"})
+
+
+def _image_input(given: Mapping[str, object]) -> _Input:
+    prompt = _string(given.get("prompt"), "prompt")
+    if not 1 <= len(prompt) <= MAX_PICTURE_PROMPT:
+        _wrong("prompt", f"1〜{MAX_PICTURE_PROMPT:,}文字の文字列")
+    if given.get("stream"):
+        raise BadRequest("絵は、できあがってから返します。streamは使えません。", param="stream")
+    return {"prompt": prompt}, len(prompt.encode()), 1, 0, 0
 
 
 def _rerank_input(given: Mapping[str, object], ignored: set[str]) -> _Input:

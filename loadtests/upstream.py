@@ -378,6 +378,26 @@ def _openai_embeddings(body: Mapping[str, Any], _raw: bytes, _tokens: int, *, co
     return orjson.dumps({"object": "list", "data": data, "model": body["model"], "usage": usage})
 
 
+# The smallest picture: one grey point.
+_POINT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
+
+
+def _openai_images(body: Mapping[str, Any], *, count: bool) -> bytes:
+    """As data, as gpt-image does always and others do where they are told to; else as the address of a file."""
+    is_data = body.get("response_format") == "b64_json" or str(body["model"]).startswith("gpt-image")
+    one = {"b64_json": _POINT} if is_data else {"url": "https://files.example/picture.png"}
+    made: dict[str, Any] = {
+        "created": CREATED,
+        "data": [one | {"revised_prompt": body["prompt"]}] * int(body.get("n", 1)),
+    }
+    if count:
+        asked, drawn = _count([body["prompt"]]), 1_000 * len(made["data"])
+        details = {"text_tokens": asked, "image_tokens": 0}
+        usage = {"input_tokens": asked, "output_tokens": drawn, "total_tokens": asked + drawn}
+        made["usage"] = usage | {"input_tokens_details": details}
+    return orjson.dumps(made)
+
+
 def _rerank(body: Mapping[str, Any], *, count: bool) -> bytes:
     """Jina's wire, which Cohere, vLLM and llama.cpp speak too. Like vLLM it quotes what it ranked."""
     query = _vector(str(body["query"]), EMBEDDING_DIMENSIONS)
@@ -808,6 +828,8 @@ def _make(path: str, raw: bytes, sse: bool, tokens: int, mode: str) -> bytes | l
             return _openai_embeddings(body, raw, tokens, count=count)
         case "/v1/rerank":
             return _rerank(body, count=count)
+        case "/v1/images/generations":
+            return _openai_images(body, count=count)
         case "/v1/messages":
             return _anthropic_messages(body, raw, tokens, count=count, think=think)
         case _ if path.startswith(("/v1beta/models/", "/v1/models/", "/v1alpha/models/")):

@@ -24,7 +24,7 @@ DAYS: Final[Mapping[int, str]] = {30: "30日", 90: "90日", 365: "1年"}
 SCOPE_WORDS: Final[Mapping[str, str]] = {
     "models": "モデルの一覧", "chat": "会話（chat/completions）", "completions": "文章の続き（completions）",
     "embeddings": "文章の特徴（embeddings）", "rerank": "文章の並べ替え（rerank）",
-    "audio": "音声の文字起こし（audio/transcriptions）",
+    "audio": "音声の文字起こし（audio/transcriptions）", "images": "絵を描く（images/generations）",
 }  # fmt: skip
 
 

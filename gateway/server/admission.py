@@ -81,7 +81,8 @@ class Admission:
             wanted = floor = pricing.minutes_uyen(price, seconds=metering.begun_seconds(request.recording))
         else:
             wanted = pricing.worst_case_uyen(price, input_bound=bound, output_cap=cap, choices=n)
-            floor_cap = min(cap, metering.FLOOR_OUTPUT_TOKENS)
+            # A picture cannot be made shorter.
+            floor_cap = cap if deployment.image_tokens else min(cap, metering.FLOOR_OUTPUT_TOKENS)
             floor = pricing.worst_case_uyen(price, input_bound=bound, output_cap=floor_cap, choices=n)
         record.deployment(deployment)
         if after is not None:

@@ -44,6 +44,7 @@ _SCOPE_OF_PATH: Final = {
     "/v1/embeddings": "embeddings",
     "/v1/rerank": "rerank",
     "/v1/audio/transcriptions": "audio",
+    "/v1/images/generations": "images",
     "/v1/guard/inspect": "chat",
 }
 _ASK_FOR_A_KEY: Final = "鍵を確かめてください。分からないときは、町の管理者に再発行を依頼してください。"

@@ -4,6 +4,7 @@ from gateway.contracts import WORDLESS, ModelRequest
 from gateway.reading.speech import Recording
 from gateway.server.pixels import image_tokens
 from gateway.server.providers.base import Deployment, Usage
+from gateway.server.providers.drawing import tokens_of
 
 # A tokenizer never makes more tokens than the text has UTF-8 bytes. Chat templates add role markers per message.
 TOKENS_PER_MESSAGE = 16
@@ -36,7 +37,12 @@ def begun_seconds(recording: Recording) -> int:
 
 
 def output_cap(request: ModelRequest, deployment: Deployment) -> int:
-    """Output tokens per choice that will be asked for: the caller's, ours or the model's limit, whichever is least."""
+    """Output tokens per choice that will be asked for: the caller's, ours or the model's limit, whichever is least.
+
+    Of a picture: what its size and quality come to. Raises `BadRequest`.
+    """
+    if deployment.image_tokens:
+        return tokens_of(request.body, deployment.image_tokens)
     if request.operation in WORDLESS or request.recording is not None:
         return 0
     return min(request.max_output_tokens or DEFAULT_OUTPUT_TOKENS, deployment.max_output_tokens)

@@ -610,9 +610,12 @@ def settlement_of(
     """What the ledger is told: cost at the frozen price, never above the hold.
 
     When nobody counted, the full hold stands for a model that thinks unseen, which has billed more than was read, and
-    for an answer that broke off at a provider that bills it to its end.
+    for an answer that broke off at a provider that bills it to its end, and for pictures, which have no words to count.
     """
-    bills_more = "unseen_thought" in ticket.deployment.extra or (problem and ticket.deployment.bills_anyway)
+    deployment = ticket.deployment
+    bills_more = (
+        "unseen_thought" in deployment.extra or deployment.image_tokens or (problem and deployment.bills_anyway)
+    )
     is_open = response.usage is None and bool(bills_more)
     return Settlement(
         cost_uyen=None if is_open else min(ticket.cost_uyen(usage), ticket.reservation.hold_uyen),

@@ -34,6 +34,7 @@ class ProviderSettings(BaseSettings):
     kumiai_openai_compatible_embedding_model: str = ""
     kumiai_openai_compatible_rerank_model: str = ""
     kumiai_openai_compatible_transcription_model: str = ""
+    kumiai_openai_compatible_image_model: str = ""
     # Offers the gateway's own ear (make install-speech) as a model.
     kumiai_speech: Literal["", "on"] = ""
     kumiai_openai_compatible_max_output_tokens: int = 4_096

@@ -49,6 +49,8 @@ BODIES: Final[Mapping[str, Mapping[str, Any]]] = {
     "/v1/responses": {"model": "standard", "input": "水", "max_output_tokens": 16},
     # A form: this body is refused when who asks was let in.
     "/v1/audio/transcriptions": {},
+    # The sample draws nothing: refused likewise.
+    "/v1/images/generations": {"model": "standard", "prompt": "水"},
     "/v1/guard/inspect": {"text": "水"},
     "/v1/streams/{call_id}": {},
 }  # fmt: skip

@@ -19,7 +19,7 @@ from tenants.keyfiles import KeyFile
 from tenants.models import ApiKey
 from tenants.settings import Settings
 
-SCOPES: Final = frozenset({"models", "chat", "completions", "embeddings", "rerank", "audio"})
+SCOPES: Final = frozenset({"models", "chat", "completions", "embeddings", "rerank", "audio", "images"})
 # During a rotation the old key lives on beside the new one, so that a system can change over without a gap.
 ROTATION_OVERLAP: Final = timedelta(days=7)
 _FORM = re.compile(r"kmi_([a-z]{2,8})_([a-z2-7]{16})_([A-Za-z0-9]{43})")

@@ -23,6 +23,7 @@ class Operation(StrEnum):
     EMBEDDINGS = "embeddings"
     RERANK = "rerank"
     TRANSCRIPTIONS = "audio/transcriptions"
+    IMAGES = "images/generations"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +65,8 @@ class Deployment:
     max_input_tokens: int
     max_output_tokens: int
     extra: Mapping[str, str] = field(default_factory=dict)
+    # Of one that draws: the most output tokens of a picture, by `size/quality`.
+    image_tokens: Mapping[str, int] = field(default_factory=dict)
     # How many calls one gateway process has under way there at once; None: as many as come.
     concurrency: int | None = None
     # How it is found out without a town's call that it is well again: by its list of models, or by one free token.

@@ -3,16 +3,19 @@
 Shipped as YAML beside this file; an operator's own file in the same form comes before it, entry by entry.
 """
 
+import re
 from datetime import date
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gateway.server.providers.base import Operation
 from tenants.context import Zone
+
+_PICTURE: Final = re.compile(r"(?:\*|[0-9]+x[0-9]+)/(?:\*|[a-z]+)")
 
 
 class _Entry(BaseModel):
@@ -73,6 +76,8 @@ class CatalogueEntry(_Entry):
     failure, without a town's call: by its list of `models`, or by an `answer` of one token that costs nothing.
     on_close: whether it stops, and bills no more, when the connection is closed in the middle of a streamed answer
     (`aborts_on_close`), or goes on and bills the whole (`bills_anyway`), which is presumed where nobody has confirmed it.
+    image_tokens: of one that draws, the most output tokens it bills for a picture, by `1024x1024/high`; * stands for any
+    size or quality. Where a picture has a price of its own, a million, and that price as `output_u_per_mtok`.
     """
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9._/-]*$")
@@ -88,6 +93,7 @@ class CatalogueEntry(_Entry):
     own_keys_only: bool = False
     needs: list[str] = []
     extra: dict[str, str] = {}
+    image_tokens: dict[str, int] = {}
     zone: Zone
     isolated: bool = False
     owner: Literal["town", "shared", "vendor"]
@@ -123,6 +129,13 @@ class CatalogueEntry(_Entry):
                 raise ValueError("what transcribes is priced by `audio_u_per_minute`")
         elif self.wire == "speech" or (self.price is not None and self.price.audio_u_per_minute is not None):
             raise ValueError("`speech` and `audio_u_per_minute` are for audio/transcriptions")
+        if Operation.IMAGES in self.operations:
+            if len(self.operations) > 1 or self.wire != "openai_wire":
+                raise ValueError("what draws does nothing else, by the wire openai_wire")
+            if not self.image_tokens or not all(_PICTURE.fullmatch(k) and n >= 0 for k, n in self.image_tokens.items()):
+                raise ValueError("what draws says its `image_tokens` by size and quality: 1024x1024/high")
+        elif self.image_tokens:
+            raise ValueError("`image_tokens` are for images/generations")
         if self.wire not in ("demo", "speech") and not self.base_url and not self.base_url_from:
             raise ValueError("`base_url` or `base_url_from` is needed")
         if self.own_keys_only and (self.key_from or self.key_file is not None):

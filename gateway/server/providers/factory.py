@@ -90,6 +90,7 @@ def _compiled(entry: CatalogueEntry, keys: Mapping[str, str]) -> list[Deployment
             max_input_tokens=entry.max_input_tokens,
             max_output_tokens=entry.max_output_tokens,
             extra=entry.extra,
+            image_tokens=entry.image_tokens,
             concurrency=entry.concurrency,
             probe=entry.probe,
             needs_own_key=entry.own_keys_only,
@@ -125,6 +126,10 @@ def _compatible(settings: ProviderSettings) -> Iterable[Deployment]:
     words = frozenset({Operation.TRANSCRIPTIONS})
     named += [("transcription", model, words) for model in transcription[:1]]
     named += [(model, model, words) for model in transcription]
+    drawing = _listed(settings.kumiai_openai_compatible_image_model)
+    draws = frozenset({Operation.IMAGES})
+    named += [("image", model, draws) for model in drawing[:1]]
+    named += [(model, model, draws) for model in drawing]
     for alias, upstream_model, operations in dict.fromkeys(named):
         yield Deployment(
             id=f"compatible/{upstream_model}",
@@ -143,6 +148,8 @@ def _compatible(settings: ProviderSettings) -> Iterable[Deployment]:
             price=Price(f"{upstream_model}@0", "JPY", 0, 0, None, "explicit 0 for a server of one's own", ""),
             max_input_tokens=131_072,
             max_output_tokens=settings.kumiai_openai_compatible_max_output_tokens,
+            extra={"told_data": "1"} if operations is draws else {},
+            image_tokens={"*/*": 1} if operations is draws else {},
             concurrency=settings.kumiai_openai_compatible_concurrency,
         )
 

@@ -5,7 +5,7 @@ from typing import Any, NoReturn, TypeGuard
 
 import orjson
 
-from gateway.server.providers import ranking
+from gateway.server.providers import drawing, ranking
 from gateway.server.providers.base import (
     HEARTBEAT,
     Deployment,
@@ -43,6 +43,8 @@ class OpenAIWire:
         if request.stream:
             body["stream"] = True
             body["stream_options"] = {"include_usage": True}
+        if request.operation is Operation.IMAGES and "told_data" in request.deployment.extra:
+            body["response_format"] = "b64_json"
         content, content_type = orjson.dumps(body), "application/json"
         if request.recording is not None:
             # The one shape that tells everything, or the one that every model knows.
@@ -101,6 +103,13 @@ def ranked_usage_of(value: object) -> Usage | None:
     return usage_of(value) or (Usage(total, 0) if is_count(total) else None)
 
 
+def drawn_usage_of(value: object) -> Usage | None:
+    """The same of pictures, in the words of that address."""
+    if not isinstance(value, dict):
+        return None
+    return usage_of({"prompt_tokens": value.get("input_tokens"), "completion_tokens": value.get("output_tokens")})
+
+
 def is_count(value: object) -> TypeGuard[int]:
     """Whether that can be a number of tokens. What an upstream says may be anything; it never credits money."""
     return type(value) is int and 0 <= value <= _MAX_TOKENS
@@ -152,6 +161,12 @@ async def _whole(response: Answer, request: UpstreamRequest) -> Whole:
         if scores is None:
             raise UpstreamBroken(_BROKEN, dispatched=True)
         return Whole(ranking.written(request, scores, usage), usage, None, 0)
+    if request.operation is Operation.IMAGES:
+        usage = drawn_usage_of(answer.get("usage"))
+        pictures = drawing.drawn(answer, request, usage)
+        if pictures is None:
+            raise UpstreamBroken(_BROKEN, dispatched=True)
+        return Whole(pictures, usage, None, 0)
     if request.operation is Operation.TRANSCRIPTIONS:
         if not isinstance(answer.get("text"), str):
             raise UpstreamBroken(_BROKEN, dispatched=True)

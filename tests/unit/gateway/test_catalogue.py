@@ -274,5 +274,5 @@ def test_what_is_no_catalogue(tmp_path: Path, text: str) -> None:
 
 
 def test_whatever_a_deployment_can_do_it_can_be_asked_whether_it_is_well() -> None:
-    # What transcribes is asked for the list of its models: there is no recording of nobody's.
-    assert BODIES.keys() == set(Operation) - {Operation.TRANSCRIPTIONS}
+    # What transcribes or draws is asked for the list of its models: neither does it for nothing.
+    assert BODIES.keys() == set(Operation) - {Operation.TRANSCRIPTIONS, Operation.IMAGES}
