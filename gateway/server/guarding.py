@@ -1,11 +1,12 @@
 """The guard in a call's path: looks at every text of a request before a deployment is chosen."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from http import HTTPStatus
-from typing import Final
+from typing import Final, TypeVar, TypeVarTuple
 
 import anyio.to_thread
+from anyio import CapacityLimiter
 
 from gateway.contracts import WORDLESS, BadRequest, ModelRequest
 from gateway.guard.answers import AnswerRules, AnswerWatch, Asked
@@ -29,6 +30,18 @@ from tenants.policy import Policy
 
 # A look at this much takes a millisecond or two; more goes to a thread, lest other streams wait for it.
 _AT_ONCE: Final = 4_000
+
+
+# The interpreter runs one of them at a time anyway, and each that looks for names keeps a reader of words of its own.
+_THREADS: Final = CapacityLimiter(4)
+
+T = TypeVar("T")
+Values = TypeVarTuple("Values")
+
+
+async def read_aside(look: Callable[[*Values], T], *values: *Values) -> T:
+    """Runs a look that takes long in one of a few threads."""
+    return await anyio.to_thread.run_sync(look, *values, limiter=_THREADS)
 
 
 class MyNumberFound(Problem):
@@ -137,13 +150,13 @@ def watch(request: ModelRequest) -> AnswerWatch | None:
 async def read_event(watch: AnswerWatch, event: bytes) -> bytes:
     """A piece of an answer as it may go on; one of an unusual size, or with names to look for, is read aside."""
     is_short = len(event) <= _AT_ONCE and not watch.takes_long
-    return watch.event(event) if is_short else await anyio.to_thread.run_sync(watch.event, event)
+    return watch.event(event) if is_short else await read_aside(watch.event, event)
 
 
 async def read_answer(watch: AnswerWatch, body: bytes) -> bytes:
     """A whole answer as it may go on."""
     is_short = len(body) <= _AT_ONCE and not watch.takes_long
-    return watch.body(body) if is_short else await anyio.to_thread.run_sync(watch.body, body)
+    return watch.body(body) if is_short else await read_aside(watch.body, body)
 
 
 def told(watch: AnswerWatch) -> None:
@@ -181,8 +194,8 @@ async def look(
 
 async def masked(policy: Policy, request: ModelRequest, verdict: Verdict) -> tuple[Verdict, ModelRequest]:
     """The request with placeholders, weighed again by what is left in it. Raises `MaskingFailed`."""
-    found = await anyio.to_thread.run_sync(lambda: mask(request.body, public=policy.guard.public))
-    label = await anyio.to_thread.run_sync(slipped, found.body, found.originals)
+    found = await read_aside(lambda: mask(request.body, public=policy.guard.public))
+    label = await read_aside(slipped, found.body, found.originals)
     if label is not None:
         count(verdict, "block")
         raise MaskingFailed(
@@ -213,7 +226,7 @@ async def _find(policy: Policy, request: ModelRequest, *, names: bool) -> tuple[
     if len(text) <= _AT_ONCE and not names and not may_be_sensitive(text):
         found = inspect(text, ng_words=guard.ng_words, public=guard.public, names=False)
     else:
-        found = await anyio.to_thread.run_sync(whole)
+        found = await read_aside(whole)
     if request.read_texts and all(f.kind is not Kind.MY_NUMBER for f in found):
         return (*found, *(f for seen in request.read_texts for f in find_misread_numbers(seen)))
     return found

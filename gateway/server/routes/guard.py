@@ -2,7 +2,6 @@
 
 from typing import Any, Final
 
-import anyio.to_thread
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse
 
@@ -11,6 +10,7 @@ from gateway.guard.decision import Verdict, action_for, decide, zones_left
 from gateway.guard.findings import Finding, Kind
 from gateway.guard.inspection import inspect_long
 from gateway.guard.masking import MASKABLE
+from gateway.server import guarding
 from gateway.server.authentication import Authenticator, Caller
 from gateway.server.configuration import Configuration, ConfigurationSource
 from gateway.server.http import read_body
@@ -39,7 +39,7 @@ def router(authenticator: Authenticator, configuration: ConfigurationSource) -> 
         given = parse_json(await read_body(request.scope, request.receive))
         texts, model = _texts(given.get("text")), _model(given.get("model"))
         declared = effective_class(caller, policy, 0, request.scope)
-        found = await anyio.to_thread.run_sync(_inspect, texts, policy)
+        found = await guarding.read_aside(_inspect, texts, policy)
         flat = [f for of_one in found for f in of_one]
         verdict = decide(policy.guard, declared, flat)
         return JSONResponse(
