@@ -242,15 +242,21 @@ async def _compatible_models(settings: ProviderSettings) -> dict[str, str]:
     except UpstreamProblem as problem:
         where = "この装置の中" if is_loopback(base_url) else "外部"
         raise ModelUnreachable(f"{base_url}（{where}）のモデルを確かめられません。{problem.title}。") from problem
+    # A list says no more than names.
     ranking = [n for n in names if "rerank" in n.lower()]
-    embedding = [n for n in names if n not in ranking and ("embed" in n.lower() or "e5" in n.lower())]
-    chat = [n for n in names if n not in (*ranking, *embedding)]
+    hearing = [n for n in names if "whisper" in n.lower() or "transcri" in n.lower()]
+    drawing = [n for n in names if "image" in n.lower() or "diffusion" in n.lower() or "dall-e" in n.lower()]
+    others = {*ranking, *hearing, *drawing}
+    embedding = [n for n in names if n not in others and ("embed" in n.lower() or "e5" in n.lower())]
+    chat = [n for n in names if n not in (*others, *embedding)]
     if not names:
         raise ModelUnreachable(f"{base_url} には、モデルが1つもありません。")
     found = {
         "KUMIAI_OPENAI_COMPATIBLE_MODEL": ",".join(chat),
         "KUMIAI_OPENAI_COMPATIBLE_EMBEDDING_MODEL": ",".join(embedding),
         "KUMIAI_OPENAI_COMPATIBLE_RERANK_MODEL": ",".join(ranking),
+        "KUMIAI_OPENAI_COMPATIBLE_TRANSCRIPTION_MODEL": ",".join(hearing),
+        "KUMIAI_OPENAI_COMPATIBLE_IMAGE_MODEL": ",".join(drawing),
     }
     return {name: value for name, value in found.items() if value}
 

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from openai import OpenAI
+import pytest
+from openai import BadRequestError, OpenAI
 
 from kumiai.local.postgres import free_port
 from loadtests.upstream import PIECES, running_upstream
@@ -40,11 +41,14 @@ def test_a_server_of_one_s_own_is_on_prem_and_free(tmp_path: Path) -> None:
     with running_upstream() as upstream:
         environment = {"KUMIAI_OPENAI_COMPATIBLE_BASE_URL": f"{upstream.url}/v1"}
         with DemoProcess(tmp_path / "home", environment=environment) as demo:
-            assert demo.facts["model_note"] == "OpenAI互換 fake-chat（ほかに fake-embedding）"
+            assert demo.facts["model_note"] == "OpenAI互換 fake-chat（ほかに fake-embedding、fake-transcription）"
             text, headers = ask(demo)
             assert text == ANSWER
             assert (headers["kumiai-zone"], headers["kumiai-zone-owner"]) == ("onprem", "shared")
             assert ask(demo, "fake-chat")[0] == ANSWER
+            # What hears does not write.
+            with pytest.raises(BadRequestError):
+                ask(demo, "fake-transcription")
             assert upstream.seen()["by_path"] == {"/v1/chat/completions": 2}
             assert "authorization" not in upstream.seen()["requests"][0]["headers"]
             assert posted(demo) == 0
@@ -70,7 +74,7 @@ def test_a_vendor_s_key_brings_its_models_at_their_price(tmp_path: Path) -> None
         environment = {"OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": f"{upstream.url}/v1"}
         with DemoProcess(tmp_path / "home", environment=environment) as demo:
             note = demo.facts["model_note"]
-            assert note.startswith("OpenAI gpt-5.6-terra（ほかに gpt-5.6-luna、text-embedding-3-small）")
+            assert note.startswith("OpenAI gpt-5.6-terra（ほかに gpt-5.6-luna、text-embedding-3-small、whisper-1）")
             # The fake lists other names, and that is said.
             assert "この鍵の一覧にはない" in note
             text, headers = ask(demo)
