@@ -245,6 +245,10 @@ def declare(region: Region, town: Town, own: OwnRealm, **changes: str) -> None:
 def says(own: OwnRealm, acr: str) -> None:
     """From now on the provider gives everybody this `acr`."""
     [found] = own.admin.get("/clients", clientId="kumiai")
+    # Keycloak's own level would be written into the same claim, before or after.
+    for scope in own.admin.get(f"/clients/{found['id']}/default-client-scopes"):
+        if scope["name"] == "acr":
+            own.admin.write("delete", f"/clients/{found['id']}/default-client-scopes/{scope['id']}")
     path = f"/clients/{found['id']}/protocol-mappers/models"
     for mapper in own.admin.get(path):
         if mapper["name"] == "acr":
