@@ -9,9 +9,11 @@ from docx.opc.exceptions import OpcError
 from docx.oxml.exceptions import XmlchemyError
 from openpyxl.utils.exceptions import CellCoordinatesException, InvalidFileException
 
+from gateway.guard.misread import find_misread_numbers
 from gateway.reading import pdf, pictures, plain, sheets, slides, word
 from gateway.reading.archive import open_archive
 from gateway.reading.problems import (
+    CardSeen,
     CorruptFile,
     EmptyFile,
     FileTooLarge,
@@ -77,11 +79,17 @@ def read_file(name: str, data: bytes, *, limits: Limits | None = None, reads_pic
                 extension=extension,
                 kind=kind.value,
             )
-        return _read(kind, data, limits, reads_pictures=reads_pictures)
+        reading = _read(kind, data, limits, reads_pictures=reads_pictures)
     except MemoryError as error:
         raise FileTooLarge("広げると大きすぎます。分けて添付してください。") from error
     except _DAMAGE as error:
         raise CorruptFile("元のアプリで開けるか確かめて、保存し直してください。") from error
+    if any(any(find_misread_numbers(part.text)) for part in reading.parts if part.is_seen):
+        raise CardSeen(
+            "マイナンバーの写ったものは、AIに送ることも、ここに置くこともできません（保存していません）。"
+            "カードの写っていない画像にするか、必要なことだけを文字で書いてください。"
+        )
+    return reading
 
 
 def _read(kind: Kind, data: bytes, limits: Limits, *, reads_pictures: bool) -> Reading:
@@ -124,7 +132,7 @@ def _picture(data: bytes, *, reads_pictures: bool) -> Reading:
     return Reading(
         Kind.PICTURE,
         text,
-        (Part("画像から読み取った文字", text),),
+        (Part("画像から読み取った文字", text, is_seen=True),),
         (Remark("picture", doubt),),
         (),
         findings,

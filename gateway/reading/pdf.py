@@ -160,7 +160,8 @@ def _scanned(document: pdfium.PdfDocument, index: int, part: Part) -> Part:
         page.close()
     if not text.strip():
         return part
-    return Part(part.label, text, PartState.OK, "画像のページから読み取った文字です。元の資料と見比べてください")
+    note = "画像のページから読み取った文字です。元の資料と見比べてください"
+    return Part(part.label, text, PartState.OK, note, is_seen=True)
 
 
 def _warnings(facts: Sequence[_PageFacts], parts: Sequence[Part]) -> list[Remark]:

@@ -66,3 +66,10 @@ class UnknownEncoding(CannotReadFile):
 class ReadingTookTooLong(CannotReadFile):
     type = "urn:problem:reading:took-too-long"
     title = "読み取りに時間がかかりすぎたため、途中でやめました"
+
+
+class CardSeen(CannotReadFile):
+    """A number card on a picture, though a digit may have been read wrongly: the law lets nobody keep a copy of it here."""
+
+    type = "urn:problem:reading:card-seen"
+    title = "マイナンバーカードと思われる画像なので、受け取りませんでした"

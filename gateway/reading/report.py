@@ -75,6 +75,7 @@ class Part:
     """A page, a sheet or a block of a document. `note` says what is wrong with it, in Japanese.
 
     `in_text` is false for what an author took back or hid (deleted text, hidden characters): it is shown, not sent.
+    `is_seen` is true for letters that were read in a picture: one of them may be another.
     """
 
     label: str
@@ -82,6 +83,7 @@ class Part:
     state: PartState = PartState.OK
     note: str = ""
     in_text: bool = True
+    is_seen: bool = False
 
     @property
     def characters(self) -> int:

@@ -1,6 +1,7 @@
 """Scanned pages of a PDF, read in the confined process that a clerk's file goes through."""
 
 import importlib.util
+import io
 from collections.abc import AsyncIterator
 from importlib.resources import files
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from apps.sdk.intake import close_intake, read_upload
 from gateway.guard.inspection import inspect
 from gateway.reading import CannotReadFile, PartState, read_file
+from gateway.reading.problems import CardSeen
 from tests.servers import not_available
 from tests.unit.reading.files import SCAN, pdf, png
 
@@ -82,3 +84,19 @@ async def test_a_damaged_photograph_is_refused() -> None:
     with pytest.raises(CannotReadFile) as refused:
         await read_upload("控え.png", b"\x89PNG\r\n\x1a\n junk", timeout_s=120)
     assert "PNGかJPEGで保存し直してください" in refused.value.detail
+
+
+@pytest.mark.parametrize("as_page", [False, True])
+async def test_a_card_is_refused_though_a_digit_is_another(as_page: bool, tmp_path: Path) -> None:
+    from tests.evaluation.guard.cards import photograph
+
+    # No check digit tells this one, nor does a label; a page of a scanner shows it as a camera does.
+    data = photograph("1234 5678 9011", "turned by 5 degrees", 1)
+    if as_page:
+        from PIL import Image
+
+        Image.open(io.BytesIO(data)).save(tmp_path / "page.png")
+        data = pdf(BODY, tmp_path)
+    with pytest.raises(CardSeen) as refused:
+        await read_upload("控え.pdf" if as_page else "控え.jpg", data, timeout_s=120)
+    assert "必要なことだけを文字で書いてください" in refused.value.detail
