@@ -19,7 +19,8 @@ from uvicorn.server import ServerState
 
 log = structlog.get_logger("gateway")
 
-# All of a request before its body; longer ones come from no client we know.
+# All of a request before its body, and whatever stands in or behind it that is none; longer ones come from no client we
+# know.
 MAX_HEAD_BYTES: Final = 64 * 1024
 # What is read ahead of an application that has not asked for it yet.
 MAX_READ_AHEAD: Final = 256 * 1024
@@ -131,7 +132,9 @@ class Exchange:
 
     def _begin(self, status: int, headers: Any) -> None:
         self.has_begun = True
-        self._wants_word = False
+        if self._wants_word:
+            # Its body may come all the same, or the next request in its place: that could not be told apart.
+            self._wants_word = self.keep_alive = False
         self._is_bodiless = self.scope["method"] == "HEAD" or status in _BODILESS
         lines = [_STATUS_LINES[status]]
         length: bytes | None = None
@@ -224,8 +227,8 @@ class Edge(asyncio.Protocol):
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._values: dict[bytes, list[bytes]] = {}
-        self._head_bytes = 0
-        self._is_in_head = True
+        # What came since the parser last had something to tell.
+        self._untold_bytes = 0
         self._wants_word = False
         self._idle_since = self._loop.time()
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -288,6 +291,10 @@ class Edge(asyncio.Protocol):
 
     def _refuse_next(self, status: HTTPStatus) -> None:
         """What came is no request; answers that are still under way are the last."""
+        if self._exchange is not None and self._exchange is self._reading and self._exchange.has_begun:
+            # Nothing can be said in the middle of an answer.
+            self.transport.abort()
+            return
         if self._exchange is None or self._exchange is self._reading:
             self._refuse(status)
         self._hear_no_more()
@@ -328,8 +335,7 @@ class Edge(asyncio.Protocol):
         self._idle_timer = self._loop.call_later(self._keep_alive_s, self._look)
 
     def data_received(self, data: bytes) -> None:
-        if self._is_in_head:
-            self._head_bytes += len(data)
+        self._untold_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -338,7 +344,7 @@ class Edge(asyncio.Protocol):
         except httptools.HttpParserError:
             self._refuse_next(HTTPStatus.BAD_REQUEST)
         else:
-            if self._is_in_head and self._head_bytes > MAX_HEAD_BYTES:
+            if self._untold_bytes > MAX_HEAD_BYTES:
                 self._refuse_next(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -372,13 +378,15 @@ class Edge(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._url = b""
         self._headers, self._values = [], {}
-        self._is_in_head = True
         self._wants_word = False
 
     def on_url(self, url: bytes) -> None:
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self._reading is not None:
+            # Behind a body (trailers): who reads the scope has read it by then.
+            return
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
             self._wants_word = True
@@ -386,8 +394,7 @@ class Edge(asyncio.Protocol):
         self._values.setdefault(name, []).append(value)
 
     def on_headers_complete(self) -> None:
-        self._is_in_head = False
-        self._head_bytes = 0
+        self._untold_bytes = 0
         parser = self._parser
         raw_path, _, query = self._url.partition(b"?")
         if not raw_path.startswith(b"/"):
@@ -423,10 +430,12 @@ class Edge(asyncio.Protocol):
             self.hold_back()
 
     def on_body(self, body: bytes) -> None:
+        self._untold_bytes = 0
         if self._reading is not None and not self._reading.is_over:
             self._reading.add(body)
 
     def on_message_complete(self) -> None:
+        self._untold_bytes = 0
         if self._reading is not None:
             self._reading.whole()
             self._reading = None

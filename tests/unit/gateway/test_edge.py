@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from gateway.server.edge import MAX_HEAD_BYTES, MAX_READ_AHEAD, Edge, exchange_of
+from gateway.server.edge import MAX_HEAD_BYTES, MAX_READ_AHEAD, Edge, exchange_of, header_values
 from gateway.server.http import Client, CutOff, Disconnected, Restarting
 from kumiai.processes import listen
 
@@ -142,6 +142,52 @@ async def test_a_client_that_asks_first_is_told_to_go_on() -> None:
         assert await talk.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
         talk.writer.write(b"ok")
         assert (await talk.answer())[1] == b"POST / ok"
+
+
+async def test_a_client_that_asked_first_and_is_refused_sends_nothing_more_on_this_connection() -> None:
+    async def deaf(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 403, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with talking(deaf) as talk:
+        talk.writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 200\r\n\r\n")
+        assert b"\r\nconnection: close\r\n" in (await talk.answer())[0]
+        assert await talk.is_over()
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n"
+
+
+async def test_what_stands_behind_a_body_is_no_header_and_has_an_end() -> None:
+    scopes = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scopes.append(scope)
+        await echo(scope, receive, send)
+
+    async with talking(app) as talk:
+        talk.writer.write(CHUNKED + b"0\r\nAuthorization: Bearer x\r\n\r\n")
+        assert (await talk.answer())[1] == b"POST / ok"
+        assert [name for name, _ in scopes[0]["headers"]] == [b"host", b"transfer-encoding"]
+        assert not header_values(scopes[0], b"authorization")
+        talk.writer.write(CHUNKED + b"0\r\n" + b"X: x\r\n" * MAX_HEAD_BYTES)
+        assert (await talk.answer())[0].startswith(b"HTTP/1.1 431")
+        assert await talk.is_over()
+
+
+async def test_garbage_in_a_body_whose_answer_has_begun_breaks_it_off() -> None:
+    async def hasty(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        await asyncio.sleep(30)
+
+    async with talking(hasty) as talk:
+        talk.writer.write(CHUNKED)
+        said = await talk.reader.readuntil(b"half\r\n")
+        talk.writer.write(b"no chunk\r\n")
+        with contextlib.suppress(ConnectionError):
+            said += await asyncio.wait_for(talk.reader.read(), 20)
+        assert b" 400 " not in said
 
 
 @pytest.mark.parametrize("path", [b"/whole", b"/chunked"])
