@@ -68,6 +68,8 @@ class ModelRequest:
 
     `sound`: a recording as it came; `recording`: as it may go on. `sounds` counts recordings, those among messages too.
     `is_misheard`: a number was heard that may be another. `answer_form`: how a transcript is told.
+
+    `spared`: by tokenizer, how many tokens fewer than `input_bytes` were counted; None where nobody had to.
     """
 
     operation: type_of_operation
@@ -89,6 +91,7 @@ class ModelRequest:
     recording: Recording | None = dataclasses.field(default=None, repr=False)
     is_misheard: bool = False
     answer_form: str = ""
+    spared: Mapping[str, int] | None = None
 
 
 def parse_json(raw: bytes) -> dict[str, object]:

@@ -1,7 +1,7 @@
 """Before a call: reserve its worst case, durably. After it: settle or void. No call leaves without a ticket."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gateway.contracts import WORDLESS, ModelRequest
 from gateway.server import metering
@@ -10,6 +10,7 @@ from gateway.server.configuration import ConfigurationSource
 from gateway.server.providers.base import Deployment, Usage
 from gateway.server.record import CallRecord
 from gateway.server.slices import Slices
+from gateway.server.tokenizing import Tokenizers
 from tenants.context import DataClass, new_id
 from tenants.quota import pricing
 from tenants.quota.ledger import LedgerWriter
@@ -52,6 +53,7 @@ class Admission:
     ledger: LedgerWriter
     configuration: ConfigurationSource
     slices: Slices
+    tokenizers: Tokenizers
 
     def price(self, deployment: Deployment, record: CallRecord) -> FrozenPrice:
         """What sending to `deployment` costs now; nothing where the town pays the provider. Raises `UnknownPrice`."""
@@ -74,16 +76,10 @@ class Admission:
         after: how the attempt before ended; it is the ledger's from here on, whatever becomes of this one.
         Raises `NoBudget`, `QuotaExceeded` or `LedgerUnavailable`; then nothing was sent.
         """
-        bound = metering.prompt_bound(request, deployment.upstream_model)
         cap = metering.output_cap(request, deployment)
-        n = metering.choices(request)
-        if request.recording is not None:
-            wanted = floor = pricing.minutes_uyen(price, seconds=metering.begun_seconds(request.recording))
-        else:
-            wanted = pricing.worst_case_uyen(price, input_bound=bound, output_cap=cap, choices=n)
-            # A picture cannot be made shorter.
-            floor_cap = cap if deployment.image_tokens else min(cap, metering.FLOOR_OUTPUT_TOKENS)
-            floor = pricing.worst_case_uyen(price, input_bound=bound, output_cap=floor_cap, choices=n)
+        wanted, floor = _worst_case(request, deployment, price, cap)
+        # Whole or not at all: before less is taken, it is worth knowing what the texts really come to.
+        is_countable = after is None and self.tokenizers.may_count(request, deployment.tokenizer)
         record.deployment(deployment)
         if after is not None:
             record.cost_uyen += after.cost_uyen
@@ -103,7 +99,7 @@ class Admission:
             streamed=request.stream,
             price=price,
             hold_uyen=wanted,
-            floor_uyen=floor,
+            floor_uyen=wanted if is_countable else floor,
         )
         try:
             reservation = await self.ledger.reserve(hold, after)
@@ -111,9 +107,15 @@ class Admission:
             if after is not None:
                 # The refusal has ended the call.
                 raise
-            reservation = await self.slices.reserve(hold, refusal)
+            if is_countable:
+                await self.tokenizers.count(request, deployment.tokenizer)
+                wanted, floor = _worst_case(request, deployment, price, cap)
+                reservation = await self._reserve_again(replace(hold, hold_uyen=wanted, floor_uyen=floor))
+            else:
+                reservation = await self.slices.reserve(hold, refusal)
         affordable = cap
         if reservation.hold_uyen < wanted:
+            bound, n = metering.prompt_of(request, deployment), metering.choices(request)
             affordable = min(
                 cap,
                 pricing.affordable_output_tokens(price, reservation.hold_uyen, input_bound=bound, choices=n),
@@ -126,10 +128,30 @@ class Admission:
             capped_output_tokens=affordable if affordable < cap else None,
         )
 
+    async def _reserve_again(self, hold: Hold) -> Reservation:
+        try:
+            return await self.ledger.reserve(hold)
+        except QuotaExceeded as refusal:
+            return await self.slices.reserve(hold, refusal)
+
     def end(self, ending: Ending, record: CallRecord) -> None:
         """Queues how an attempt ended, and the call with it; it commits within milliseconds and nobody waits for it."""
         record.cost_uyen += ending.cost_uyen
         self.ledger.end(ending)
+
+
+def _worst_case(request: ModelRequest, deployment: Deployment, price: FrozenPrice, cap: int) -> tuple[int, int]:
+    """What is held for an answer of `cap` tokens, and for the shortest that is worth sending, in micro-yen."""
+    if request.recording is not None:
+        minutes = pricing.minutes_uyen(price, seconds=metering.begun_seconds(request.recording))
+        return minutes, minutes
+    bound, n = metering.prompt_of(request, deployment), metering.choices(request)
+    # A picture cannot be made shorter.
+    floor_cap = cap if deployment.image_tokens else min(cap, metering.FLOOR_OUTPUT_TOKENS)
+    return (
+        pricing.worst_case_uyen(price, input_bound=bound, output_cap=cap, choices=n),
+        pricing.worst_case_uyen(price, input_bound=bound, output_cap=floor_cap, choices=n),
+    )
 
 
 def _capped(request: ModelRequest, deployment: Deployment, cap: int) -> dict[str, object]:

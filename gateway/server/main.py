@@ -40,6 +40,7 @@ from gateway.server.slices import Slices
 from gateway.server.speech import SpeechReader
 from gateway.server.streams import PATH as STREAMS_PATH
 from gateway.server.streams import Streams
+from gateway.server.tokenizing import Tokenizers
 from gateway.server.wires.messages import PATH as MESSAGES_PATH
 from gateway.server.wires.messages import MessagesWire
 from gateway.server.wires.outlet import Wire
@@ -121,6 +122,7 @@ class Gateway:
             longest_call=timedelta(seconds=gateway_settings.total_timeout_s + gateway_settings.hold_lease_s),
         )
         self.rates = Rates(settings.valkey_url.get_secret_value())
+        self.tokenizers = Tokenizers()
         self.pictures = PictureReader(is_on=gateway_settings.pictures == "auto")
         self.speech = SpeechReader(hears=gateway_settings.speech == "auto")
         if "speech" in self.providers and not self.speech.hears:
@@ -140,7 +142,10 @@ class Gateway:
                 )
             ),
             admission=Admission(
-                self.ledger, self.configuration, Slices(self.db, self.ledger, wait_s=gateway_settings.grant_wait_s)
+                self.ledger,
+                self.configuration,
+                Slices(self.db, self.ledger, wait_s=gateway_settings.grant_wait_s),
+                self.tokenizers,
             ),
             pictures=self.pictures,
             speech=self.speech,
@@ -227,6 +232,7 @@ class Gateway:
             with contextlib.suppress(asyncio.CancelledError):
                 await poll
         await self.pipeline.pumps.aclose()
+        await self.tokenizers.aclose()
         for provider in self.providers.values():
             await provider.aclose()
         await self.pictures.aclose()

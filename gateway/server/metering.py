@@ -31,6 +31,18 @@ def prompt_bound(request: ModelRequest, model: str = "") -> int:
     )
 
 
+def prompt_of(request: ModelRequest, deployment: Deployment) -> int:
+    """`prompt_bound` where it is known who answers; less where `gateway.server.tokenizing` has counted its texts."""
+    bound = prompt_bound(request, deployment.upstream_model)
+    if request.spared is None:
+        return bound
+    spared = request.spared.get(deployment.tokenizer, 0)
+    if request.operation == "chat/completions":
+        # By bytes, what a template says of its own is hidden in what the texts have too many.
+        spared -= deployment.template_tokens
+    return bound - max(spared, 0)
+
+
 def begun_seconds(recording: Recording) -> int:
     """By which a recording is paid for."""
     return -(-recording.milliseconds // 1000)
@@ -55,7 +67,7 @@ def choices(request: ModelRequest) -> int:
 
 def tokens_bound(request: ModelRequest, deployment: Deployment) -> int:
     """The most tokens a call can come to, in and out."""
-    return prompt_bound(request, deployment.upstream_model) + choices(request) * output_cap(request, deployment)
+    return prompt_of(request, deployment) + choices(request) * output_cap(request, deployment)
 
 
 def _images_bound(request: ModelRequest, model: str) -> int:
@@ -66,6 +78,6 @@ def _images_bound(request: ModelRequest, model: str) -> int:
     return sum(image_tokens(url, model) for url in urls)
 
 
-def counted_usage(request: ModelRequest, output_text_bytes: int, model: str = "") -> Usage:
-    """What a cut-off answer is billed as when the provider said nothing: bytes, the same bound as before the call."""
-    return Usage(prompt_tokens=prompt_bound(request, model), completion_tokens=output_text_bytes, source="tokenizer")
+def counted_usage(request: ModelRequest, output_text_bytes: int, deployment: Deployment) -> Usage:
+    """What an answer is billed as when the provider said nothing: the same bound as before the call, and bytes."""
+    return Usage(prompt_of(request, deployment), completion_tokens=output_text_bytes, source="tokenizer")

@@ -437,7 +437,9 @@ class Pipeline:
             settle = partial(self._settle, ticket, response, problem, record)
             is_left = problem and not is_broken
             if pumped is None or not is_left or not self.pumps.leave(pumped, settle):
-                settle()
+                tokenizers, tokenizer = self.admission.tokenizers, ticket.deployment.tokenizer
+                if response.usage is not None or not tokenizers.count_beside(ticket.request, tokenizer, settle):
+                    settle()
                 await (pumped or response).aclose()
 
     def _settle(self, ticket: Ticket, response: UpstreamResponse, problem: str, record: CallRecord) -> None:
@@ -630,7 +632,7 @@ def settlement_of(
 
 
 def _counted(ticket: Ticket, response: UpstreamResponse) -> Usage:
-    return metering.counted_usage(ticket.request, response.output_text_bytes, ticket.deployment.upstream_model)
+    return metering.counted_usage(ticket.request, response.output_text_bytes, ticket.deployment)
 
 
 def answer_headers(ticket: Ticket, record: CallRecord) -> list[tuple[bytes, bytes]]:

@@ -75,6 +75,10 @@ class Deployment:
     needs_own_key: bool = False
     # Whether it bills the rest of an answer whose connection was closed in the middle, as far as anybody knows.
     bills_anyway: bool = False
+    # By what its prompts are counted when the bound by bytes does not fit; see `gateway.server.tokenizing`.
+    tokenizer: str = ""
+    # The most that its template adds to messages, beside their markers.
+    template_tokens: int = 1_024
     # `api_key` is the calling town's; it pays the provider itself.
     is_own_key: bool = False
 

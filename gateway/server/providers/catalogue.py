@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gateway.server.providers.base import Operation
+from gateway.server.tokenizing import ENCODINGS
 from tenants.context import Zone
 
 _PICTURE: Final = re.compile(r"(?:\*|[0-9]+x[0-9]+)/(?:\*|[a-z]+)")
@@ -76,6 +77,10 @@ class CatalogueEntry(_Entry):
     failure, without a town's call: by its list of `models`, or by an `answer` of one token that costs nothing.
     on_close: whether it stops, and bills no more, when the connection is closed in the middle of a streamed answer
     (`aborts_on_close`), or goes on and bills the whole (`bills_anyway`), which is presumed where nobody has confirmed it.
+    tokenizer: by what the model cuts texts, if that is known for certain: an encoding of tiktoken's or the path of the
+    model's `tokenizer.json`; else its texts are bounded by their bytes. template_tokens: the most that the model or its
+    server adds to messages, with tools: a preamble of its own. The longest of published templates that say nothing about
+    the model itself have 700 bytes, so no more tokens.
     image_tokens: of one that draws, the most output tokens it bills for a picture, by `1024x1024/high`; * stands for any
     size or quality. Where a picture has a price of its own, a million, and that price as `output_u_per_mtok`.
     """
@@ -105,6 +110,8 @@ class CatalogueEntry(_Entry):
     max_output_tokens: int = Field(ge=0)
     concurrency: int | None = Field(default=None, ge=1)
     probe: Literal["", "models", "answer"] = ""
+    tokenizer: str = ""
+    template_tokens: int = Field(default=1_024, ge=0)
     price: CataloguePrice | None
     retention_days: Checked
     abuse_monitoring_days: Checked
@@ -138,6 +145,8 @@ class CatalogueEntry(_Entry):
             raise ValueError("`image_tokens` are for images/generations")
         if self.wire not in ("demo", "speech") and not self.base_url and not self.base_url_from:
             raise ValueError("`base_url` or `base_url_from` is needed")
+        if self.tokenizer and self.tokenizer not in ENCODINGS and not self.tokenizer.endswith(".json"):
+            raise ValueError(f"`tokenizer` is {', '.join(ENCODINGS)} or the path of a tokenizer.json")
         if self.own_keys_only and (self.key_from or self.key_file is not None):
             raise ValueError("an entry for own keys only has no `key_from` and no `key_file`")
         if Operation.RERANK in self.operations and self.wire not in ("openai_wire", "demo"):

@@ -16,6 +16,7 @@ from gateway.server.providers.openai_wire import OpenAIWire
 from gateway.server.providers.outbound import Egress, Outbound
 from gateway.server.providers.speech import Speech
 from gateway.server.settings import ProviderSettings
+from gateway.server.tokenizing import ENCODINGS, TokenizerError, load
 from tenants.context import Zone
 from tenants.quota.windows import JST
 
@@ -60,6 +61,11 @@ def _compiled(entry: CatalogueEntry, keys: Mapping[str, str]) -> list[Deployment
             key = entry.key_file.read_text("ascii").strip()
         except (OSError, ValueError) as error:
             raise CatalogueError(f"{entry.id}: cannot read its key file {entry.key_file}") from error
+    if entry.tokenizer and entry.tokenizer not in ENCODINGS:
+        try:
+            load(entry.tokenizer)
+        except TokenizerError as error:
+            raise CatalogueError(f"{entry.id}: tokenizer: {error}") from error
     price = entry.price
     return [
         Deployment(
@@ -93,6 +99,8 @@ def _compiled(entry: CatalogueEntry, keys: Mapping[str, str]) -> list[Deployment
             image_tokens=entry.image_tokens,
             concurrency=entry.concurrency,
             probe=entry.probe,
+            tokenizer=entry.tokenizer,
+            template_tokens=entry.template_tokens,
             needs_own_key=entry.own_keys_only,
             bills_anyway=entry.on_close.value != "aborts_on_close",
         )
