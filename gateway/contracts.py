@@ -556,7 +556,8 @@ def _chat_input(given: Mapping[str, object], ignored: set[str]) -> _Input:
             clean["tool_calls"] = calls
             size += len(json.dumps(calls, ensure_ascii=False).encode())
         if role == "tool":
-            clean["tool_call_id"] = _string(message.get("tool_call_id"), f"{at}.tool_call_id")
+            clean["tool_call_id"] = call_id = _string(message.get("tool_call_id"), f"{at}.tool_call_id")
+            size += len(call_id.encode())
         if isinstance(message.get("name"), str):
             clean["name"] = message["name"][:64]
             size += len(message["name"][:64].encode())
@@ -577,7 +578,8 @@ def _content_parts(parts: list[object], at: str, ignored: set[str]) -> tuple[lis
         if kind == "text":
             text = _string(part.get("text"), f"{here}.text")  # type: ignore[attr-defined]  # a dict by now
             kept.append({"type": "text", "text": text})
-            size += len(text.encode())
+            # Some templates put a line end between parts.
+            size += len(text.encode()) + 1
         elif kind == "image_url":
             image = _object(part.get("image_url"), f"{here}.image_url")  # type: ignore[attr-defined]  # a dict by now
             url = _string(image.get("url"), f"{here}.image_url.url")
