@@ -216,6 +216,16 @@ def test_key_from_a_file(tmp_path: Path) -> None:
         compile_all(settings(kumiai_catalogue_file=missing), production=True, today=TODAY)
 
 
+def test_a_tokenizer_is_read_before_it_is_needed(tmp_path: Path) -> None:
+    by_name = own(tmp_path, entry(tokenizer="o200k_base"))
+    assert (
+        compile_all(settings(kumiai_catalogue_file=by_name), production=True, today=TODAY)[0].tokenizer == "o200k_base"
+    )
+    missing = own(tmp_path, entry(tokenizer=str(tmp_path / "tokenizer.json")))
+    with pytest.raises(CatalogueError, match=r"town/llm: tokenizer: .*tokenizer\.json"):
+        compile_all(settings(kumiai_catalogue_file=missing), production=True, today=TODAY)
+
+
 @pytest.mark.parametrize(
     ("change", "place"),
     [
@@ -234,6 +244,8 @@ def test_key_from_a_file(tmp_path: Path) -> None:
         ({"operations": []}, "operations"),
         ({"max_input_tokens": 0}, "max_input_tokens"),
         ({"verified": ""}, "verified"),
+        ({"tokenizer": "o300k_base"}, "tokenizer"),
+        ({"template_tokens": -1}, "template_tokens"),
         ({"ismap": {"value": "登録"}}, "ismap"),
         ({"ismap": {"unconfirmed": True}}, "ismap"),
         ({"ismap": {"unconfirmed": True, "value": "登録", "note": "たぶん"}}, "ismap"),
