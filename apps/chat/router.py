@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, Literal
 from urllib.parse import quote, urlencode
 from uuid import UUID
 
+import anyio
 import anyio.to_thread
 from fastapi import APIRouter, File, Form, Query, Request, UploadFile
 from starlette.responses import PlainTextResponse, RedirectResponse, Response, StreamingResponse
@@ -24,7 +25,7 @@ from apps.sdk.app import HomeItem, HomeParts
 from apps.sdk.context import Context, ModelChoice
 from apps.sdk.dates import JST, local, wareki, when
 from apps.sdk.exports import Block, conversation_docx, markdown_tables, plain_text, tables_xlsx
-from apps.sdk.intake import read_upload
+from apps.sdk.intake import check_hearing, is_recording, read_upload
 from apps.sdk.live import Live
 from apps.sdk.ui.render import GrowingMarkdown, where_words
 
@@ -33,6 +34,10 @@ routes = APIRouter()
 _DOCX: Final = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
 _XLSX: Final = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
 MAX_UPLOAD_BYTES: Final = 20 * 1024 * 1024
+# An hour of a meeting as telephones keep it.
+MAX_RECORDING_BYTES: Final = 60 * 1024 * 1024
+# A few sentences are heard before the page is answered; for more it asks again.
+_HEARD_AT_ONCE_S: Final = 3.0
 # How often the page is given what came so far; sending each piece would cost more than it shows.
 _SHOW_EVERY_S: Final = 0.1
 # Beside a conversation stands what was used last; the rest is on the history's own page.
@@ -178,7 +183,7 @@ async def models_fragment(ctx: Context, data_class: str = "1", model: str = "") 
 async def upload(ctx: Context, file: Annotated[list[UploadFile], File()]) -> Response:
     """Reads files and keeps them, sealed, until a question takes them along."""
     chat = Chat(ctx)
-    read = [await _attach(chat, f) for f in file if f.filename]
+    read = [await _attach(ctx, chat, f) for f in file if f.filename]
     return await ctx.page("_new_files.html", files=read, plain=False)
 
 
@@ -237,7 +242,7 @@ async def send(
     ids = [_uuid(i) for i in file_ids or ()]
     conversation_id = _uuid(conversation) if conversation else None
     try:
-        ids += [(await _attach(chat, f)).id for f in file or () if f.filename]
+        ids += [(await _attach(ctx, chat, f)).id for f in file or () if f.filename]
         data_class = _class(data_class)
         if way == "onprem":
             model, data_class = "onprem", max(data_class, "3C", key=service.WEIGHTS.index)
@@ -416,14 +421,25 @@ async def _message_fragment(ctx: AppContext, conversation: Conversation, message
     )
 
 
-async def _attach(chat: Chat, file: UploadFile) -> service.AttachedFile:
+async def _attach(ctx: AppContext, chat: Chat, file: UploadFile) -> service.AttachedFile:
     name = Path(file.filename or "").name[:120] or "資料"
-    data = await file.read(MAX_UPLOAD_BYTES + 1)
-    if len(data) > MAX_UPLOAD_BYTES:
+    data = await file.read(MAX_RECORDING_BYTES + 1)
+    is_sound = is_recording(data)
+    limit_bytes = MAX_RECORDING_BYTES if is_sound else MAX_UPLOAD_BYTES
+    if len(data) > limit_bytes:
         raise InvalidInput(
-            f"「{name}」は大きすぎます。{MAX_UPLOAD_BYTES // 1024 // 1024}MBまでにしてください。", field="file"
+            f"「{name}」は大きすぎます。{limit_bytes // 1024 // 1024}MBまでにしてください。", field="file"
         )
-    return await chat.attach(name, await read_upload(name, data), data)
+    if not is_sound:
+        return await chat.attach(name, await read_upload(name, data), data)
+    check_hearing()
+    recording = await chat.attach_recording(name, data)
+    live = ctx.live.start(recording.id, chat.hear(recording.id, data))
+    with anyio.move_on_after(_HEARD_AT_ONCE_S):
+        async with aclosing(live.follow()) as steps:
+            async for _ in steps:
+                pass
+    return await chat.file(recording.id)
 
 
 # ── keeping order ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -9,10 +9,10 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -25,7 +25,7 @@ from apps.chat.cards import Card
 from apps.chat.hints import Hint, hint_for
 from apps.sdk import AppContext, CallFacts, Conflict, InvalidInput, NotFound, Problem, Queued
 from apps.sdk.context import STREAM_NOT_FOUND, ChatStream, GuardFinding, Outlook
-from apps.sdk.intake import PartState, Reading, Table, TableRow
+from apps.sdk.intake import Kind, PartState, Reading, Table, TableRow, hear_upload
 from apps.sdk.material import Marks, name_of
 from apps.sdk.tables import answer_computation, asks_for_computation
 
@@ -37,6 +37,12 @@ MAX_HISTORY_CHARACTERS: Final = 40_000
 MAX_FILES: Final = 10
 # How long a file waits for the question that takes it along.
 KEEP_UNSENT: Final = timedelta(days=2)
+# How often it is kept how far the listener to a recording is, for pages of other processes; and how long after the last
+# such word nobody listens any more.
+KEEP_HEARING_EVERY: Final = timedelta(seconds=30)
+HEARING_LOST_AFTER: Final = timedelta(minutes=3)
+# Of one person; the listener takes one recording after the other, and others have some, too.
+MAX_HEARD_AT_ONCE: Final = 3
 # Rows of a table that are shown under what was computed from them; the file's own page shows more.
 MAX_SHOWN_ROWS: Final = 100
 
@@ -45,6 +51,7 @@ MODELS: Final = {"fast": "速い", "standard": "標準", "onprem": "庁内専用
 WEIGHTS: Final = ("1", "2", "3C", "3B")
 
 State = Literal["done", "stopped", "failed"]
+FileState = Literal["read", "hearing", "failed"]
 
 # The person ended the call from a page of another process.
 STOPPED: Final = "urn:problem:gateway:stopped"
@@ -63,6 +70,16 @@ class NothingToSend(InvalidInput):
     title = "質問を書いてください"
 
 
+class NotHeardYet(InvalidInput):
+    type = "urn:problem:chat:not-heard-yet"
+    title = "録音をまだ聞き取っています"
+
+
+class NotHeard(InvalidInput):
+    type = "urn:problem:chat:not-heard"
+    title = "聞き取れなかった録音があります"
+
+
 class TooLong(InvalidInput):
     type = "urn:problem:chat:too-long"
     title = "質問が長すぎます"
@@ -70,7 +87,11 @@ class TooLong(InvalidInput):
 
 @dataclass(frozen=True, slots=True)
 class AttachedFile:
-    """What a page tells of a file. `doubtful` when something in it could not be read or may be read wrongly."""
+    """What a page tells of a file. `doubtful` when something in it could not be read or may be read wrongly.
+
+    found: personal data in what a machine read or heard, in words. weight: what the question weighs at least with this
+    file; empty where it adds nothing. state: a recording is heard while its page goes on.
+    """
 
     id: UUID
     name: str
@@ -78,6 +99,9 @@ class AttachedFile:
     summary: str
     doubtful: bool
     has_table: bool
+    found: str = ""
+    weight: str = ""
+    state: FileState = "read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,12 +353,37 @@ class Chat:
         return _conversation(await self._ctx.documents.get(parent, kind="conversation"))
 
     async def file(self, file_id: UUID) -> AttachedFile:
-        return _file(await self._ctx.documents.get(file_id, kind="file"))
+        """Raises `NotFound`."""
+        file = self._file(await self._ctx.documents.get(file_id, kind="file"))
+        live = self._ctx.live.find(file_id)
+        if live is not None and file.state == "hearing" and live.last is not None:
+            return replace(file, summary=_hearing_words(live.last))
+        return file
+
+    def _file(self, document: Any) -> AttachedFile:
+        file = _file(document)
+        if file.state == "hearing" and self._ctx.now - document.updated_at > HEARING_LOST_AFTER:
+            return replace(file, state="failed", doubtful=True, summary=_HEARING_LOST)
+        return file
+
+    async def _attached(self, files: Sequence[UUID]) -> list[AttachedFile]:
+        """Files that may be sent, each once. Raises `NotHeardYet` or `NotHeard`."""
+        attached = [await self.file(f) for f in dict.fromkeys(files)]
+        for file in attached:
+            if file.state == "hearing":
+                raise NotHeardYet(
+                    f"「{file.name}」は、{file.summary}。終わってから、もう一度送ってください。", field="file_ids"
+                )
+            if file.state == "failed":
+                raise NotHeard(f"「{file.name}」を外してから送ってください。", field="file_ids")
+        return attached
 
     async def read(self, file_id: UUID) -> ReadFile:
-        """A file with its text and tables. Raises `NotFound`."""
+        """A file with its text and tables. Raises `NotFound`, `NotHeardYet` or `NotHeard`."""
         if file_id not in self._read:
             document = await self._ctx.documents.get(file_id, kind="file")
+            if "reading" not in document.body:
+                await self._attached([file_id])
             packed = await self._ctx.blobs.read(UUID(document.body["reading"]))
             self._read[file_id] = await anyio.to_thread.run_sync(_unpacked, document, packed)
         return self._read[file_id]
@@ -351,13 +400,16 @@ class Chat:
     ) -> "Look | None":
         """What the guard finds in a question and its files, if that asks for a decision; else None.
 
-        Where the gateway cannot be asked nothing is decided here: it looks again before anything leaves.
+        Where the gateway cannot be asked nothing is decided here: it looks again before anything leaves. Raises
+        `NotHeardYet` or `NotHeard`.
         """
         text = _checked_text(text)
         if conversation_id is not None:
             earlier = await self._ctx.documents.get(conversation_id, kind="conversation")
             data_class = max(str(earlier.body["data_class"]), data_class, key=WEIGHTS.index)
         read = [await self.read(f) for f in dict.fromkeys(files)]
+        weighty = [r.file for r in read if r.file.weight]
+        data_class = max(data_class, "1", *[f.weight for f in weighty], key=WEIGHTS.index)
         room = MAX_MATERIAL_CHARACTERS
         texts = [text]
         for one in read:
@@ -369,28 +421,87 @@ class Chat:
                 texts, model=model if model in MODELS else "standard", data_class=data_class
             )
         except Problem:
+            if any(r.file.kind == Kind.RECORDING.words for r in read):
+                # Later looks see the words alone, not how a number was put together from them.
+                raise
             return None
-        return _look(outlook, text, [r.file.name for r in read]) if outlook.needs_a_choice else None
+        goes = outlook.then in ("send", "warn")
+        if outlook.needs_a_choice or (weighty and not goes):
+            return _look(outlook, text, [r.file.name for r in read], [f.name for f in weighty])
+        return None
 
     # ── asking ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def attach(self, name: str, reading: Reading, data: bytes) -> AttachedFile:
         """Keeps a file that was read: its bytes and its text sealed. It goes unless a question takes it along."""
-        body = {
-            "name": name,
-            "kind": reading.kind.words,
-            "summary": _summary(reading),
-            "doubtful": reading.is_doubtful,
-            "has_table": bool(reading.tables),
-            "warnings": [f"{r.place} {r.words}".strip() for r in reading.warnings],
-            "findings": [f"{r.place} {r.words}".strip() for r in reading.findings],
-        }
+        body = {"name": name, **_told(reading), "found": await self._found(name, reading)}
         document = await self._ctx.documents.create("file", body, purge_after=self._ctx.now + KEEP_UNSENT)
-        packed = await anyio.to_thread.run_sync(_packed, reading)
         original = await self._ctx.blobs.save(name, data, document=document.id)
-        read = await self._ctx.blobs.save(name, packed, media_type="application/gzip", document=document.id)
-        kept = body | {"original": str(original.id), "reading": str(read.id)}
+        return _file(await self._keep_reading(document, body | {"original": str(original.id)}, reading))
+
+    async def attach_recording(self, name: str, data: bytes) -> AttachedFile:
+        """Keeps a recording, sealed; `hear` makes it words. It goes unless a question takes it along. Raises `NotHeardYet`
+        while as many as one person may have are still heard."""
+        mine = await self._ctx.documents.list("file", mine=True, order="newest", limit=50)
+        if sum(self._file(d).state == "hearing" for d in mine.items) >= MAX_HEARD_AT_ONCE:
+            raise NotHeardYet("前に付けた録音の聞き取りが終わってから、もう一度付けてください。", field="file")
+        body = {
+            "name": name, "kind": Kind.RECORDING.words, "summary": _hearing_words(0), "doubtful": False, "has_table": False,
+            "warnings": [], "findings": [], "state": "hearing",
+        }  # fmt: skip
+        document = await self._ctx.documents.create("file", body, purge_after=self._ctx.now + KEEP_UNSENT)
+        original = await self._ctx.blobs.save(name, data, document=document.id)
+        kept = body | {"original": str(original.id)}
         return _file(await self._ctx.documents.update(document.id, kept, version=document.version))
+
+    async def hear(self, file_id: UUID, data: bytes) -> AsyncGenerator[float, None]:
+        """Makes words of a recording that was attached, and tells how far it is, from 0 to 1. Whatever happens is stored
+        with the file."""
+        document = await self._ctx.documents.get(file_id, kind="file")
+        body = document.body
+        kept_at = datetime.now(UTC)
+        reading: Reading | None = None
+        lost = _HEARING_LOST
+        try:
+            async with aclosing(hear_upload(data)) as steps:
+                async for step in steps:
+                    if isinstance(step, Reading):
+                        reading = step
+                        continue
+                    yield step
+                    if (now := datetime.now(UTC)) - kept_at > KEEP_HEARING_EVERY:
+                        kept_at = now
+                        body = body | {"summary": _hearing_words(step)}
+                        document = await self._ctx.documents.update(file_id, body, version=document.version)
+        except Problem as problem:
+            lost = f"{problem.title}。{problem.detail}"
+        finally:
+            # Also where the process ends: a page that comes back must not wait for ever.
+            with anyio.CancelScope(shield=True), suppress(NotFound):
+                if reading is None:
+                    failed = body | {"state": "failed", "doubtful": True, "summary": lost}
+                    await self._ctx.documents.update(file_id, failed, version=document.version)
+                else:
+                    name = str(body["name"])
+                    heard = body | _told(reading) | {"state": "read", "found": await self._found(name, reading)}
+                    await self._keep_reading(document, heard, reading)
+
+    async def _keep_reading(self, document: Any, body: dict[str, Any], reading: Reading) -> Any:
+        packed = await anyio.to_thread.run_sync(_packed, reading)
+        name = str(body["name"])
+        read = await self._ctx.blobs.save(name, packed, media_type="application/gzip", document=document.id)
+        return await self._ctx.documents.update(document.id, body | {"reading": str(read.id)}, version=document.version)
+
+    async def _found(self, name: str, reading: Reading) -> str:
+        """Personal data in what a machine read or heard, in words; empty where the gateway cannot be asked."""
+        if reading.kind not in (Kind.PICTURE, Kind.RECORDING):
+            return ""
+        text = f"{name_of(name)}\n{reading.text[:MAX_MATERIAL_CHARACTERS]}"
+        try:
+            outlook = await self._ctx.gateway.inspect([text], model="standard", data_class="1")
+        except Problem:
+            return ""
+        return _labels(outlook.found)
 
     async def ask(
         self,
@@ -412,7 +523,8 @@ class Chat:
         text = _checked_text(text)
         if len(files) > MAX_FILES:
             raise TooLong(f"付けられる資料は{MAX_FILES}個までです。", field="files")
-        attached = [await self.file(f) for f in dict.fromkeys(files)]
+        attached = await self._attached(files)
+        data_class = max(data_class, *[f.weight or "1" for f in attached], "1", key=WEIGHTS.index)
         model = model if model in MODELS else "standard"
         if conversation_id is not None:
             conversation = await self._weighed(await self.open(conversation_id), model, data_class)
@@ -835,7 +947,8 @@ class Look:
 
     parts: the question, cut to what stands around the findings: (text, what it is called, or nothing). in_files: a name
     and what was found there, in words. count: places in all; to_mask: those that placeholders can stand for. heavy: what
-    makes more of it than personal data, in words.
+    makes more of it than personal data, in words. weighty: names of files that count as personal data for what could
+    not be made sure in them.
     """
 
     outlook: Outlook
@@ -844,6 +957,7 @@ class Look:
     count: int
     to_mask: int
     heavy: tuple[str, ...]
+    weighty: tuple[str, ...] = ()
 
 
 # What is said of somebody weighs nothing any more once nobody knows of whom.
@@ -851,12 +965,16 @@ _NOT_MASKED: Final = frozenset({"sensitive", "people_list", "class_mark", "ng_wo
 _AROUND: Final = 60
 
 
-def _look(outlook: Outlook, text: str, names: Sequence[str]) -> Look:
+def _labels(found: Iterable[GuardFinding]) -> str:
+    """For a clerk: 電話番号2か所、住所1か所."""
+    return "、".join(f"{label}{n}か所" for label, n in Counter(f.label for f in found).items())
+
+
+def _look(outlook: Outlook, text: str, names: Sequence[str], weighty: Sequence[str] = ()) -> Look:
     in_files = []
     for i, name in enumerate(names, 1):
-        labels = Counter(f.label for f in outlook.found if f.text == i)
-        if labels:
-            in_files.append((name, "、".join(f"{label}{n}か所" for label, n in labels.items())))
+        if labels := _labels(f for f in outlook.found if f.text == i):
+            in_files.append((name, labels))
     found = [f for f in outlook.found if f.text == 0]
     return Look(
         outlook,
@@ -865,6 +983,7 @@ def _look(outlook: Outlook, text: str, names: Sequence[str]) -> Look:
         count=len(outlook.found),
         to_mask=sum(f.kind not in _NOT_MASKED for f in outlook.found),
         heavy=tuple(dict.fromkeys(f.label for f in outlook.found if f.data_class == "3B")),
+        weighty=tuple(weighty),
     )
 
 
@@ -1063,12 +1182,45 @@ def _note(file: AttachedFile) -> dict[str, Any]:
         "summary": file.summary,
         "doubtful": file.doubtful,
         "has_table": file.has_table,
+        "found": file.found,
+        "weight": file.weight,
     }
 
 
 def _file(document: Any) -> AttachedFile:
     body = document.body
-    return AttachedFile(document.id, body["name"], body["kind"], body["summary"], body["doubtful"], body["has_table"])
+    return AttachedFile(
+        document.id,
+        body["name"],
+        body["kind"],
+        body["summary"],
+        body["doubtful"],
+        body["has_table"],
+        found=body.get("found", ""),
+        weight=body.get("weight", ""),
+        state=body.get("state", "read"),
+    )
+
+
+_HEARING_LOST: Final = "聞き取りが途中で止まりました。外して、もう一度付けてください"
+
+
+def _hearing_words(share: float) -> str:
+    return f"聞き取っています（{int(share * 100)}％）" if share else "聞き取りを始めています"
+
+
+def _told(reading: Reading) -> dict[str, Any]:
+    """What is kept of a reading beside its text."""
+    return {
+        "kind": reading.kind.words,
+        "summary": _summary(reading),
+        "doubtful": reading.is_doubtful,
+        "has_table": bool(reading.tables),
+        "warnings": [f"{r.place} {r.words}".strip() for r in reading.warnings],
+        "findings": [f"{r.place} {r.words}".strip() for r in reading.findings],
+        # A number that was misheard may be anybody's.
+        "weight": "3C" if reading.kind is Kind.RECORDING and reading.has_unread else "",
+    }
 
 
 def _summary(reading: Reading) -> str:

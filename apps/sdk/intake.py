@@ -2,26 +2,45 @@
 
 import asyncio
 import contextlib
+import json
 import multiprocessing
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
+from http import HTTPStatus
 from typing import Final
 from weakref import WeakKeyDictionary
 
-from gateway.reading import CannotReadFile, Kind, Limits, Part, PartState, Reading, Table, TableRow, read_file
+from gateway.reading import (
+    CannotReadFile,
+    Kind,
+    Limits,
+    Part,
+    PartState,
+    Reading,
+    Remark,
+    Table,
+    TableRow,
+    read_file,
+    speech,
+)
+from gateway.reading.aside import Broken, Busy, ReadingProcess
 from gateway.reading.confinement import confine
 from gateway.reading.pictures import is_available
 from gateway.reading.problems import FileTooLarge, ReadingTookTooLong
+from gateway.reading.report import joined
+from gateway.reading.speech import is_recording
 from observability.problems import Unavailable
 
 __all__ = [
     "CannotReadFile",
     "FileBrokeReader",
+    "HearingFailed",
     "Kind",
     "Limits",
+    "NobodyHears",
     "Part",
     "PartState",
     "Reading",
@@ -29,7 +48,10 @@ __all__ = [
     "ReadingTookTooLong",
     "Table",
     "TableRow",
+    "check_hearing",
     "close_intake",
+    "hear_upload",
+    "is_recording",
     "read_upload",
 ]
 
@@ -37,6 +59,17 @@ __all__ = [
 MAX_WAIT_S: Final = 60.0
 # A new process now and then, so that what a library leaks does not pile up.
 FILES_PER_PROCESS: Final = 50
+# A meeting. An hour takes a free core eight minutes; a busy one may take the time it lasted.
+MAX_RECORDING_S: Final = 60 * 60
+MAX_HEARING_S: Final = 60.0 * 60
+# How long a recording waits for those before it.
+MAX_HEARING_WAIT_S: Final = 30.0 * 60
+# How often it is told how far the listener is.
+TELL_EVERY_S: Final = 2.0
+# The text of so many seconds stands under one label.
+_PART_S: Final = 5 * 60
+# Shorter ones are counts and dates.
+_SPOKEN_NUMBER: Final = 7
 
 
 class FileBrokeReader(CannotReadFile):
@@ -47,6 +80,17 @@ class FileBrokeReader(CannotReadFile):
 class ReadingIsBusy(Unavailable):
     type = "urn:problem:reading:busy"
     title = "資料の読み取りが混み合っています"
+
+
+class NobodyHears(CannotReadFile):
+    type = "urn:problem:reading:nobody-hears"
+    status = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    title = "ここでは、録音を文字にできません"
+
+
+class HearingFailed(CannotReadFile):
+    type = "urn:problem:reading:hearing-failed"
+    title = "録音を聞き取れませんでした"
 
 
 @dataclass(slots=True)
@@ -123,6 +167,95 @@ async def read_upload(name: str, data: bytes, *, limits: Limits | None = None, t
                 _reader.end()
 
 
+# ── Recordings ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+_listener = ReadingProcess("gateway.reading.speech", within_s=MAX_HEARING_S, makes=True, wait_s=MAX_HEARING_WAIT_S)
+
+
+def check_hearing() -> None:
+    """Raises `NobodyHears` where the listener is not installed."""
+    if not speech.is_available():
+        raise NobodyHears(
+            "録音を聞き取る部品が入っていません。町の管理者を通して、共同利用の事務局に追加を依頼してください。"
+            "いまは、話した内容を文字で書いて付けてください。",
+            field="file",
+        )
+
+
+async def hear_upload(data: bytes) -> AsyncGenerator[float | Reading, None]:
+    """How far the listener is with a recording, from 0 to 1, every few seconds, and in the end what it heard.
+
+    It is heard on this machine, by a process that has nothing else of ours. Raises `NobodyHears`, `HearingFailed` and
+    `ReadingIsBusy`; who stops iterating ends it.
+    """
+    check_hearing()
+    way = 0.0
+
+    def on_way(share: float) -> None:
+        nonlocal way
+        way = share
+
+    order = {"max_seconds": MAX_RECORDING_S, "language": "ja", "hears": True, "tells_way": True}
+    asking = asyncio.ensure_future(_listener.ask([json.dumps(order).encode(), data], on_way=on_way))
+    try:
+        while not (await asyncio.wait({asking}, timeout=TELL_EVERY_S))[0]:
+            yield way
+        told = asking.result().told
+    except Busy:
+        raise ReadingIsBusy(
+            "ほかの録音を聞き取っています。あとで、もう一度付けてください。", retry_after_s=600
+        ) from None
+    except Broken as error:
+        raise HearingFailed("短く分けて、もう一度付けてください。", field="file") from error
+    finally:
+        asking.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Busy, Broken):
+            await asking
+    if "problem" in told:
+        raise HearingFailed(str(told["problem"]), field="file")
+    heard = [speech.Heard(*piece) for piece in told["pieces"]]
+    yield await asyncio.to_thread(_transcript, heard, told["milliseconds"] / 1000, tuple(told["unsure"]))
+
+
+def _transcript(heard: list[speech.Heard], seconds: float, unsure: tuple[str, ...]) -> Reading:
+    """What was heard as the reading of a file; `has_unread` where a long number may be another."""
+    length = _clock(seconds)
+    if not any(piece.text for piece in heard):
+        nothing = Remark("no-text", "話している声が見つかりません。")
+        part = Part("録音", "", PartState.EMPTY, "話している声が見つかりません")
+        return Reading(
+            Kind.RECORDING, "", (part,), (nothing,), (), (), f"{length}の録音に、話している声が見つかりません"
+        )
+    blocks: dict[int, list[str]] = {}
+    for piece in heard:
+        blocks.setdefault(int(piece.start // _PART_S), []).append(piece.text)
+    parts = [
+        Part(f"{at * _PART_S // 60}分から", "\n".join(texts))
+        if seconds > _PART_S
+        else Part("聞き取った言葉", "\n".join(texts))
+        for at, texts in blocks.items()
+    ]
+    # Between the digits of a number that was read aloud stands what no detector sees through.
+    spoken = speech.joined_numbers("、".join(piece.text for piece in heard)).split()
+    if numbers := [number for number in spoken if len(number) >= _SPOKEN_NUMBER]:
+        parts.append(Part("読み上げられた番号をつなげたもの", "\n".join(numbers)))
+    warnings = [Remark("heard", "聞き違いがないか、録音と聞き比べてください。AIに渡るのは言葉だけで、音は渡りません。")]
+    if unsure:
+        told = "、".join(f"「{number}」" for number in unsure[:5])
+        words = f"聞き取りが確かでない番号{told}があるため、個人情報として扱います。"
+        warnings.insert(0, Remark("unsure-number", words))
+    text = joined(tuple(parts))
+    count = sum(len("".join(piece.text.split())) for piece in heard)
+    summary = f"{length}の録音から{count:,}文字を聞き取りました"
+    return Reading(Kind.RECORDING, text, tuple(parts), tuple(warnings), (), (), summary, has_unread=bool(unsure))
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(max(1, round(seconds)), 60)
+    return f"{minutes}分{rest}秒" if minutes else f"{rest}秒"
+
+
 async def close_intake() -> None:
-    """Ends the reading process; called when the portal stops."""
+    """Ends the reading processes; called when the portal stops."""
     await asyncio.to_thread(partial(_reader.end, wait=True))
+    await _listener.aclose()

@@ -21,6 +21,11 @@ class Live(Generic[T]):
         self._said.append(piece)
         self._wake()
 
+    @property
+    def last(self) -> T | None:
+        """What it said last."""
+        return self._said[-1] if self._said else None
+
     def end(self) -> None:
         self._is_over = True
         self._wake()

@@ -23,6 +23,7 @@ from gateway.reading.problems import (
     WrongExtension,
 )
 from gateway.reading.report import Kind, Limits, Part, PartState, Reading, Remark
+from gateway.reading.speech import is_recording
 
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 _READ_PICTURES = (b"\x89PNG\r\n", b"\xff\xd8\xff")
@@ -30,6 +31,7 @@ _PICTURES = (b"GIF87a", b"GIF89a", b"II*\x00", b"MM\x00*", b"BM")
 _TEXT_NAMES = {".txt": Kind.TEXT, ".text": Kind.TEXT, ".md": Kind.TEXT, ".csv": Kind.CSV, ".tsv": Kind.CSV}
 _NAMES = {**_TEXT_NAMES, ".pdf": Kind.PDF, ".docx": Kind.DOCX, ".xlsx": Kind.XLSX, ".pptx": Kind.PPTX}
 _NAMES |= dict.fromkeys((".png", ".jpg", ".jpeg", ".webp"), Kind.PICTURE)
+_NAMES |= dict.fromkeys((".wav", ".mp3", ".m4a", ".aac", ".ogg", ".opus", ".flac", ".wma", ".webm"), Kind.RECORDING)
 READABLE = "PDF、Word（docx）、Excel（xlsx）、PowerPoint（pptx）、CSV、テキスト（txt）"
 # What the libraries raise on damaged files; none of them promises one family of errors.
 _DAMAGE = (
@@ -108,6 +110,8 @@ def _read(kind: Kind, data: bytes, limits: Limits, *, reads_pictures: bool) -> R
             return plain.read_text(data, limits)
         case Kind.PICTURE:
             return _picture(data, reads_pictures=reads_pictures)
+        case Kind.RECORDING:
+            raise UnsupportedFormat("録音は、チャットに付けると文字になります。ここでは読み取れません。")
 
 
 def _picture(data: bytes, *, reads_pictures: bool) -> Reading:
@@ -154,6 +158,8 @@ def kind_of(extension: str, data: bytes, limits: Limits) -> Kind:
         return Kind.PICTURE
     if data.startswith(_PICTURES) or head[4:12] in (b"ftypheic", b"ftypmif1", b"ftypavif"):
         raise UnsupportedFormat("この形の画像は読み取れません。PNGかJPEGで保存し直してください。")
+    if is_recording(data):
+        return Kind.RECORDING
     if data.startswith(b"{\\rtf"):
         raise OldFormat("リッチテキストの文書です。Wordで開き、docx形式で保存し直してください。")
     if extension in (".jtd", ".jtdc"):

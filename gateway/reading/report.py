@@ -15,6 +15,7 @@ class Kind(StrEnum):
     PICTURE = "png"
     CSV = "csv"
     TEXT = "txt"
+    RECORDING = "wav"
 
     @property
     def words(self) -> str:
@@ -31,6 +32,7 @@ _KIND_WORDS = {
     Kind.PICTURE: "画像",
     Kind.CSV: "CSVの表",
     Kind.TEXT: "テキスト",
+    Kind.RECORDING: "録音",
 }
 
 

@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -28,10 +29,17 @@ RATE_HZ: Final = 16_000
 # Half a minute or so of work for each of them on one core, and 25 MB, the most that OpenAI's API takes, when written anew.
 MAX_SECONDS: Final = 20 * 60
 _SHORTEST_S: Final = 0.1
+# The name of what is told before an answer to an order with `tells_way`: how far it is, from 0 to 1.
+ON_WAY: Final = "on_way"
 # By the length of a My Number less what a listener may have missed of it.
 _LONG_NUMBER: Final = 9
 # Where the listener itself doubts, half of that.
 _LONG_DOUBTED: Final = 6
+# ID3 before MP3; Ogg, FLAC, Matroska and WebM, WMA, AMR, CAF.
+_BEGINNINGS: Final = (b"ID3", b"OggS", b"fLaC", b"\x1aE\xdf\xa3", b"0&\xb2u\x8ef\xcf\x11", b"#!AMR", b"caff")
+_CONTAINERS: Final = frozenset(
+    {b"M4A ", b"M4B ", b"mp41", b"mp42", b"isom", b"iso2", b"dash", b"3gp4", b"3gp5", b"qt  "}
+)
 # Below this Whisper's own authors take a piece as failed; above the other there was nobody speaking.
 _DOUBTFUL: Final = -1.0
 _SILENT: Final = 0.6
@@ -67,6 +75,16 @@ class Recording:
 def is_available() -> bool:
     """Whether `make install-speech` was run here."""
     return all(importlib.util.find_spec(name) is not None for name in ("av", "faster_whisper"))
+
+
+def is_recording(data: bytes) -> bool:
+    """Whether a file begins as those do in which sound is kept; whether it can be heard shows when it is decoded."""
+    if data.startswith(_BEGINNINGS) or (data.startswith(b"RIFF") and data[8:12] == b"WAVE"):
+        return True
+    if data[4:8] == b"ftyp":
+        return data[8:12] in _CONTAINERS
+    # A frame of MP3 or of AAC without anything around it.
+    return len(data) > 1 and data[0] == 0xFF and (data[1] & 0xE6 == 0xE2 or data[1] & 0xF6 == 0xF0)
 
 
 # ── Numbers as people say them ───────────────────────────────────────────────────────────────────────────────────
@@ -127,8 +145,18 @@ def unsure_numbers(text: str, *, is_doubted: bool = False) -> tuple[str, ...]:
 # ── The process ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def listen(data: bytes, *, max_seconds: int, language: str = "ja", hears: bool = True) -> Recording:
-    """A recording decoded, measured, written anew and, with `hears`, heard. Raises `NotRead`."""
+def listen(
+    data: bytes,
+    *,
+    max_seconds: int,
+    language: str = "ja",
+    hears: bool = True,
+    on_way: Callable[[float], None] = lambda _: None,
+) -> Recording:
+    """A recording decoded, measured, written anew and, with `hears`, heard. Raises `NotRead`.
+
+    on_way: told after each piece how far it is, from 0 to 1.
+    """
     samples = _decoded(data, max_seconds)
     seconds = len(samples) / RATE_HZ
     if seconds < _SHORTEST_S:
@@ -149,6 +177,7 @@ def listen(data: bytes, *, max_seconds: int, language: str = "ja", hears: bool =
         compression_ratio_threshold=None,
     )
     for piece in found:
+        on_way(min(1.0, piece.end / seconds))
         is_doubted = piece.avg_logprob < _DOUBTFUL
         if is_doubted and piece.no_speech_prob > _SILENT:
             continue
@@ -224,12 +253,24 @@ def _listener() -> Any:
 
 def serve(into: BinaryIO, out: BinaryIO) -> None:
     """Takes an order and a recording, gives an answer and the recording written anew, until the input ends."""
+
+    def tell(said: dict[str, Any]) -> None:
+        told = json.dumps(said).encode()
+        out.write(HEAD.pack(len(told)) + told)
+        out.flush()
+
     while len(head := into.read(HEAD.size)) == HEAD.size:
         order = json.loads(into.read(HEAD.unpack(head)[0]))
         data = into.read(HEAD.unpack(into.read(HEAD.size))[0])
         flac = b""
         try:
-            made = listen(data, max_seconds=order["max_seconds"], language=order["language"], hears=order["hears"])
+            made = listen(
+                data,
+                max_seconds=order["max_seconds"],
+                language=order["language"],
+                hears=order["hears"],
+                on_way=(lambda way: tell({ON_WAY: way})) if order.get("tells_way") else lambda _: None,
+            )
             flac = made.flac
             answer: dict[str, Any] = {
                 "milliseconds": made.milliseconds,
@@ -240,8 +281,8 @@ def serve(into: BinaryIO, out: BinaryIO) -> None:
             answer = {"problem": why.words}
         except MemoryError:
             answer = {"problem": "録音が大きすぎます。分けてください。"}
-        told = json.dumps(answer).encode()
-        out.write(HEAD.pack(len(told)) + told + HEAD.pack(len(flac)) + flac)
+        tell(answer)
+        out.write(HEAD.pack(len(flac)) + flac)
         out.flush()
 
 

@@ -10,8 +10,8 @@ import anyio.to_thread
 
 from gateway.contracts import BadRequest, ModelRequest
 from gateway.guard.texts import DATA
+from gateway.reading.aside import Broken, Busy, ReadingProcess
 from gateway.reading.pictures import is_available
-from gateway.server.aside import Broken, Busy, ReadingProcess
 from observability.problems import Problem, Unavailable
 
 MAX_PICTURES: Final = 8

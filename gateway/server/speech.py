@@ -11,8 +11,8 @@ from http import HTTPStatus
 from typing import Any, Final, cast
 
 from gateway.contracts import MAX_SOUNDS, BadRequest, ModelRequest, sounds_in
+from gateway.reading.aside import Broken, Busy, ReadingProcess
 from gateway.reading.speech import MAX_SECONDS, Heard, Recording, is_available, joined_numbers
-from gateway.server.aside import Broken, Busy, ReadingProcess
 from observability.problems import Problem, Unavailable
 
 # An eighth of the longest recording, four times over: other work goes first.

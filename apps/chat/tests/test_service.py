@@ -1,7 +1,7 @@
 """What is shown of conversations and what of them is sent, without a platform around."""
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
@@ -195,3 +195,44 @@ async def test_the_names_of_files_are_looked_at_before_they_leave() -> None:
     assert gateway.texts[:2] == ["要約して", "相談票_090-1234-5678.pdf\n本文"]
     # As much of the last one as would be sent.
     assert gateway.texts[2] == "次.pdf\n" + "い" * (service.MAX_MATERIAL_CHARACTERS - 2)
+
+
+def hearing_since(updated_at: datetime, files: int = 1) -> service.Chat:
+    """Somebody's chat with recordings that were begun to be heard."""
+    body = {
+        "name": "会議.wav", "kind": "録音", "summary": "聞き取っています（40％）", "doubtful": False, "has_table": False,
+        "state": "hearing",
+    }  # fmt: skip
+    document = SimpleNamespace(id=UUID(int=1), body=body, updated_at=updated_at)
+
+    async def get(_id: UUID, *, kind: str) -> SimpleNamespace:
+        assert kind == "file"
+        return document
+
+    async def listed(_kind: str, **_how: object) -> SimpleNamespace:
+        return SimpleNamespace(items=[document] * files)
+
+    documents = SimpleNamespace(get=get, list=listed)
+    live = SimpleNamespace(find=lambda _: None)
+    return service.Chat(SimpleNamespace(documents=documents, live=live, now=NOW))  # type: ignore[arg-type]  # no platform
+
+
+async def test_a_recording_that_is_heard_elsewhere_is_not_sent_yet() -> None:
+    with pytest.raises(service.NotHeardYet, match="40％"):
+        await hearing_since(NOW).look(
+            "要約", conversation_id=None, model="standard", data_class="1", files=[UUID(int=1)]
+        )
+
+
+async def test_a_recording_nobody_hears_any_more_says_so() -> None:
+    chat = hearing_since(NOW - service.HEARING_LOST_AFTER - timedelta(seconds=1))
+    file = await chat.file(UUID(int=1))
+    assert (file.state, file.doubtful) == ("failed", True)
+    assert "もう一度付けてください" in file.summary
+    with pytest.raises(service.NotHeard):
+        await chat.look("要約", conversation_id=None, model="standard", data_class="1", files=[UUID(int=1)])
+
+
+async def test_one_person_does_not_keep_the_listener_from_others() -> None:
+    with pytest.raises(service.NotHeardYet, match="前に付けた録音"):
+        await hearing_since(NOW, service.MAX_HEARD_AT_ONCE).attach_recording("会議.wav", b"")

@@ -433,6 +433,7 @@
     try {
       const response = await post("/apps/chat/files", data);
       busy.replaceWith(fragment(await response.text()));
+      followRecordings();
       changed();
       return true;
     } catch (problem) {
@@ -442,6 +443,31 @@
       return false;
     }
   };
+  /* A recording is heard for minutes: its chip tells how far it is, until it is as any other file. */
+  const hearing = async (chip) => {
+    while (chip.isConnected) {
+      await new Promise((go) => setTimeout(go, 2000));
+      const html = await get(`/apps/chat/files?ids=${chip.dataset.hearing}`);
+      const fresh = html && fragment(html).firstElementChild;
+      if (!fresh || !chip.isConnected) continue;
+      if (fresh.dataset.hearing) {
+        $("p > span", chip).textContent = $("p > span", fresh).textContent;
+        continue;
+      }
+      const hadFocus = chip.contains(document.activeElement);
+      chip.replaceWith(fresh);
+      if (hadFocus) $("[data-remove]", fresh).focus();
+      changed();
+      say(`${chip.dataset.name}：${$("p > span", fresh).textContent}`);
+    }
+  };
+  const followRecordings = () => {
+    for (const chip of newFiles.querySelectorAll("[data-hearing]:not([data-followed])")) {
+      chip.dataset.followed = "";
+      hearing(chip);
+    }
+  };
+  followRecordings();
   const input = $("#file");
   input.addEventListener("change", () => {
     attach([...input.files]);
@@ -475,6 +501,7 @@
     if (!detail.files?.length) return;
     const html = await get(`/apps/chat/files?ids=${detail.files.join(",")}`);
     if (html) newFiles.append(fragment(html));
+    followRecordings();
   });
 
   // ── The weight of what is put in decides which models may answer ─────────────────────────────────────────────────

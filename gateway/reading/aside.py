@@ -1,15 +1,16 @@
-"""A process beside the gateway that reads what people send: untrusted bytes, large models, seconds of work."""
+"""A process beside ours that reads what people send: untrusted bytes, large models, seconds of work."""
 
 import asyncio
 import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from gateway.reading.pictures import HEAD
+from gateway.reading.speech import ON_WAY
 
 # How long and how many may wait for those before, and how long a process stays without work: a town that sends a
 # picture a day does not pay for half a gigabyte of models all day.
@@ -37,25 +38,29 @@ class Answer:
 class ReadingProcess:
     """`python -m module`, started with the first question, one question at a time, ended when none comes for a while.
 
-    It has none of the gateway's environment. makes: whether each answer is followed by bytes.
+    It has none of our environment. makes: whether each answer is followed by bytes. wait_s: for the questions before.
     """
 
-    def __init__(self, module: str, *, within_s: float, makes: bool = False) -> None:
+    def __init__(self, module: str, *, within_s: float, makes: bool = False, wait_s: float = _WAIT_S) -> None:
         self._module = module
         self._within_s = within_s
         self._makes = makes
+        self._wait_s = wait_s
         self._process: asyncio.subprocess.Process | None = None
         self._turn = asyncio.Lock()
         self._waiting = 0
         self._idle: asyncio.TimerHandle | None = None
 
-    async def ask(self, question: Sequence[bytes]) -> Answer:
-        """Raises `Busy` or `Broken`."""
+    async def ask(self, question: Sequence[bytes], *, on_way: Callable[[float], None] | None = None) -> Answer:
+        """Raises `Busy` or `Broken`.
+
+        on_way: told how far it is, from 0 to 1, by a process that was asked to say so.
+        """
         if self._waiting >= _MAX_WAITING:
             raise Busy
         self._waiting += 1
         try:
-            await asyncio.wait_for(self._turn.acquire(), _WAIT_S)
+            await asyncio.wait_for(self._turn.acquire(), self._wait_s)
         except TimeoutError:
             raise Busy from None
         finally:
@@ -63,7 +68,7 @@ class ReadingProcess:
         is_over = False
         try:
             async with asyncio.timeout(self._within_s):
-                answer = await self._asked(question)
+                answer = await self._asked(question, on_way)
             is_over = True
         except (TimeoutError, asyncio.IncompleteReadError, OSError) as error:
             raise Broken from error
@@ -75,7 +80,7 @@ class ReadingProcess:
         self._idle = asyncio.get_running_loop().call_later(_IDLE_S, self._end_if_idle)
         return answer
 
-    async def _asked(self, question: Sequence[bytes]) -> Answer:
+    async def _asked(self, question: Sequence[bytes], on_way: Callable[[float], None] | None) -> Answer:
         if self._idle is not None:
             self._idle.cancel()
         if self._process is None or self._process.returncode is not None:
@@ -95,6 +100,9 @@ class ReadingProcess:
         into.writelines([part for piece in question for part in (HEAD.pack(len(piece)), piece)])
         await into.drain()
         told: dict[str, Any] = json.loads(await _piece(out))
+        while on_way is not None and ON_WAY in told:
+            on_way(float(told[ON_WAY]))
+            told = json.loads(await _piece(out))
         return Answer(told, await _piece(out) if self._makes else b"")
 
     def _end_if_idle(self) -> None:
