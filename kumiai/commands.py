@@ -132,7 +132,7 @@ def isolation_report(
     """Start an installation of its own, try to get across between its towns, and write what became of it."""
     from apps.sdk.testing import DemoDidNotStart
     from kumiai.isolation.rows import NoSample
-    from kumiai.isolation.run import say, try_isolation
+    from kumiai.isolation.run import NothingGotThrough, say, try_isolation
     from kumiai.isolation.stage import StageFailed
     from kumiai.isolation.tokens import ControlRefused
 
@@ -144,7 +144,7 @@ def isolation_report(
     except KeyboardInterrupt:
         say("\n試験をやめました。報告はありません。")
         raise typer.Exit(130) from None
-    except (DemoDidNotStart, StageFailed, ControlRefused, NoSample) as error:
+    except (DemoDidNotStart, StageFailed, ControlRefused, NoSample, NothingGotThrough) as error:
         print(f"kumiai isolation-report: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
     for file in report.write(to):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from apps.sdk.testing import DemoProcess
 from kumiai.isolation.stage import Observer, Stage, arrange
+from kumiai.isolation.walls import breakable
 from kumiai.local.postgres import Postgres
 from tenants.db import DatabaseUrls
 from tenants.schema import LOGINS, bootstrap_postgres
@@ -15,16 +16,21 @@ from tenants.settings import Settings
 
 
 @contextmanager
-def started(folder: Path, urls: DatabaseUrls | None, unbound: DatabaseUrls | None) -> Iterator[Stage]:
+def started(
+    folder: Path, urls: DatabaseUrls | None, unbound: DatabaseUrls | None, *, is_breakable: bool = False
+) -> Iterator[Stage]:
     """A running demo with two towns and all their things. urls: its logins on PostgreSQL, None for SQLite.
 
-    unbound: the same database by a login that no policy binds. Raises `DemoDidNotStart`, `StageFailed`.
+    unbound: the same database by a login that no policy binds. is_breakable: so that `walls` can take its filters out.
+    Raises `DemoDidNotStart`, `StageFailed`.
     """
     logins = {} if urls is None else {
         "DATABASE_URL": urls.app, "PLATFORM_DATABASE_URL": urls.platform, "LEDGER_DATABASE_URL": urls.ledger,
         "CONTENT_DATABASE_URL": urls.content, "OWNER_DATABASE_URL": urls.owner,
     }  # fmt: skip
     environment = {f"KUMIAI_{name}": url for name, url in logins.items()}
+    if is_breakable:
+        environment |= breakable(folder)
     with DemoProcess(folder / "home", environment=environment) as demo:
         own = {name.lower(): url for name, url in logins.items()}
         settings = Settings.model_validate({"env": "demo", "home": demo.home, "public_url": demo.base_url, **own})

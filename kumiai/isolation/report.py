@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from kumiai.isolation.rows import Wall
 from kumiai.isolation.tokens import KINDS
 from tenants.printing import render_pdf, wareki
 from tenants.quota.windows import JST
@@ -25,7 +26,7 @@ _WAYS: Final[Mapping[str, str]] = {
     "idempotency-key": "別の町が使った二重送信を防ぐ番号（Idempotency-Key）を使う",
     "afterwards": "すべて試した後で、町のデータを照らし合わせる",
 }
-WALLS: Final[Mapping[str, str]] = {
+WALLS: Final[Mapping[Wall, str]] = {
     "row-level security": "データベースの行レベルセキュリティだけ（プログラムの条件なし）",
     "filters": "プログラムの条件だけ（行レベルセキュリティなし）",
 }
@@ -55,7 +56,11 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The outcome of one trial. Counters are by the engine's own slugs; `findings` empty: all was refused."""
+    """The outcome of one trial. Counters are by the engine's own slugs; `findings` empty: all was refused.
+
+    `alone`: tries of every address by one wall, by the wall; `control`: how many there were by neither, and how many of
+    them got through; `reaches`: tries of every table by one wall, by the wall.
+    """
 
     began: datetime
     ended: datetime
@@ -70,7 +75,9 @@ class Report:
     ways: Counter[str]
     tokens: Counter[str]
     by_wire: int
-    reaches: Counter[str]
+    alone: Counter[Wall]
+    control: tuple[int, int]
+    reaches: Counter[Wall]
     tables: int
     findings: tuple[Finding, ...] = field(default=())
 
@@ -85,10 +92,10 @@ class Report:
         minutes = max(1, round((self.ended - self.began).total_seconds() / 60))
         ways = Counter({k: n for k, n in self.ways.items() if k in _WAYS})
         ways["field"] += sum(n for k, n in self.ways.items() if k not in _WAYS and k != "footprint")
-        total = self.tried_by.total() + self.tokens.total() + self.reaches.total()
-        walls = [[words, self.reaches[wall]] for wall, words in WALLS.items() if self.reaches[wall]]
+        total = self.tried_by.total() + self.tokens.total() + self.alone.total() + self.reaches.total()
+        walls = [[w, self.alone[wall], self.reaches[wall]] for wall, w in WALLS.items() if self.reaches[wall]]
         missing = [] if self.reaches["row-level security"] else [
-            "この機械にPostgreSQLがないため、行レベルセキュリティは試していません。"
+            "この機械にPostgreSQLがないため、行レベルセキュリティは試していません。守りを1つにした試験は、表についてだけしました。"
         ]  # fmt: skip
         return {
             "at": f"{wareki(began.date())} {began:%H時%M分}",
@@ -108,6 +115,8 @@ class Report:
             "past_walls": sum(f.who in WALLS.values() for f in self.findings),
             "by_wire": self.by_wire,
             "tables": self.tables,
+            "control": self.control[0],
+            "control_through": self.control[1],
             "walls": walls,
             "not_covered": [*missing, *NOT_COVERED],
             "uncovered": list(self.uncovered),
@@ -121,7 +130,7 @@ class Report:
             loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True
         )
         html = environment.get_template("report.html").render(facts)
-        words = facts | {k: [[w, f"{n:,}"] for w, n in facts[k]] for k in ("people", "ways", "tokens", "walls")}
+        words = facts | {k: [_printed(row) for row in facts[k]] for k in ("people", "ways", "tokens", "walls")}
         words |= {k: f"{facts[k]:,}" for k in ("total", "tokens_total", "by_wire")}
         pdf = render_pdf((_FOLDER / "report.typ").read_text(), words, today=self.began.astimezone(JST).date())
         folder.mkdir(parents=True, exist_ok=True)
@@ -130,3 +139,7 @@ class Report:
         files[1].write_bytes(pdf)
         files[2].write_text(json.dumps(facts, ensure_ascii=False, indent=2) + "\n")
         return files
+
+
+def _printed(row: list[Any]) -> list[str]:
+    return [f"{cell:,}" if isinstance(cell, int) else cell for cell in row]

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser
 from kumiai.__main__ import main
 from kumiai.isolation.report import FORGED, Finding, Report
 from kumiai.isolation.rows import Reach, Wall
-from kumiai.isolation.run import Tried, report_of
+from kumiai.isolation.run import Alone, Tried, report_of
 from kumiai.isolation.surface import Address
 from tests.browsers import DESKTOP, PHONE, assert_accessible, assert_fits
 
@@ -25,25 +25,30 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
 def report(tried: Tried, all_addresses: list[Address]) -> Report:
     walls: tuple[Wall, ...] = ("row-level security", "filters")
     reaches = [Reach(wall, "call", "読む", held=True, told="0行") for wall in walls]
+    through = replace(tried.trials[0], why="200が返った（404のはず）")
+    alone = [Alone(wall, tried.people, tried.trials[:7], (tried.trials[0], through)) for wall in walls]
     return report_of(
-        all_addresses, tried, reaches, began=datetime(2031, 4, 1, 0, 30, tzinfo=UTC), database="PostgreSQL 18.4"
+        all_addresses, tried, alone, reaches, began=datetime(2031, 4, 1, 0, 30, tzinfo=UTC), database="PostgreSQL 18.4"
     )
 
 
 def _texts(report: Report, folder: Path) -> list[str]:
     html, pdf, _ = report.write(folder)
     pages = pypdfium2.PdfDocument(pdf.read_bytes())
-    return [html.read_text(), "".join(p.get_textpage().get_text_range() for p in pages)]
+    # Where a line of the paper ends is its own business.
+    told = "".join(p.get_textpage().get_text_range() for p in pages).replace("\r\n", "")
+    return [html.read_text(), told]
 
 
 def test_it_says_what_was_tried_and_what_was_not(report: Report, tried: Tried, tmp_path: Path) -> None:
     assert report.is_good
-    total = f"{len(tried.trials) + tried.tokens.tried.total() + 2:,}回試して、1度もほかの町に届きませんでした"
+    total = f"{len(tried.trials) + tried.tokens.tried.total() + 16:,}回試して、1度もほかの町に届きませんでした"
     for text in _texts(report, tmp_path / "there"):
         assert total in text
         for words in ("令和13年4月1日", "PostgreSQL 18.4", "別の町の監査担当", "試していないこと", "alg none"):
             assert words in text
         assert "見つかったこと" not in text
+        assert "4回のうち、2回は届きました" in text
     facts = json.loads((tmp_path / "there" / "isolation-report.json").read_text())
     assert sum(n for _, n in facts["people"]) == len(tried.trials)
     assert sum(n for _, n in facts["ways"]) == len(tried.trials)
@@ -63,9 +68,24 @@ def test_what_got_through_or_was_not_tried_is_told_first(report: Report, tmp_pat
 
 
 def test_without_row_level_security_it_says_so(report: Report, tmp_path: Path) -> None:
-    only = replace(report, reaches=Counter(filters=1))
+    only = replace(report, reaches=Counter({"filters": 1}), alone=Counter(), control=(0, 0))
     for text in _texts(only, tmp_path):
         assert "行レベルセキュリティは試していません" in text
+        assert "動いているシステムで" not in text
+
+
+def test_what_one_wall_let_through_is_a_finding(
+    report: Report, tried: Tried, all_addresses: list[Address], tmp_path: Path
+) -> None:
+    trial = replace(
+        next(t for t in tried.trials if t.persona == "staff" and t.how == "path"), why="200が返った（404のはず）"
+    )
+    alone = [Alone("filters", tried.people, (trial,), ())]
+    bad = report_of(all_addresses, tried, alone, [], began=report.began, database=report.database)
+    assert not bad.is_good
+    for text in _texts(bad, tmp_path):
+        for words in ("プログラムの条件だけ", f"別の町の職員　{trial.address}", "200が返った（404のはず）"):
+            assert words in text
 
 
 @pytest.mark.browser
