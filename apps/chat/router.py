@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -184,7 +185,7 @@ async def upload(ctx: Context, file: Annotated[list[UploadFile], File()]) -> Res
     """Reads files and keeps them, sealed, until a question takes them along."""
     chat = Chat(ctx)
     read = [await _attach(ctx, chat, f) for f in file if f.filename]
-    return await ctx.page("_new_files.html", files=read, plain=False)
+    return await _files_fragment(ctx, read)
 
 
 @routes.get("/files")
@@ -197,7 +198,7 @@ async def waiting_files(ctx: Context, ids: str = "") -> Response:
             found.append(await chat.file(_uuid(text)))
         except NotFound:
             continue
-    return await ctx.page("_new_files.html", files=found, plain=False)
+    return await _files_fragment(ctx, found)
 
 
 @routes.get("/files/{file_id}")
@@ -230,6 +231,7 @@ async def send(
     folder: Annotated[str, Form()] = "",
     card_id: Annotated[str, Form()] = "",
     file_ids: Annotated[list[str] | None, Form()] = None,
+    photos: Annotated[list[str] | None, Form()] = None,
     file: Annotated[list[UploadFile] | None, File()] = None,
     way: Annotated[Literal["", "mask", "onprem", "cancel"], Form()] = "",
 ) -> Response:
@@ -240,15 +242,22 @@ async def send(
     """
     chat = Chat(ctx)
     ids = [_uuid(i) for i in file_ids or ()]
+    # 文字だけ送る is an empty one.
+    shown = frozenset(_uuid(i) for i in photos or () if i)
     conversation_id = _uuid(conversation) if conversation else None
     try:
         ids += [(await _attach(ctx, chat, f)).id for f in file or () if f.filename]
+        for unasked in shown.difference(ids):
+            # One that was unticked stays here; somebody else's is not there at all.
+            await chat.file(unasked)
         data_class = _class(data_class)
         if way == "onprem":
             model, data_class = "onprem", max(data_class, "3C", key=service.WEIGHTS.index)
         look = None
         if way != "cancel":
-            look = await chat.look(text, conversation_id=conversation_id, model=model, data_class=data_class, files=ids)
+            look = await chat.look(
+                text, conversation_id=conversation_id, model=model, data_class=data_class, files=ids, photos=shown
+            )
         if way == "cancel" or (look is not None and not (way == "mask" and look.outlook.can_mask)):
             if look is not None and _wants_stream(request):
                 return await ctx.page("_guard.html", look=look, asked=await _asked(ctx, model, data_class))
@@ -261,7 +270,7 @@ async def send(
                 chosen=card(card_id),
                 data_class=data_class,
                 model=model,
-                waiting=[await chat.file(i) for i in ids],
+                waiting=[replace(await chat.file(i), as_photo=i in shown) for i in ids],
                 look=look,
                 asked=await _asked(ctx, model, data_class) if look else None,
             )
@@ -274,6 +283,7 @@ async def send(
             card=card(card_id),
             folder=folder,
             mask=way == "mask",
+            photos=shown,
         )
     except Problem as problem:
         if _wants_stream(request):
@@ -288,7 +298,7 @@ async def send(
             folder=folder,
             chosen=card(card_id),
             data_class=data_class if data_class in service.WEIGHTS else "1",
-            waiting=[await chat.file(i) for i in ids],
+            waiting=[replace(await chat.file(i), as_photo=i in shown) for i in ids],
             problem=problem,
         )
     return await _answered(ctx, request, chat, turn)
@@ -419,6 +429,18 @@ async def _message_fragment(ctx: AppContext, conversation: Conversation, message
     return await ctx.page(
         "_message_only.html", conversation=conversation, message=message, models=models, **_message_words()
     )
+
+
+async def _files_fragment(ctx: AppContext, files: Sequence[service.AttachedFile]) -> Response:
+    return await ctx.page("_new_files.html", files=files, plain=False, seeing=await _seeing(ctx, files))
+
+
+async def _seeing(ctx: AppContext, files: Sequence[service.AttachedFile]) -> list[str]:
+    """Names of the models to which photographs among these files may go as such."""
+    if not any(f.is_photo for f in files):
+        return []
+    models, _ = await _models(ctx, service.UNSURE_WEIGHT)
+    return [m.name for m in models if m.sees and not m.why_not]
 
 
 async def _attach(ctx: AppContext, chat: Chat, file: UploadFile) -> service.AttachedFile:
@@ -724,6 +746,7 @@ async def _page(ctx: AppContext, found: Conversation | None, *, status: int = 20
         "problem": None,
         "look": None,
         "asked": None,
+        "seeing": await _seeing(ctx, facts.get("waiting", ())),
         "beside": True,
         "more": max(0, len(everything) - _BESIDE),
         **_nothing_found(),

@@ -197,6 +197,15 @@ def choices(
         why_not = "" if allowed else f"「{CLASS_WORDS[data_class]}」は{ZONE_WORDS[zone]}では扱えません"
         sample = bool(facts.get("sample"))
         found.append(
-            ModelChoice(alias, _NAMES.get(alias, alias), zone.value, str(facts["zone_owner"]), note, why_not, sample)
+            ModelChoice(
+                alias,
+                _NAMES.get(alias, alias),
+                zone.value,
+                str(facts["zone_owner"]),
+                note,
+                why_not,
+                sample,
+                sees="images" in facts["capabilities"],  # type: ignore[operator]  # a list of names
+            )
         )
     return tuple(found)

@@ -21,7 +21,8 @@ from tenants.documents import AppDocuments
 
 @dataclass(frozen=True, slots=True)
 class ModelChoice:
-    """A model as a clerk sees it. `why_not` is set when it may not be used for the chosen weight of data."""
+    """A model as a clerk sees it. `why_not` is set when it may not be used for the chosen weight of data. `sees`: it
+    takes pictures."""
 
     alias: str
     name: str
@@ -30,6 +31,7 @@ class ModelChoice:
     note: str
     why_not: str = ""
     sample: bool = False
+    sees: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ class GatewayClient:
     @asynccontextmanager
     async def stream_chat(
         self,
-        messages: Sequence[Mapping[str, str]],
+        messages: Sequence[Mapping[str, Any]],
         *,
         model: str,
         data_class: str,

@@ -120,6 +120,7 @@ def _picture(data: bytes, *, reads_pictures: bool) -> Reading:
         raise UnsupportedFormat("画像の中の文字は読み取れません。文字の入ったPDFやWordの文書を添付してください。")
     try:
         lines, told = pictures.letters_in(data)
+        picture = pictures.rewritten(data)
     except pictures.NotRead as why:
         raise CorruptFile(why.words) from why
     text = "\n".join(lines)
@@ -130,9 +131,9 @@ def _picture(data: bytes, *, reads_pictures: bool) -> Reading:
         part = Part("画像", "", PartState.EMPTY, "文字が見つかりません")
         return Reading(
             Kind.PICTURE, "", (part,), (Remark("no-text", "画像に文字が見つかりません。"),), (), findings,
-            "文字が見つかりません", has_unread=True,
+            "文字が見つかりません", has_unread=True, picture=picture,
         )  # fmt: skip
-    doubt = "読み誤りがないか、元の画像と見比べてください。AIに渡るのは読み取った文字だけで、画像は渡りません。"
+    doubt = "読み誤りがないか、元の画像と見比べてください。"
     return Reading(
         Kind.PICTURE,
         text,
@@ -142,6 +143,7 @@ def _picture(data: bytes, *, reads_pictures: bool) -> Reading:
         findings,
         f"画像から{len(''.join(text.split())):,}文字を読み取りました",
         has_unread=True,
+        picture=picture,
     )
 
 

@@ -28,6 +28,8 @@ MAX_PIXELS: Final = 50_000_000
 SIDE: Final = 2_000
 _SHARED: Final = 200
 _MAX_PIECES: Final = 8
+# Of a long one as it goes on: a screen that was scrolled.
+_LONG_SIDE: Final = 4 * SIDE
 # Below this the reader itself doubts what it read; half a number still counts, and noise does no harm.
 _SURE: Final = 0.4
 
@@ -69,6 +71,20 @@ def letters_in(data: bytes) -> tuple[list[str], list[str]]:
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
         raise NotRead("画像として開けません。PNGかJPEGで保存し直してください。") from error
     return lines, told
+
+
+def rewritten(data: bytes) -> bytes:
+    """A picture that `letters_in` has read as it may go on: a JPEG, upright, on white, no larger than it was read, and
+    without what its metadata says, such as where it was taken."""
+    from PIL import Image, ImageOps
+
+    into = io.BytesIO()
+    with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP", "GIF")) as opened:
+        seen = next(_as_seen(ImageOps.exif_transpose(opened)))
+    most = SIDE if max(seen.size) <= 2 * min(seen.size) else _LONG_SIDE
+    seen.thumbnail((most, most))
+    seen.save(into, "JPEG", quality=85)
+    return into.getvalue()
 
 
 def _as_seen(picture: "Image") -> "Iterator[Image]":

@@ -1,6 +1,6 @@
 """What reading a file gives: its text by part, its tables, and every doubt said in words."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
@@ -128,7 +128,7 @@ class Reading:
 
     `warnings` are what makes the text incomplete or doubtful, `findings` what a file carries unseen (names in its
     properties, comments, hidden sheets). `has_unread` is true when something in it was not read at all: by the rules
-    unread content counts as personal data.
+    unread content counts as personal data. `picture` is a picture as it may go on itself.
     """
 
     kind: Kind
@@ -139,6 +139,7 @@ class Reading:
     findings: tuple[Remark, ...]
     summary: str
     has_unread: bool = False
+    picture: bytes = field(default=b"", repr=False)
 
     @property
     def all_text(self) -> str:

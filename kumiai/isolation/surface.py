@@ -16,7 +16,7 @@ from tenants.settings import Settings
 REFERENCES: Final[Mapping[str, str]] = {
     "conversation_id": "conversation", "conversation": "conversation",
     "message_id": "message", "question": "message", "answer": "message", "after": "message", "edit": "message",
-    "file_id": "file", "file_ids": "file", "ids": "file",
+    "file_id": "file", "file_ids": "file", "ids": "file", "photos": "file",
     "prompt_id": "prompt", "prompt": "prompt",
     "report_id": "report", "notice_id": "notice", "glass_id": "glass", "sha256": "export", "hold_id": "hold",
     "person_id": "person", "person": "person", "section_id": "section", "section": "section", "key_id": "key",

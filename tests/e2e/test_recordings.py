@@ -16,7 +16,7 @@ from tests.e2e.test_states import SIZES, by_size, look
 from tests.servers import not_available
 from tests.voices import recorded, silence, spoken
 
-pytestmark = [pytest.mark.browser, pytest.mark.real]
+pytestmark = [pytest.mark.browser, pytest.mark.real, pytest.mark.timeout(900)]
 
 PLAIN = "保育園の申し込みの期限は、来月の十五日です。"
 ONE_BY_ONE = "番号は、1、2、3、4、5、6、7、8、9、0、1、2、です。"

@@ -1,6 +1,7 @@
 """What is shown of conversations and what of them is sent, without a platform around."""
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from uuid import UUID, uuid4
@@ -236,3 +237,66 @@ async def test_a_recording_nobody_hears_any_more_says_so() -> None:
 async def test_one_person_does_not_keep_the_listener_from_others() -> None:
     with pytest.raises(service.NotHeardYet, match="前に付けた録音"):
         await hearing_since(NOW, service.MAX_HEARD_AT_ONCE).attach_recording("会議.wav", b"")
+
+
+def as_photo(name: str, at: int) -> AttachedFile:
+    return AttachedFile(UUID(int=at), name, "画像", "", doubtful=True, has_table=False, is_photo=True, as_photo=True)
+
+
+def seeing(*, size: int = 10, sees: bool = True) -> service.Chat:
+    """Somebody's chat with photographs of a size, whose 庁内専用 sees or does not."""
+
+    async def get(id: UUID, *, kind: str) -> SimpleNamespace:
+        assert kind == "file"
+        return SimpleNamespace(body={"picture": str(id)})
+
+    async def blob(id: UUID) -> bytes:
+        return bytes([id.int]) * size
+
+    async def models(_data_class: str) -> list[SimpleNamespace]:
+        return [
+            SimpleNamespace(alias="onprem", name="庁内専用", sees=sees, why_not=""),
+            SimpleNamespace(alias="standard", name="標準", sees=True, why_not=""),
+        ]
+
+    ctx = SimpleNamespace(documents=SimpleNamespace(get=get), blobs=SimpleNamespace(read=blob), models=models)
+    return service.Chat(ctx)  # type: ignore[arg-type]  # no platform
+
+
+async def test_the_newest_photographs_go_as_such_and_of_the_others_it_is_said() -> None:
+    files = [as_photo(f"{n}枚目.jpg", n) for n in range(1, 7)]
+    shown, told = await seeing()._photos(conversation(25, model="onprem"), files)
+    assert list(shown) == [UUID(int=n) for n in (3, 4, 5, 6)]
+    assert [t[:9] for t in told] == ["「1枚目.jpg」", "「2枚目.jpg」"]
+
+
+async def test_photographs_are_no_more_than_the_gateway_takes() -> None:
+    files = [as_photo(f"{n}枚目.jpg", n) for n in (1, 2)]
+    shown, told = await seeing(size=6 * 1024 * 1024)._photos(conversation(25, model="onprem"), files)
+    assert (list(shown), len(told)) == ([UUID(int=2)], 1)
+
+
+async def test_a_model_that_does_not_see_gets_the_letters_and_the_person_is_told() -> None:
+    chat = seeing(sees=False)
+    shown, told = await chat._photos(conversation(25, model="onprem"), [as_photo("掲示.jpg", 1)])
+    assert (shown, told) == (
+        {}, ["「掲示.jpg」は、選んだAIが写真を見られないため、文字だけを渡しました。"],
+    )  # fmt: skip
+    with pytest.raises(service.CannotSee, match="「標準」を選ぶか、「文字だけ送る」にしてください"):
+        await chat._check_sight("onprem")
+
+
+def test_in_the_stead_of_a_photographs_letters_stands_that_it_follows() -> None:
+    read_file = replace(read("掲示.jpg", "工事のお知らせ"), file=as_photo("掲示.jpg", 1))
+    asked, left_out = service._question(message("user", "要約"), [read_file], Marks(), frozenset({UUID(int=1)}))
+    assert "工事" not in asked and "写真のまま、この文のあとに" in asked
+    assert left_out == []
+    # Where it does not go, the letters do.
+    assert "工事のお知らせ" in service._question(message("user", "要約"), [read_file], Marks())[0]
+
+
+@pytest.mark.parametrize(("facts", "weight"), [({"as_photo": True}, "3C"), ({"weight": "3C"}, "3C"), ({}, "2")])
+def test_what_could_not_be_made_sure_weighs_as_personal_data(facts: dict[str, object], weight: str) -> None:
+    file = replace(read("資料", "").file, **facts)  # type: ignore[arg-type]  # facts of a test
+    assert service._heaviest("2", [file]) == weight
+    assert service._heaviest("3B", [file]) == "3B"

@@ -69,7 +69,7 @@ async def test_a_photograph_is_read_as_the_letters_in_it(tmp_path: Path) -> None
     data = (tmp_path / "page.png").read_bytes()
     reading = await read_upload("控え.png", data, timeout_s=120)
     assert "申請書の控え" in reading.text
-    assert "画像は渡りません" in reading.warnings[0].words
+    assert "元の画像と見比べてください" in reading.warnings[0].words
     # A face on it is read by nobody.
     assert reading.has_unread
     assert [f.kind.value for f in inspect(reading.text, names=False)] == ["my_number"]
@@ -100,3 +100,25 @@ async def test_a_card_is_refused_though_a_digit_is_another(as_page: bool, tmp_pa
     with pytest.raises(CardSeen) as refused:
         await read_upload("控え.pdf" if as_page else "控え.jpg", data, timeout_s=120)
     assert "必要なことだけを文字で書いてください" in refused.value.detail
+
+
+async def test_what_goes_on_of_a_photograph_is_made_anew() -> None:
+    from PIL import Image, ImageDraw, ImageFont
+
+    from gateway.reading.pictures import read_picture
+
+    font = ImageFont.truetype(str(files("noto_cjk_sans_jp_regular") / "NotoSansCJKjp-Regular.otf"), 120)
+    picture = Image.new("RGB", (3_000, 2_000), "white")
+    ImageDraw.Draw(picture).text((300, 900), "避難所の入口", font=font, fill="black")
+    exif = Image.Exif()
+    exif[0x010E] = "where it was taken"
+    # As a camera that was held upright tells it.
+    exif[0x0112] = 6
+    into = io.BytesIO()
+    picture.rotate(90, expand=True).save(into, "JPEG", exif=exif)
+    reading = await read_upload("看板.jpg", into.getvalue(), timeout_s=120)
+    assert any("where it was taken" in finding.words for finding in reading.findings)
+    assert b"where it was taken" not in reading.picture
+    made = Image.open(io.BytesIO(reading.picture))
+    assert (made.size, made.format, dict(made.getexif())) == ((2_000, 1_333), "JPEG", {})
+    assert "避難所" in read_picture(reading.picture)
