@@ -23,6 +23,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from pathlib import Path
 import httpx
 import psutil
 import psycopg
+import yaml
 
 from kumiai.local.postgres import Postgres, free_port
 
@@ -54,7 +56,9 @@ CASE_A = _case_a()
 class Peer:
     """A server under test. `headers` authenticate; `model` is what it calls the upstream's model.
 
-    names_headers: of a tenant where names are looked for. metrics_url: where it tells of its ledger.
+    names_headers: of a tenant where names are looked for. metrics_url: where it tells of its ledger and its event loop.
+    worker_model: a model that a LiteLLM worker beside it serves. reserve_ms: p50 of one hold's way to the database and
+    back, committed.
     """
 
     name: str
@@ -65,18 +69,33 @@ class Peer:
     note: str = ""
     names_headers: dict[str, str] = field(default_factory=dict)
     metrics_url: str = ""
+    worker_model: str = ""
+    reserve_ms: float = math.nan
+
+
+@dataclass
+class Inside:
+    """What only a server of ours tells. batch: reserves and settles a commit. Lags: of the event loop at 64 connections.
+
+    beside_ms: p99 at 64 connections while the LiteLLM worker on the same core is kept busy.
+    """
+
+    batch: float
+    lag_mean_ms: float
+    lag_99_ms: float
+    reserve_ms: float
+    beside_ms: float
 
 
 @dataclass
 class Figures:
-    """requests_per_s_64 and the latencies: case A. chunks_per_s: 64 streams. batch: reserves and settles a commit."""
+    """requests_per_s_64 and the latencies: case A. chunks_per_s: 64 streams."""
 
     name: str
     requests_per_s_64: float
     case_b_64: float
     case_c_64: float
     chunks_per_s: float
-    batch: float
     p50_ms_1: float
     p99_ms_1: float
     p50_ms_64: float
@@ -85,6 +104,7 @@ class Figures:
     memory_mb: float
     errors: int
     note: str
+    inside: Inside | None = None
 
 
 def main() -> None:
@@ -103,8 +123,8 @@ def main() -> None:
     # PostgreSQL runs as nobody when we are root, and must be able to reach its folder inside.
     folder.chmod(0o711)
     results: list[Figures] = []
-    sync_ms = fdatasync_ms(folder)
-    print(f"fdatasync p50 {sync_ms:.2f} ms")
+    syncs = fdatasync_ms(folder)
+    print(f"fdatasync p50 {syncs[0]:.2f} ms, p99 {syncs[1]:.2f} ms")
     try:
         with upstream(folder) as upstream_url:
             for start in starters:
@@ -117,7 +137,7 @@ def main() -> None:
                     print(line(results[-1], results[0]), flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    report = render(results, sync_ms, options.seconds)
+    report = render(results, syncs, options.seconds)
     print(report)
     if options.output:
         options.output.write_text(report)
@@ -126,9 +146,9 @@ def main() -> None:
 def measure(peer: Peer, seconds: int) -> Figures:
     warm_up(peer)
     one = wrk(peer, CASE_A, connections=1, seconds=seconds)
-    before = _ledger_counts(peer)
+    before = _told(peer)
     many = wrk(peer, CASE_A, connections=64, seconds=seconds)
-    after = _ledger_counts(peer)
+    after = _told(peer)
     long_ones = wrk(peer, CASE_B, connections=64, seconds=seconds)
     with_names = math.nan
     if peer.names_headers:
@@ -138,11 +158,43 @@ def measure(peer: Peer, seconds: int) -> Figures:
     streams = wrk(peer, BODY | {"stream": True}, connections=64, seconds=seconds)
     first = first_token_ms(peer)
     memory = sum(_tree_rss(pid) for pid in peer.pids) / 1e6
-    batch = (after[0] - before[0]) / (after[1] - before[1]) if after[1] > before[1] else math.nan
+    inside = _inside(peer, before, after, seconds) if peer.metrics_url else None
     return Figures(
-        peer.name, many[0], long_ones[0], with_names, streams[0] * _events(peer), batch,
-        one[1], one[2], many[1], many[2], first, memory, one[3] + many[3] + long_ones[3], peer.note,
+        peer.name, many[0], long_ones[0], with_names, streams[0] * _events(peer), one[1], one[2], many[1], many[2],
+        first, memory, one[3] + many[3] + long_ones[3], peer.note, inside,
     )  # fmt: skip
+
+
+def _inside(peer: Peer, before: Mapping[str, float], after: Mapping[str, float], seconds: int) -> Inside:
+    def grown(name: str) -> float:
+        return after[name] - before[name]
+
+    items, commits = grown("kumiai_ledger_batch_items_sum"), grown("kumiai_ledger_batch_items_count")
+    lag, looks = grown("kumiai_event_loop_lag_seconds_sum"), grown("kumiai_event_loop_lag_seconds_count")
+    buckets = {n: grown(n) for n in after if n.startswith("kumiai_event_loop_lag_seconds_bucket")}
+    # The upper edge of the bucket in which the 99th of 100 lies: it was not later than that.
+    edge = next(name for name, number in buckets.items() if number >= 0.99 * looks)
+    lag_99_s = float(edge.split('"')[1])
+    return Inside(
+        batch=items / commits if commits else math.nan,
+        lag_mean_ms=lag / looks * 1000 if looks else math.nan,
+        lag_99_ms=lag_99_s * 1000,
+        reserve_ms=peer.reserve_ms,
+        beside_ms=_beside_the_worker(peer, seconds) if peer.worker_model else math.nan,
+    )
+
+
+def _beside_the_worker(peer: Peer, seconds: int) -> float:
+    """p99 at 64 connections, in ms, while four more connections keep the LiteLLM worker busy."""
+    slow = replace(peer, model=peer.worker_model)
+    warm_up(slow)
+    with ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(wrk, slow, CASE_A, connections=4, seconds=seconds + 4)
+        time.sleep(2)
+        p99 = wrk(peer, CASE_A, connections=64, seconds=seconds)[2]
+        served, _, _, failed = busy.result()
+    assert served > 0 and not failed, "the worker was not busy"
+    return p99
 
 
 def _events(peer: Peer) -> int:
@@ -153,27 +205,26 @@ def _events(peer: Peer) -> int:
         return sum(event.startswith("data:") for event in answer.iter_lines())
 
 
-def _ledger_counts(peer: Peer) -> tuple[float, float]:
-    """(reserves and settles, commits) so far; zeros where nobody tells."""
+def _told(peer: Peer) -> dict[str, float]:
+    """Every figure that a server of ours tells, by name and labels; nothing of the others."""
     if not peer.metrics_url:
-        return 0.0, 0.0
+        return {}
     told = urllib.request.urlopen(peer.metrics_url, timeout=5).read().decode()
-
-    def value(name: str) -> float:
-        return float(re.search(rf"^{name} ([\d.e+]+)$", told, re.MULTILINE)[1])  # type: ignore[index]  # always there
-
-    return value("kumiai_ledger_batch_items_sum"), value("kumiai_ledger_batch_items_count")
+    return {m[1]: float(m[2]) for m in re.finditer(r"^([a-z_]+(?:\{.*\})?) ([\d.e+-]+)$", told, re.MULTILINE)}
 
 
 def warm_up(peer: Peer) -> None:
     body = json.dumps(BODY | {"model": peer.model}).encode()
-    answered = 0
+    answered, said = 0, b""
     for _ in range(20):
         request = urllib.request.Request(peer.url, body, {"content-type": "application/json", **peer.headers})
         # A busy disk may refuse one call of the first few; what counts is counted later.
-        with contextlib.suppress(urllib.error.HTTPError), urllib.request.urlopen(request, timeout=30) as answer:
-            answered += b"choices" in answer.read()
-    assert answered, f"{peer.name} answers no call"
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                answered += b"choices" in answer.read()
+        except urllib.error.HTTPError as refused:
+            said = refused.read()
+    assert answered, f"{peer.name} answers no call: {said.decode()}"
 
 
 def wrk(peer: Peer, asked: Mapping[str, object], *, connections: int, seconds: int) -> tuple[float, float, float, int]:
@@ -230,16 +281,17 @@ def _has_content(event: str) -> bool:
     return bool(choices and choices[0].get("delta", {}).get("content"))
 
 
-def fdatasync_ms(folder: Path) -> float:
+def fdatasync_ms(folder: Path) -> tuple[float, float]:
+    """p50 and p99 of writing 4 KiB to the disk."""
     times = []
     with (folder / "sync").open("wb") as file:
-        for _ in range(200):
+        for _ in range(1_000):
             file.write(b"x" * 4096)
             file.flush()
             began = time.perf_counter()
             os.fdatasync(file.fileno())
             times.append((time.perf_counter() - began) * 1000)
-    return statistics.median(times)
+    return statistics.median(times), statistics.quantiles(times, n=100)[98]
 
 
 def _tree_rss(pid: int) -> int:
@@ -252,31 +304,44 @@ def _tree_rss(pid: int) -> int:
 def line(figures: Figures, direct_figures: Figures) -> str:
     return (
         f"{figures.name:<18} A {figures.requests_per_s_64:>6.0f}  B {figures.case_b_64:>6.0f}  C {figures.case_c_64:>5.0f} "
-        f"req/s@64  {figures.chunks_per_s:>7.0f} chunks/s  batch {figures.batch:4.1f}  p50@1 {figures.p50_ms_1:7.2f} ms "
+        f"req/s@64  {figures.chunks_per_s:>7.0f} chunks/s  p50@1 {figures.p50_ms_1:7.2f} ms "
         f"(+{figures.p50_ms_1 - direct_figures.p50_ms_1:6.2f})  p99@1 {figures.p99_ms_1:7.2f}  "
         f"p50@64 {figures.p50_ms_64:8.2f}  p99@64 {figures.p99_ms_64:8.2f}  "
         f"first token {figures.first_token_ms:6.2f}  {figures.memory_mb:6.0f} MB  failed {figures.errors}"
+        + (f"  {figures.inside}" if figures.inside else "")
     )
 
 
-def render(results: list[Figures], sync_ms: float, seconds: int) -> str:
+def render(results: list[Figures], syncs: tuple[float, float], seconds: int) -> str:
     base = next(r for r in results if r.name == "direct")
     proxy = next((r for r in results if r.name == "litellm_proxy"), None)
     lines = [
-        f"One run, {seconds} s per figure, server on one core, load on the other; fdatasync p50 {sync_ms:.2f} ms.",
+        f"One run, {seconds} s per figure, server on one core, load on the other; fdatasync p50 {syncs[0]:.2f} ms, p99 {syncs[1]:.2f}.",
         "",
-        "| server | A: req/s at 64 | × LiteLLM proxy | B | C | chunks/s of 64 streams | a commit's batch | p50 at 1, ms | overhead at 1, ms | p99 at 1 | p50 at 64 | p99 at 64 "
+        "| server | A: req/s at 64 | × LiteLLM proxy | B | C | chunks/s of 64 streams | p50 at 1, ms | overhead at 1, ms | p99 at 1 | p50 at 64 | p99 at 64 "
         "| first token over direct, ms | memory, MB | failed | note |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
         ratio = f"{r.requests_per_s_64 / proxy.requests_per_s_64:.1f}" if proxy else "–"
         lines.append(
             f"| {r.name} | {r.requests_per_s_64:.0f} | {ratio} | {r.case_b_64:.0f} | {_or_dash(r.case_c_64, 0)} "
-            f"| {r.chunks_per_s:.0f} | {_or_dash(r.batch, 1)} | {r.p50_ms_1:.2f} | {r.p50_ms_1 - base.p50_ms_1:.2f} "
+            f"| {r.chunks_per_s:.0f} | {r.p50_ms_1:.2f} | {r.p50_ms_1 - base.p50_ms_1:.2f} "
             f"| {r.p99_ms_1:.2f} | {r.p50_ms_64:.2f} | {r.p99_ms_64:.2f} "
             f"| {r.first_token_ms - base.first_token_ms:.2f} | {r.memory_mb:.0f} | {r.errors} | {r.note} |"
         )
+    lines += [
+        "",
+        "| server | a commit's batch | event loop late, mean ms | 99 of 100 times at most, ms | a reserve's way p50, ms "
+        "| p99 at 64 beside a busy LiteLLM worker, ms | × alone |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in results:
+        if (i := r.inside) is not None:
+            lines.append(
+                f"| {r.name} | {_or_dash(i.batch, 1)} | {i.lag_mean_ms:.1f} | {i.lag_99_ms:.0f} | {_or_dash(i.reserve_ms, 2)} "
+                f"| {_or_dash(i.beside_ms, 1)} | {_or_dash(i.beside_ms / r.p99_ms_64, 1)} |"
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -495,7 +560,7 @@ def let_commits_wait(server: Postgres, delay_us: int) -> None:
 
 @contextmanager
 def _kumiai(upstream_url: str, home: Path, env: dict[str, str], name: str) -> Iterator[Peer]:
-    from loadtests.bench.town import MODEL, prepare_towns
+    from loadtests.bench.town import MODEL, prepare_towns, reserve_ms
 
     home.mkdir()
     port = free_port()
@@ -505,8 +570,10 @@ def _kumiai(upstream_url: str, home: Path, env: dict[str, str], name: str) -> It
         "KUMIAI_OPENAI_COMPATIBLE_BASE_URL": f"{upstream_url}/v1",
         "KUMIAI_OPENAI_COMPATIBLE_MODEL": "standard",
         "KUMIAI_LOG_LEVEL": "WARNING",
+        "KUMIAI_CATALOGUE_FILE": str(_catalogue(upstream_url, home)),
     }
     key, named = asyncio.run(prepare_towns(env, 2, last_looks_for_names=True))
+    a_reserve_ms = asyncio.run(reserve_ms(env))
     words = [sys.executable, "-m", "kumiai", "gateway", "--port", str(port)]
     with process(words, home, name, env=env) as pid:
         wait_for(f"http://127.0.0.1:{port}/health/ready")
@@ -518,7 +585,27 @@ def _kumiai(upstream_url: str, home: Path, env: dict[str, str], name: str) -> It
             pids=[pid],
             names_headers={"authorization": f"Bearer {named}", "kumiai-data-class": "2"},
             metrics_url=f"http://127.0.0.1:{port}/metrics",
+            worker_model="routed",
+            reserve_ms=a_reserve_ms,
         )
+
+
+def _catalogue(upstream_url: str, home: Path) -> Path:
+    """The same upstream once more, by the third way: LiteLLM's Router in its worker."""
+    open_fact = {"unconfirmed": True, "note": "a bench"}
+    facts = ("retention_days", "abuse_monitoring_days", "trains_on_input", "ismap", "lgwan_asp", "subprocessors")
+    entry = {
+        "id": "bench/routed", "aliases": ["routed"], "vendor": "bench", "wire": "litellm_router",
+        "model": "openai/standard", "base_url": f"{upstream_url}/v1", "key_file": str(home / "upstream.key"),
+        "zone": "onprem", "owner": "shared", "country": "JP", "operator": "bench", "operations": ["chat/completions"], "max_input_tokens": 131_072, "max_output_tokens": 4_096,
+        "price": {"currency": "JPY", "input_u_per_mtok": 0, "output_u_per_mtok": 0, "source": "bench", "checked": "2026-11-28"},
+        **dict.fromkeys(facts, open_fact),
+        "contract_expires_on": None, "retires_on": None, "successor": "", "verified": "bench",
+    }  # fmt: skip
+    (home / "upstream.key").write_text("any")
+    path = home / "catalogue.yaml"
+    path.write_text(yaml.safe_dump({"deployments": [entry]}))
+    return path
 
 
 if __name__ == "__main__":

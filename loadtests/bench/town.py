@@ -1,19 +1,26 @@
 """Towns for a bench: an account, a budget that lasts, a price that is not zero, and an API key."""
 
+import asyncio
+import statistics
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import SecretStr
+from sqlmodel import col, select
 
+from observability.metrics import REGISTRY
 from tenants.audit import By
+from tenants.context import DataClass, TenantId, new_id
 from tenants.db import Database
 from tenants.identity.api_keys import create_key, load_peppers
 from tenants.identity.directories import open_directory
 from tenants.lgcode import check_digit
-from tenants.models import Price
+from tenants.models import Price, Tenant
 from tenants.policy import GuardAction, GuardPolicy, Policy
+from tenants.quota.ledger import LedgerWriter
 from tenants.quota.pricing import register_price
+from tenants.quota.terms import FrozenPrice, Hold
 from tenants.registry import NewTenant, create_tenant
 from tenants.schema import migrate
 from tenants.settings import Settings
@@ -22,14 +29,11 @@ MODEL = "standard"
 MONTH_YEN = 1_000_000_000
 # What a call costs decides nothing here, but a price of zero would spare the ledger its arithmetic.
 PRICE_U_PER_MTOK = 1_000_000
+_COMMITS = "kumiai_ledger_commit_seconds_sum"
 
 
-async def prepare_towns(env: Mapping[str, str], count: int, *, last_looks_for_names: bool = False) -> list[str]:
-    """Migrates the database that `env` names and makes as many towns. Returns an API key of each.
-
-    last_looks_for_names: in the last of them, names count as personal data.
-    """
-    settings = Settings(
+def _settings(env: Mapping[str, str]) -> Settings:
+    return Settings(
         home=Path(env["KUMIAI_HOME"]),
         public_url=env["KUMIAI_PUBLIC_URL"],
         database_url=env.get("KUMIAI_DATABASE_URL", ""),
@@ -38,6 +42,14 @@ async def prepare_towns(env: Mapping[str, str], count: int, *, last_looks_for_na
         content_database_url=SecretStr(env.get("KUMIAI_CONTENT_DATABASE_URL", "")),
         owner_database_url=SecretStr(env.get("KUMIAI_OWNER_DATABASE_URL", "")),
     )
+
+
+async def prepare_towns(env: Mapping[str, str], count: int, *, last_looks_for_names: bool = False) -> list[str]:
+    """Migrates the database that `env` names and makes as many towns. Returns an API key of each.
+
+    last_looks_for_names: in the last of them, names count as personal data.
+    """
+    settings = _settings(env)
     migrate(settings.urls)
     db = Database(settings.urls)
     try:
@@ -76,3 +88,37 @@ async def prepare_towns(env: Mapping[str, str], count: int, *, last_looks_for_na
     finally:
         await db.close()
     return keys
+
+
+async def reserve_ms(env: Mapping[str, str], *, calls: int = 300) -> float:
+    """p50 of a hold's way to the database and back, committed, one after the other; as the ledger itself counts it."""
+    settings = _settings(env)
+    db = Database(settings.urls)
+    try:
+        async with db.platform_session("bench", read_only=True) as session:
+            town = TenantId(
+                (await session.exec(select(col(Tenant.id)).where(col(Tenant.kind) == "municipality"))).first()
+            )
+    finally:
+        await db.close()
+    price = FrozenPrice(f"{MODEL}@bench", "", 1_000_000, PRICE_U_PER_MTOK, PRICE_U_PER_MTOK)
+    ledger = LedgerWriter(settings.urls.filled(), owner_epoch="bench", spool_dir=settings.home / "bench-spool")
+    ledger.start()
+    times: list[float] = []
+    open_holds = []
+    for _ in range(calls):
+        hold = Hold(
+            new_id(), new_id(), town, None, None, None, "", "chat", MODEL, f"compatible/{MODEL}", "onprem", DataClass.C1,
+            streamed=False, price=price, hold_uyen=4_000, floor_uyen=4_000,
+        )  # fmt: skip
+        before = REGISTRY.get_sample_value(_COMMITS) or 0.0
+        open_holds.append(await ledger.reserve(hold))
+        # The ledger counts when it has answered.
+        while (after := REGISTRY.get_sample_value(_COMMITS) or 0.0) == before:
+            await asyncio.sleep(0)
+        times.append((after - before) * 1000)
+    # All together at the end: one among the holds would be written with the next of them.
+    for held in open_holds:
+        ledger.void(held, "bench")
+    await ledger.close()
+    return statistics.median(times)
