@@ -597,7 +597,8 @@ def _catalogue(upstream_url: str, home: Path) -> Path:
     entry = {
         "id": "bench/routed", "aliases": ["routed"], "vendor": "bench", "wire": "litellm_router",
         "model": "openai/standard", "base_url": f"{upstream_url}/v1", "key_file": str(home / "upstream.key"),
-        "zone": "onprem", "owner": "shared", "country": "JP", "operator": "bench", "operations": ["chat/completions"], "max_input_tokens": 131_072, "max_output_tokens": 4_096,
+        "zone": "onprem", "owner": "shared", "country": "JP", "operator": "bench", "operations": ["chat/completions"],
+        "max_input_tokens": 131_072, "max_output_tokens": 4_096,
         "price": {"currency": "JPY", "input_u_per_mtok": 0, "output_u_per_mtok": 0, "source": "bench", "checked": "2026-11-28"},
         **dict.fromkeys(facts, open_fact),
         "contract_expires_on": None, "retires_on": None, "successor": "", "verified": "bench",

@@ -96,9 +96,8 @@ async def reserve_ms(env: Mapping[str, str], *, calls: int = 300) -> float:
     db = Database(settings.urls)
     try:
         async with db.platform_session("bench", read_only=True) as session:
-            town = TenantId(
-                (await session.exec(select(col(Tenant.id)).where(col(Tenant.kind) == "municipality"))).first()
-            )
+            towns = await session.exec(select(col(Tenant.id)).where(col(Tenant.kind) == "municipality"))
+            town = TenantId(towns.all()[0])
     finally:
         await db.close()
     price = FrozenPrice(f"{MODEL}@bench", "", 1_000_000, PRICE_U_PER_MTOK, PRICE_U_PER_MTOK)

@@ -1,5 +1,6 @@
 """Providers that speak OpenAI's wire: the answer's bytes are relayed, usage and finish reason read off in passing."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, NoReturn, TypeGuard
 
@@ -212,6 +213,8 @@ class _Stream:
     async def chunks(self) -> AsyncIterator[bytes]:
         for event in self._first:
             yield event
+        # The loop writes when it comes round: the first words do not wait for what came in the same packet.
+        await asyncio.sleep(0)
         async for event in self._events:
             if event is not HEARTBEAT and self._note(event):
                 break
