@@ -139,8 +139,7 @@ def try_alone(
     names: of the personas who try, among them `town_admin`; all when empty. is_short: as `replay` does it. Raises
     `NothingGotThrough`.
     """
-    with personas(stage) as everybody:
-        people = [p for p in everybody if not names or p.name in names]
+    with personas(stage, names) as people:
         take_out(stage, OTHER_WALL[wall])
         trials = tuple(replay(stage, addresses, people, _progress(tell), is_short=is_short))
         tell("試験が見逃さないことを確かめるため、守りを2つともなくして試しています。届くはずです。")

@@ -7,7 +7,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Collection, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeVar
@@ -34,6 +34,7 @@ RowT = TypeVar("RowT", bound=TenantOwned)
 BY: Final = By("command", "kumiai isolation-report")
 PATIENCE_S: Final = 90.0
 _ID: Final = r"[0-9a-f]{8}-[0-9a-f-]{27}"
+_HAVE_A_LIKE: Final = frozenset({"anonymous", "section_head", "auditor", "adviser", "section_admin"})
 _FILE: Final = "名前,数\n水,3\n"
 
 Side = Literal["own", "other", "operator", "nobody"]
@@ -272,27 +273,34 @@ def _check_controls(stage: Stage, clerk: Browser, admin: Browser) -> None:
 
 
 @contextmanager
-def personas(stage: Stage) -> Iterator[list[Persona]]:
-    """Everybody who tries, signed in; whoever changes most comes last."""
-    made: list[Persona] = []
+def personas(stage: Stage, names: Collection[str] = ()) -> Iterator[list[Persona]]:
+    """Everybody who tries, signed in; whoever changes most comes last. names: these only; all when empty."""
+    demo = stage.demo
+    people: list[tuple[str, str, Side, Callable[[], DemoPerson]]] = [
+        ("revoked", "利用を止められた職員", "own", lambda: _added(stage, stage.victim, Role.STAFF)),
+        ("colleague", "同じ町の、ほかの課の職員", "own", lambda: demo.person("staff", nth=1)),
+        ("section_head", "同じ町の、ほかの課の課長", "own", lambda: _added(stage, stage.victim, Role.SECTION_ADMIN)),
+        ("auditor", "別の町の監査担当", "other", lambda: _added(stage, stage.other, Role.AUDITOR)),
+        ("adviser", "別の町の外部支援者", "other", lambda: _added(stage, stage.other, Role.ADVISER)),
+        ("staff", "別の町の職員", "other", lambda: demo.person("staff", 1)),
+        ("section_admin", "別の町の課長", "other", lambda: demo.person("section_admin", 1)),
+        ("town_admin", "別の町の管理者", "other", lambda: demo.person("town_admin", 1)),
+        ("operator", "共同利用の事務局", "operator", lambda: demo.person("operator")),
+    ]
+    # A delegation lives for five minutes only, so the systems are the first to try.
+    made = [system for system in _systems(stage) if not names or system.name in names]
     try:
-        # A delegation lives for five minutes only.
-        made += _systems(stage)
-        added = _add_people(stage)
-        made += [
-            Persona("anonymous", "サインインしていない人", "nobody", is_refused=True, browser=stage.demo.browser()),
-            _revoked(stage, added["revoked"]),
-            _person(stage, "colleague", "同じ町の、ほかの課の職員", "own", stage.demo.person("staff", nth=1)),
-            _person(stage, "section_head", "同じ町の、ほかの課の課長", "own", added["section_head"]),
-            _person(stage, "auditor", "別の町の監査担当", "other", added["auditor"]),
-            _person(stage, "adviser", "別の町の外部支援者", "other", added["adviser"]),
-            _person(stage, "staff", "別の町の職員", "other", stage.demo.person("staff", 1)),
-            _person(stage, "section_admin", "別の町の課長", "other", stage.demo.person("section_admin", 1)),
-            _person(stage, "town_admin", "別の町の管理者", "other", stage.demo.person("town_admin", 1)),
-            _person(stage, "operator", "共同利用の事務局", "operator", stage.demo.person("operator")),
-        ]  # fmt: skip
+        if not names or "anonymous" in names:
+            browser = demo.browser()
+            made.append(Persona("anonymous", "サインインしていない人", "nobody", is_refused=True, browser=browser))
+        for name, title, side, whom in people:
+            if names and name not in names:
+                continue
+            made.append(_person(stage, name, title, side, whom()))
+            if name == "revoked":
+                _revoke(stage, made[-1])
         for one in made:
-            one.has_a_like = one.name in ("anonymous", "section_head", "auditor", "adviser", "section_admin")
+            one.has_a_like = not names and one.name in _HAVE_A_LIKE
         yield made
     finally:
         for one in made:
@@ -300,23 +308,16 @@ def personas(stage: Stage) -> Iterator[list[Persona]]:
                 one.browser.close()
 
 
-def _add_people(stage: Stage) -> dict[str, DemoPerson]:
-    """Those whom the demo does not have."""
-    wanted = {
-        "revoked": (stage.victim, Role.STAFF), "section_head": (stage.victim, Role.SECTION_ADMIN),
-        "auditor": (stage.other, Role.AUDITOR), "adviser": (stage.other, Role.ADVISER),
-    }  # fmt: skip
+def _added(stage: Stage, town: Town, role: Role) -> DemoPerson:
+    """Somebody whom the demo does not have, in the town's second section."""
+    login, password = f"77{list(Role).index(role):02d}", new_password()
+    section = stage.observer.run(_section(stage.observer.db, town, 1))
+    person = NewPerson(login, "職員", section, frozenset({role}))
     directory = open_directory(stage.settings)
-    found = {}
-    for number, (name, (town, role)) in enumerate(wanted.items()):
-        login, password = f"77{number:02d}", new_password()
-        section = stage.observer.run(_section(stage.observer.db, town, 1))
-        person = NewPerson(login, "職員", section, frozenset({role}))
-        stage.observer.run(
-            add_people(stage.observer.db, directory, town.id, town.alias, [(person, password)], by=BY, temporary=False)
-        )
-        found[name] = DemoPerson(town.code, role.value, login, password)
-    return found
+    stage.observer.run(
+        add_people(stage.observer.db, directory, town.id, town.alias, [(person, password)], by=BY, temporary=False)
+    )
+    return DemoPerson(town.code, role.value, login, password)
 
 
 async def _section(db: Database, town: Town, number: int) -> str:
@@ -346,15 +347,12 @@ def _person(stage: Stage, name: str, title: str, side: Side, person: DemoPerson)
     return one
 
 
-def _revoked(stage: Stage, person: DemoPerson) -> Persona:
-    """Signed in with things of their own, and then suspended: session and cookie are as they were."""
-    one = _person(stage, "revoked", "利用を止められた職員", "own", person)
-    assert one.browser is not None
+def _revoke(stage: Stage, one: Persona) -> None:
+    """Suspended after they have signed in and made their things: session and cookie are as they were."""
     with stage.demo.signed_in("town_admin") as admin:
         _must(admin.submit(f"/console/town/people/{one.person_id}/suspend", {"confirmed": "1"}), 303)
     _eventually(lambda: one.browser is not None and one.browser.get("/settings").status_code == 303)
     one.is_refused = True
-    return one
 
 
 def _systems(stage: Stage) -> list[Persona]:
