@@ -79,7 +79,7 @@ class Admission:
         cap = metering.output_cap(request, deployment)
         wanted, floor = _worst_case(request, deployment, price, cap)
         # Whole or not at all: before less is taken, it is worth knowing what the texts really come to.
-        is_countable = after is None and self.tokenizers.may_count(request, deployment.tokenizer)
+        is_countable = after is None and self.tokenizers.may_count(request, deployment.tokenizer, caller.tenant_id)
         record.deployment(deployment)
         if after is not None:
             record.cost_uyen += after.cost_uyen
@@ -132,6 +132,7 @@ class Admission:
         try:
             return await self.ledger.reserve(hold)
         except QuotaExceeded as refusal:
+            self.tokenizers.was_in_vain(hold.tenant_id)
             return await self.slices.reserve(hold, refusal)
 
     def end(self, ending: Ending, record: CallRecord) -> None:

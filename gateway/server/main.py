@@ -122,7 +122,7 @@ class Gateway:
             longest_call=timedelta(seconds=gateway_settings.total_timeout_s + gateway_settings.hold_lease_s),
         )
         self.rates = Rates(settings.valkey_url.get_secret_value())
-        self.tokenizers = Tokenizers()
+        self.tokenizers = Tokenizers(wait_s=gateway_settings.count_wait_s)
         self.pictures = PictureReader(is_on=gateway_settings.pictures == "auto")
         self.speech = SpeechReader(hears=gateway_settings.speech == "auto")
         if "speech" in self.providers and not self.speech.hears:

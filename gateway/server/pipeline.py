@@ -211,8 +211,7 @@ class Pipeline:
         possible = len(candidates)
         if possible > 1 and caller.tenant_id in self.configuration.current.own and not policy.shared_after_own:
             candidates = without_shared_after_own(candidates)
-        tokens = metering.tokens_bound(request, candidates[0])
-        record.rates = await self.rates.take(policy, caller, request.model, tokens)
+        tokens, record.rates = await self._take_rate(policy, caller, request, candidates[0])
         data_class = verdict.data_class
         failure: Problem | None = None
         failed: Ending | None = None
@@ -281,6 +280,26 @@ class Pipeline:
         if len(candidates) < possible and isinstance(failure, UpstreamProblem) and may_try_next(failure):
             raise not_gone_on(failure) from failure
         raise failure
+
+    async def _take_rate(
+        self, policy: Policy, caller: Caller, request: ModelRequest, deployment: Deployment
+    ) -> tuple[int, Taken]:
+        """The most tokens the call can come to, taken from what its caller has a minute. Raises `RateExceeded`."""
+        tokens = metering.tokens_bound(request, deployment)
+        try:
+            return tokens, await self.rates.take(policy, caller, request.model, tokens)
+        except RateExceeded as refusal:
+            tokenizers = self.admission.tokenizers
+            is_countable = tokenizers.may_count(request, deployment.tokenizer, caller.tenant_id)
+            if refusal.extensions.get("unit") != "tokens" or not is_countable:
+                raise
+        await tokenizers.count(request, deployment.tokenizer)
+        tokens = metering.tokens_bound(request, deployment)
+        try:
+            return tokens, await self.rates.take(policy, caller, request.model, tokens)
+        except RateExceeded:
+            tokenizers.was_in_vain(caller.tenant_id)
+            raise
 
     def cut_all(self, *, also_resumable: bool) -> None:
         """Ends every call that is still under way, each with a word on how to go on.

@@ -83,6 +83,8 @@ class GatewaySettings(BaseSettings):
     queue_wait_s: float = Field(default=30.0, gt=0)
     # How long a call of a town that has used up its grant waits for a slice that the worker may borrow for it.
     grant_wait_s: float = Field(default=1.0, ge=0)
+    # How long a call whose bytes do not fit waits until its tokens are counted; then its bytes stand.
+    count_wait_s: float = Field(default=5.0, gt=0)
     # Answers whose callers left, at providers that bill them to the end: how many are read on, and for how long.
     max_pumps: int = Field(default=32, ge=0)
     pump_s: float = Field(default=120.0, gt=0)

@@ -9,6 +9,7 @@ fetched: encodings are read from the files that come with LiteLLM, others from a
 import asyncio
 import base64
 import hashlib
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
@@ -20,6 +21,7 @@ import anyio.to_thread
 import structlog
 
 from gateway.contracts import ModelRequest
+from tenants.context import TenantId
 
 log = structlog.get_logger("gateway.tokenizing")
 
@@ -50,7 +52,7 @@ ENCODINGS: Final = {
 COUNTED: Final = frozenset({"chat/completions", "completions", "embeddings"})
 # Of a text of this size the slowest kinds take a third of a second. Longer ones stay at their bytes.
 MAX_COUNTED_BYTES: Final = 512 * 1024
-WAIT_S: Final = 2.0
+IN_VAIN_S: Final = 5.0
 # Where a text meets its template, tokens of both may be cut otherwise than apart.
 EDGE_TOKENS: Final = 4
 
@@ -62,20 +64,19 @@ class TokenizerError(ValueError):
 class Tokenizers:
     """Those of this process: one call at a time is counted, and waited for so long at most."""
 
-    def __init__(self, *, wait_s: float = WAIT_S) -> None:
+    def __init__(self, *, wait_s: float) -> None:
         self._wait_s = wait_s
+        self._in_vain_until: dict[TenantId, float] = {}
         self._one = anyio.CapacityLimiter(1)
         self._beside: set[asyncio.Task[None]] = set()
 
-    def may_count(self, request: ModelRequest, tokenizer: str) -> bool:
-        """Whether `count` could make the bound of `request` smaller; costs nothing."""
-        return bool(
-            tokenizer
-            and request.operation in COUNTED
-            and request.recording is None
-            and request.input_bytes <= MAX_COUNTED_BYTES
-            and (request.spared is None or tokenizer not in request.spared)
-        )
+    def may_count(self, request: ModelRequest, tokenizer: str, tenant_id: TenantId) -> bool:
+        """Whether `count` could make the bound of `request` smaller, and lately was not in vain; costs nothing."""
+        return is_countable(request, tokenizer) and time.monotonic() >= self._in_vain_until.get(tenant_id, 0.0)
+
+    def was_in_vain(self, tenant_id: TenantId) -> None:
+        """It did not fit all the same: a town that is refused again and again must not keep us counting."""
+        self._in_vain_until[tenant_id] = time.monotonic() + IN_VAIN_S
 
     async def count(self, request: ModelRequest, tokenizer: str) -> None:
         """Notes in `request.spared` what its texts come to by `tokenizer`; nothing when that takes too long."""
@@ -91,7 +92,7 @@ class Tokenizers:
 
     def count_beside(self, request: ModelRequest, tokenizer: str, then: Callable[[], None]) -> bool:
         """Counts in a task of its own and calls `then`, however that ends; False, and nothing is done, if it cannot."""
-        if not self.may_count(request, tokenizer):
+        if not is_countable(request, tokenizer):
             return False
         counting = asyncio.create_task(self.count(request, tokenizer))
         self._beside.add(counting)
@@ -105,6 +106,17 @@ class Tokenizers:
             counting.cancel()
         if beside:
             await asyncio.wait(beside)
+
+
+def is_countable(request: ModelRequest, tokenizer: str) -> bool:
+    """Whether there are texts of a size that may be counted, by a tokenizer that has not counted them yet."""
+    return bool(
+        tokenizer
+        and request.operation in COUNTED
+        and request.recording is None
+        and request.input_bytes <= MAX_COUNTED_BYTES
+        and (request.spared is None or tokenizer not in request.spared)
+    )
 
 
 def spared_tokens(request: ModelRequest, tokenizer: str) -> int:

@@ -23,8 +23,10 @@ from tokenizers import Tokenizer
 from gateway.contracts import check_request
 from gateway.server.metering import FLOOR_OUTPUT_TOKENS, prompt_bound
 from gateway.server.tokenizing import load
+from tenants.context import DataClass
 from tenants.db import DatabaseUrls
 from tenants.models import Call
+from tenants.policy import Policy, Rate
 from tests.faults.conftest import deployment
 from tests.gateways import Region, RunningGateway, Town, eventually, in_thread
 
@@ -133,7 +135,7 @@ def installation(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
             region = Region.on_sqlite(home, template)
         else:
             region = Region(home, request.getfixturevalue("modules_postgres"))
-        with region.gateway(KUMIAI_CATALOGUE_FILE=str(catalogue)) as gateway:
+        with region.gateway(KUMIAI_CATALOGUE_FILE=str(catalogue), KUMIAI_GATEWAY_COUNT_WAIT_S="60") as gateway:
             yield Installation(region, gateway, server)
 
 
@@ -150,9 +152,10 @@ def region(installation: Installation, server: Server) -> Region:
     return installation.region
 
 
-def town_with(installation: Installation, yen: int) -> Town:
+def town_with(installation: Installation, yen: int, **rates: Rate) -> Town:
     """A town with money for so many tokens, once the gateway knows it."""
-    town = installation.region.make_town(month_yen=yen)
+    policy = Policy(default_class=DataClass.C1, rates=rates) if rates else None
+    town = installation.region.make_town(month_yen=yen, policy=policy)
 
     def is_known() -> bool:
         with town.client(installation.gateway.url) as client:
@@ -165,9 +168,9 @@ def town_with(installation: Installation, yen: int) -> Town:
     return town
 
 
-def ask(installation: Installation, town: Town, alias: str, cap: int = CAP) -> Any:
+def ask(installation: Installation, town: Town, alias: str, cap: int = CAP, messages: Any = ASK) -> Any:
     with town.client(installation.gateway.url) as client:
-        return client.chat.completions.with_raw_response.create(model=alias, messages=ASK, max_tokens=cap)
+        return client.chat.completions.with_raw_response.create(model=alias, messages=messages, max_tokens=cap)
 
 
 def the_call(region: Region, town: Town) -> Call:
@@ -232,10 +235,34 @@ def test_where_the_provider_says_nothing_the_text_is_counted_and_the_answer_boun
     server.counts = False
     town = town_with(installation, 10 * BY_BYTES)
     ask(installation, town, "o200k")
+    eventually(lambda: [call.state for call in region.calls(town)] == ["settled"], within_s=60)
     call = the_call(region, town)
     assert (call.state, call.usage_source) == ("settled", "tokenizer")
     assert call.prompt_tokens == bound("o200k")
     assert call.cost_uyen == (bound("o200k") + len("はい。".encode())) * YEN
+
+
+def test_what_is_left_of_a_minute_is_taken_by_tokens_where_bytes_do_not_fit(
+    installation: Installation, region: Region
+) -> None:
+    first = bound("o200k") + COUNTS["o200k"](TEXT) + 4 + 4_096
+    left = bound("o200k") + CAP + 100
+    town = town_with(installation, 1_000_000, town=Rate(tokens=first + left))
+    # By now nothing is left that its bytes fit into, and it comes back in most of a minute.
+    assert ask(installation, town, "o200k", 4_096, [{"role": "user", "content": TEXT + TEXT}]).parse().choices
+    region.settled(town)
+    with pytest.raises(openai.RateLimitError) as refused:
+        ask(installation, town, "bytes")
+    assert refused.value.code == "rate_exceeded"
+
+    def is_answered() -> bool:
+        try:
+            return "kumiai-output-capped" not in ask(installation, town, "o200k").headers
+        except openai.RateLimitError:
+            # What the first did not use is given back after its answer; then a town is not counted for at once.
+            return False
+
+    assert eventually(is_answered, within_s=60)
 
 
 def test_of_many_at_once_as_many_are_sent_as_fit(installation: Installation, region: Region, server: Server) -> None:
@@ -252,7 +279,7 @@ def test_of_many_at_once_as_many_are_sent_as_fit(installation: Installation, reg
             )
             for _ in range(asked)
         ]
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while sum(call.done() for call in calls) + len(server.caps) < asked:
                 await asyncio.sleep(0.05)
         server.is_open.set()

@@ -32,11 +32,13 @@ from gateway.server.tokenizing import (
     load,
     spared_tokens,
 )
+from tenants.context import TenantId, new_id
 
 PROSE: Final = (
     "保育園の入園の申込みは、11月30日までに町民課の窓口へお出しください。ご不明な点は、お電話でお尋ねください。"
 )
 MODEL: Final = "standard"
+TOWN: Final = TenantId(new_id())
 Message = Mapping[str, Any]
 # A tokenizer is read when it is first asked, and the machine may be busy.
 at_leisure: Final = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -328,17 +330,24 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path: Path, content: str | Non
 
 
 def test_what_is_too_long_or_already_counted_or_no_text_is_not_counted() -> None:
-    tokenizers = Tokenizers()
+    tokenizers = Tokenizers(wait_s=60)
     request = chat([user(PROSE)])
-    assert tokenizers.may_count(request, "o200k_base")
-    assert not tokenizers.may_count(request, "")
-    assert not tokenizers.may_count(chat([user("a" * (MAX_COUNTED_BYTES + 1))]), "o200k_base")
+    assert tokenizers.may_count(request, "o200k_base", TOWN)
+    assert not tokenizers.may_count(request, "", TOWN)
+    assert not tokenizers.may_count(chat([user("a" * (MAX_COUNTED_BYTES + 1))]), "o200k_base", TOWN)
     ranking = {"model": "rerank", "query": "花", "documents": ["町の花"]}
     assert "rerank" not in COUNTED
-    assert not tokenizers.may_count(parse_request("rerank", orjson.dumps(ranking)), "o200k_base")
+    assert not tokenizers.may_count(parse_request("rerank", orjson.dumps(ranking)), "o200k_base", TOWN)
     request.spared = {"cl100k_base": 0}
-    assert tokenizers.may_count(request, "o200k_base")
-    assert not tokenizers.may_count(request, "cl100k_base")
+    assert tokenizers.may_count(request, "o200k_base", TOWN)
+    assert not tokenizers.may_count(request, "cl100k_base", TOWN)
+
+
+def test_a_town_for_which_counting_was_in_vain_is_not_counted_for_again_at_once() -> None:
+    tokenizers, request = Tokenizers(wait_s=60), chat([user(PROSE)])
+    tokenizers.was_in_vain(TOWN)
+    assert not tokenizers.may_count(request, "o200k_base", TOWN)
+    assert tokenizers.may_count(request, "o200k_base", TenantId(new_id()))
 
 
 async def test_counted_once_it_is_remembered_and_after_too_long_the_bytes_stand() -> None:
@@ -353,7 +362,7 @@ async def test_counted_once_it_is_remembered_and_after_too_long_the_bytes_stand(
 
 
 async def test_what_waits_for_a_count_goes_on_however_it_ends() -> None:
-    tokenizers = Tokenizers()
+    tokenizers = Tokenizers(wait_s=60)
     ended: list[str] = []
     request = chat([user(PROSE)])
     assert tokenizers.count_beside(request, "o200k_base", lambda: ended.append("cut off"))
