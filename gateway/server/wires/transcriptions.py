@@ -166,7 +166,10 @@ def transcript_of(request: ModelRequest, raw: bytes, watch: AnswerWatch | None) 
     pieces = [p for p in said.get("segments") or () if isinstance(p, dict) and isinstance(p.get("text"), str)]
     note: dict[str, Any] = {}
     if watch is not None:
-        whole = "\n".join(str(p["text"]) for p in pieces) or text
+        whole = "\n".join(str(p["text"]) for p in pieces)
+        if "".join(whole.split()) != "".join(text.split()):
+            # Both are told, and a server may say more in one than in the other.
+            whole = "\n".join((text, *(str(p["text"]) for p in pieces)))
         choice = {"index": 0, "message": {"content": whole}, "finish_reason": "stop"}
         read = orjson.loads(watch.body(orjson.dumps({"choices": [choice]})))
         note = {"kumiai": read["kumiai"]} if "kumiai" in read else {}

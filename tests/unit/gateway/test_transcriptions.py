@@ -5,6 +5,8 @@ import json
 import pytest
 
 from gateway.contracts import BadRequest
+from gateway.guard.answers import AnswerRules, AnswerWatch
+from gateway.guard.findings import Kind
 from gateway.reading.speech import Recording
 from gateway.server import metering
 from gateway.server.wires.transcriptions import form_of, identity, parse_transcription, transcript_of
@@ -69,11 +71,26 @@ def test_what_goes_on_is_a_form_again() -> None:
 
 def test_subtitles_survive_what_a_server_says() -> None:
     request = parse_transcription(TYPE, form(FILE, MODEL, ('name="response_format"', b"srt")))
-    object.__setattr__(request, "recording", Recording(b"", 3_723_004))
+    request.recording = Recording(b"", 3_723_004)
     said = {"text": "こんにちは", "segments": [{"start": "x", "end": 3_723.004, "text": "こん\n\nにちは"}, 7]}
     body, kind = transcript_of(request, json.dumps(said).encode(), None)
     assert body.decode() == "1\n00:00:00,000 --> 01:02:03,004\nこん にちは\n"
     assert kind == b"text/plain; charset=utf-8"
+
+
+@pytest.mark.parametrize(
+    ("text", "segment"),
+    [("禁句です。", "よい言葉です。"), ("よい言葉です。", "禁句です。"), ("禁句です。", "禁句 です。")],
+)
+@pytest.mark.parametrize("shape", [b"json", b"verbose_json", b"vtt"])
+def test_whatever_is_told_of_a_transcript_was_read(text: str, segment: str, shape: bytes) -> None:
+    request = parse_transcription(TYPE, form(FILE, MODEL, ('name="response_format"', shape)))
+    request.recording = Recording(b"", 1_000)
+    said = {"text": text, "segments": [{"start": 0, "end": 1, "text": segment}]}
+    watch = AnswerWatch(AnswerRules("withhold", ng_words=("禁句",)), choices=1)
+    body, _ = transcript_of(request, json.dumps(said).encode(), watch)
+    assert "禁句" not in body.decode()
+    assert watch.counts == {Kind.NG_WORD: 1}
 
 
 def test_a_recording_costs_by_begun_seconds_to_the_micro_yen() -> None:
