@@ -1,5 +1,6 @@
 """JSON logs: events with ids and counts, never content, tokens, names or addresses."""
 
+import json
 import logging
 import sys
 from collections.abc import MutableMapping
@@ -61,7 +62,11 @@ def configure_logging(*, level: str = "INFO", process: str, to: TextIO | None = 
 
 
 def _dumps(event: object, **options: Any) -> str:
-    return orjson.dumps(event, default=options.get("default")).decode()
+    try:
+        return orjson.dumps(event, default=options.get("default")).decode()
+    except TypeError:
+        # A number beyond 64 bits or half a character, as a caller may send: a line of the log breaks off nobody's work.
+        return json.dumps(event, default=options.get("default"))
 
 
 def _exception_without_values(

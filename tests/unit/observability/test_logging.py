@@ -65,3 +65,10 @@ def test_a_library_s_warning_is_json_too(lines: Any) -> None:
     logging.getLogger("library").warning("slow: %s ms", 12)
     [line] = lines()
     assert (line["event"], line["level"]) == ("slow: 12 ms", "warning")
+
+
+@pytest.mark.parametrize("value", [2**70, "半\ud800", {1: 2}])
+def test_what_no_line_can_carry_breaks_nothing(lines: Any, value: object) -> None:
+    structlog.get_logger("a").warning("odd", value=value)
+    [line] = lines()
+    assert (line["event"], line["level"]) == ("odd", "warning")
