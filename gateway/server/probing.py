@@ -174,6 +174,8 @@ class Prober:
             if seen is None:
                 seen = self._seen[deployment.id] = _Seen(row.answered, row.owner, row.beats, self._clock())
             if row.answered > seen.answered:
+                # It says nothing of the next time the breaker opens.
+                del self._seen[deployment.id]
                 standing.is_well()
                 return False
             if (row.owner, row.beats) != (seen.owner, seen.beats):
@@ -207,3 +209,4 @@ class Prober:
                 .values(owner="", answered=answered)
             )
         self._mine.discard(deployment.id)
+        self._seen.pop(deployment.id, None)

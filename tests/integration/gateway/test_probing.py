@@ -154,6 +154,21 @@ async def test_an_answer_of_before_closes_nothing_now(region: Region) -> None:
     assert second.standing.is_open
 
 
+async def test_an_answer_closes_nothing_that_opened_after_it(region: Region) -> None:
+    first, second = region.gateway("first"), region.gateway("second")
+    for one in (first, second):
+        await one.look()
+    region.server.down = None
+    region.now += TERMS.breaker_open_s
+    await first.look()
+    await second.look()
+    for one in (first, second):
+        assert one.standing.may_be_asked()
+        one.standing.failed(DOWN)
+        await one.look()
+        assert one.standing.is_open
+
+
 async def test_another_takes_over_from_one_that_has_gone(region: Region) -> None:
     first, second = region.gateway("first"), region.gateway("second")
     region.now += TERMS.breaker_open_s
