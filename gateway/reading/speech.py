@@ -201,10 +201,8 @@ def _decoded(data: bytes, max_seconds: int) -> Any:
             resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE_HZ)
             taken: list[Any] = []
             size = 0
-            frames: list[Any] = []
             for decoded in container.decode(audio=0):
-                frames = resampler.resample(decoded)
-                for frame in frames:
+                for frame in resampler.resample(decoded):
                     samples = frame.to_ndarray().reshape(-1)
                     taken.append(samples)
                     size += len(samples)

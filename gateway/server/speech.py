@@ -6,9 +6,12 @@ anew, and counts as personal data whatever was heard.
 
 import base64
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from http import HTTPStatus
-from typing import Any, Final, cast
+from typing import Any, Final
+
+import anyio.to_thread
 
 from gateway.contracts import MAX_SOUNDS, BadRequest, ModelRequest, sounds_in
 from gateway.reading.aside import Broken, Busy, ReadingProcess
@@ -60,26 +63,15 @@ class SpeechReader:
             raise BadRequest(_WITHOUT, param="messages")
         if request.sounds > MAX_SOUNDS:
             raise BadRequest(f"音声は1回に{MAX_SOUNDS}つまでにしてください。", param="messages")
-        # A copy: what was checked stays as it was.
-        body = cast("dict[str, object]", json.loads(json.dumps(request.body)))
-        texts: list[str] = []
-        grown = 0
-        is_misheard = False
-        for part in sounds_in(body):
-            data = part.pop("input_audio")
-            assert isinstance(data, dict)
-            recording = await self._listen(base64.b64decode(data["data"]), "messages", "ja")
-            words = f"{HEARD}\n{recording.text}"
-            part |= {"type": "text", "text": words}
-            grown += len(words.encode())
-            texts.append(joined_numbers(recording.text))
-            is_misheard = is_misheard or bool(recording.unsure)
+        sounds = await anyio.to_thread.run_sync(lambda: list(_sounds_in(request.body)))
+        recordings = [await self._listen(sound, "messages", "ja") for sound in sounds]
+        words = [f"{HEARD}\n{recording.text}" for recording in recordings]
         return replace(
             request,
-            body=body,
-            input_bytes=request.input_bytes + grown,
-            read_texts=(*request.read_texts, *texts),
-            is_misheard=is_misheard,
+            body=_worded(request.body, iter(words)),
+            input_bytes=request.input_bytes + sum(len(w.encode()) for w in words),
+            read_texts=(*request.read_texts, *(joined_numbers(r.text) for r in recordings)),
+            is_misheard=any(r.unsure for r in recordings),
         )
 
     async def _listen(self, data: bytes, param: str, language: str) -> Recording:
@@ -103,3 +95,26 @@ class SpeechReader:
 
     async def aclose(self) -> None:
         await self._process.aclose()
+
+
+def _sounds_in(body: Mapping[str, object]) -> Iterator[bytes]:
+    for part in sounds_in(body):
+        sound = part["input_audio"]
+        assert isinstance(sound, dict)
+        yield base64.b64decode(sound["data"])
+
+
+def _worded(body: dict[str, object], words: Iterator[str]) -> dict[str, object]:
+    """The body with words in the place of each recording; what was checked stays as it was."""
+    messages = body["messages"]
+    assert isinstance(messages, list)
+    return body | {
+        "messages": [
+            m | {"content": [_part(p, words) for p in m["content"]]} if isinstance(m["content"], list) else m
+            for m in messages
+        ]
+    }
+
+
+def _part(part: dict[str, object], words: Iterator[str]) -> dict[str, object]:
+    return {"type": "text", "text": next(words)} if part["type"] == "input_audio" else part
