@@ -28,7 +28,10 @@ async def second_factor_page(office: OfficeContext) -> Response:
     return await _page(office)
 
 
-async def _page(office: Office, problem: Problem | None = None, typed: str = "") -> Response:
+async def _page(
+    office: Office, problem: Problem | None = None, typed: tuple[str, frozenset[str]] | None = None
+) -> Response:
+    """typed: the day and the providers of a form that asked for it and was refused."""
     if office.settings.issuer_kind != "keycloak":
         raise NotFound
     async with office.db.tenant_session(office.actor.context, read_only=True) as session:
@@ -38,13 +41,16 @@ async def _page(office: Office, problem: Problem | None = None, typed: str = "")
     rule = policy.second_factor
     today = local(office.now).date()
     since = rule.since if rule else today + USUAL_NOTICE
+    shown, vouched = typed or (since.isoformat(), rule.vouched if rule else frozenset())
     return await office.page(
         "console/second_factor.html",
         status=200 if problem is None else int(problem.status),
         rule=rule,
         version=version,
         has_begun=rule is not None and rule.since <= today,
-        since=typed or since.isoformat(),
+        demanded=rule is not None or typed is not None,
+        since=shown,
+        vouched=vouched,
         since_words=wareki(since, weekday=True),
         providers=providers,
         people=len(people),
@@ -74,10 +80,11 @@ async def save_second_factor(
     async with office.db.tenant_session(office.actor.context, read_only=True) as session:
         policy, _ = await load_policy(session, office.actor.tenant_id)
     known = {p.name: p.label for p in await _providers(office)}
+    chosen = frozenset(vouched or ()) & known.keys()
     try:
-        rule = _rule(since, frozenset(vouched or ()) & known.keys()) if demanded else None
+        rule = _rule(since, chosen) if demanded else None
     except InvalidInput as problem:
-        return await _page(office, problem, since)
+        return await _page(office, problem, (since, chosen))
     if not confirmed:
         fields = [("version", str(version)), ("demanded", demanded), ("since", since)]
         fields += [("vouched", name) for name in vouched or ()]
