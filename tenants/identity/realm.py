@@ -105,6 +105,7 @@ def login_texts() -> dict[str, str]:
         "accountDisabledMessage": "このアカウントは止められています。町の管理者に連絡してください。",
         "restartLoginTooltip": "入れ直す",
         "reauthenticate": "今のパスワードを入れてください。",
+        "authenticateStrong": "続けるには、2つ目の確認が要ります。",
         "updatePasswordTitle": "新しいパスワードを決めてください",
         "updatePasswordMessage": "初期パスワードは最初の1回だけ使えます。これから使うパスワードを決めてください。",
         "passwordNew": f"新しいパスワード（{MIN_PASSWORD}文字以上）",
@@ -154,10 +155,29 @@ def login_texts() -> dict[str, str]:
         "webauthn-available-authenticators": "登録したパスキー",
         "webauthn-registration-init-label": "パスキー",
         "webauthn-registration-init-label-prompt": "パスキーの名前を付けてください",
+        "webauthn-error-title": "パスキーを使えませんでした",
+        # As they are, they quote what the browser says, in English.
+        **dict.fromkeys(
+            ("webauthn-error-registration", "webauthn-error-register-verification"),
+            "パスキーを登録できませんでした。もう一度試してください。"
+            "この端末で登録できないときは、やめて、認証アプリを登録してください。",
+        ),
+        **dict.fromkeys(
+            ("webauthn-error-api-get", "webauthn-error-auth-verification"),
+            "パスキーで確かめられませんでした。もう一度試してください。",
+        ),
+        "webauthn-createdAt-label": "登録した日時",
+        "internal": "この端末",
+        "webauthn-unsupported-browser-text": (
+            "このブラウザーではパスキーを使えません。別のブラウザーか、認証アプリを使ってください。"
+        ),
+        "doTryAgain": "もう一度試す",
         "doRegisterSecurityKey": "登録する",
         "doTryAnotherWay": "ほかの方法で確かめる",
         "loginChooseAuthenticator": "確かめる方法を選ぶ",
         "otp-display-name": "認証アプリ",
+        "otp-help-text": "アプリに出た6桁の番号を入れます。",
+        "webauthn-help-text": "指紋や顔、端末の暗証番号で確かめます。",
         "logoutConfirmTitle": "サインアウト",
         "logoutConfirmHeader": "サインアウトしますか。",
         "doLogout": "サインアウト",
