@@ -7,7 +7,7 @@ import io
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from xml.etree.ElementTree import Element, ParseError, iterparse
 
 from defusedxml import ElementTree as Guarded
@@ -164,3 +164,13 @@ def hidden_baggage(archive: zipfile.ZipFile) -> list[Remark]:
         if any(name.startswith(folders) for name in names):
             findings.append(Remark(code, words))
     return findings
+
+
+def holds_unread(findings: Iterable[Remark]) -> bool:
+    """Whether `hidden_baggage` came upon what nobody here reads."""
+    return any(finding.code in ("embedded-file", "pivot-copy") for finding in findings)
+
+
+def main_part(archive: zipfile.ZipFile, usual: str) -> str:
+    """The member with which an Office file begins; `usual` where it does not say."""
+    return next((path for kind, path in relations(archive, "").values() if kind == "officeDocument"), usual)

@@ -3,11 +3,12 @@
 import io
 import re
 import zipfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import IO, Final
 from xml.etree.ElementTree import Element, iterparse
 
 from gateway.reading.archive import local
+from gateway.reading.report import LEFT_OVER, Part, PartState
 
 # Looks and machinery; properties are told apart (`archive.hidden_baggage`).
 _MACHINERY: Final = (
@@ -37,11 +38,17 @@ _MAX_CHARACTERS: Final = 200_000
 _MAX_SEARCHED: Final = 10_000_000_000
 
 
-def left_over(archive: zipfile.ZipFile, said: str, cells: Collection[str] = ()) -> tuple[str, bool]:
-    """Line by line what stands in any XML member and in nothing that was read; and whether all of it was looked at.
+def left_over(archive: zipfile.ZipFile, parts: Iterable[Part], cells: Collection[str] = ()) -> tuple[list[Part], bool]:
+    """A part of what stands in any XML member and in nothing that was read, if there is any; and whether all was looked at.
 
-    said: all that was read. cells: pieces of it that are known whole, which need no search.
+    parts: all that was read. cells: pieces of it that are known whole, which need no search.
     """
+    rest, is_all = _unsaid(archive, "\n".join(part.text for part in parts), cells)
+    told = Part(LEFT_OVER, rest, PartState.HIDDEN, "本文には含めていません", in_text=False)
+    return [told] if rest else [], is_all
+
+
+def _unsaid(archive: zipfile.ZipFile, said: str, cells: Collection[str]) -> tuple[str, bool]:
     known = {*said.split(), *said.splitlines(), *cells}
     found: dict[str, None] = {}
     size, searched = 0, 0

@@ -12,7 +12,7 @@ import pypdfium2.raw as raw
 
 from gateway.reading.legibility import garbled, misread, unreadable
 from gateway.reading.pictures import SIDE, lines_in
-from gateway.reading.problems import CorruptFile, FileTooLarge, ProtectedFile
+from gateway.reading.problems import CorruptFile, FileTooLarge, ProtectedFile, check_characters
 from gateway.reading.report import Kind, Limits, Part, PartState, Reading, Remark, joined, listed
 
 # A page whose picture covers this much and whose text is this short is a scan with a page number or a stamp on it.
@@ -98,10 +98,7 @@ def _read(document: pdfium.PdfDocument, limits: Limits, *, reads_pictures: bool)
     for index in range(count):
         page = _facts(document, index)
         characters += len(page.text)
-        if characters > limits.max_characters:
-            raise FileTooLarge(
-                f"{limits.max_characters:,}文字までに分けて添付してください。", limit_characters=limits.max_characters
-            )
+        check_characters(characters, limits.max_characters)
         facts.append(page)
         part = _part(index + 1, page)
         may_hold_letters = part.state is PartState.EMPTY and page.image_pixels >= _LETTERS_FROM_PIXELS

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from gateway.reading.grid import as_table
 from gateway.reading.legibility import garbled, misread, unreadable_places
-from gateway.reading.problems import CorruptFile, FileTooLarge, UnknownEncoding
+from gateway.reading.problems import CorruptFile, FileTooLarge, UnknownEncoding, check_characters
 from gateway.reading.report import Kind, Limits, Part, PartState, Reading, Remark, TableRow, joined, listed
 
 _HALF_KATAKANA = range(0xFF61, 0xFFA0)
@@ -93,7 +93,7 @@ def looks_like_text(data: bytes) -> bool:
 def read_text(data: bytes, limits: Limits) -> Reading:
     content = decoded(data)
     text = content.text
-    _check_length(text, limits)
+    check_characters(len(text), limits.max_characters)
     warnings: list[Remark] = []
     lost = []
     for at in unreadable_places(text):
@@ -129,7 +129,7 @@ def read_text(data: bytes, limits: Limits) -> Reading:
 def read_csv(data: bytes, limits: Limits) -> Reading:
     """Reads a CSV or TSV. Row numbers are those Excel shows: a record is a row, however many lines it fills."""
     content = decoded(data)
-    _check_length(content.text, limits)
+    check_characters(len(content.text), limits.max_characters)
     warnings: list[Remark] = []
     delimiter = _delimiter(content.text)
     records, is_strict = _records(content.text, delimiter)
@@ -256,10 +256,3 @@ def _misread() -> Remark:
 
 def _garbled() -> Remark:
     return Remark("garbled", "文字化けしています。元の資料で確かめてください。")
-
-
-def _check_length(text: str, limits: Limits) -> None:
-    if len(text) > limits.max_characters:
-        raise FileTooLarge(
-            f"{limits.max_characters:,}文字までに分けて添付してください。", limit_characters=limits.max_characters
-        )

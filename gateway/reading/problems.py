@@ -29,6 +29,12 @@ class FileTooLarge(CannotReadFile):
     title = "ファイルが大きすぎます"
 
 
+def check_characters(characters: int, most: int) -> None:
+    """Raises `FileTooLarge`."""
+    if characters > most:
+        raise FileTooLarge(f"{most:,}文字までに分けて添付してください。", limit_characters=most)
+
+
 class SuspiciousFile(CannotReadFile):
     """Built to exhaust or fool its reader: an archive bomb, an XML bomb, two members of one name."""
 

@@ -16,25 +16,22 @@ from openpyxl.styles.numbers import BUILTIN_FORMATS, is_date_format
 from openpyxl.utils.cell import column_index_from_string, coordinate_from_string, get_column_letter, range_boundaries
 from openpyxl.utils.datetime import CALENDAR_MAC_1904, CALENDAR_WINDOWS_1900, from_excel
 
-from gateway.reading.archive import attribute, elements, hidden_baggage, local, open_archive, relations
+from gateway.reading.archive import (
+    attribute,
+    elements,
+    hidden_baggage,
+    holds_unread,
+    local,
+    main_part,
+    open_archive,
+    relations,
+)
 from gateway.reading.grid import as_table, column_letter
 from gateway.reading.leftovers import left_over
 from gateway.reading.legibility import garbled, misread, unreadable_places
 from gateway.reading.plain import as_lines
-from gateway.reading.problems import CorruptFile, FileTooLarge
-from gateway.reading.report import (
-    LEFT_OVER,
-    Kind,
-    Limits,
-    Part,
-    PartState,
-    Reading,
-    Remark,
-    Table,
-    TableRow,
-    joined,
-    listed,
-)
+from gateway.reading.problems import CorruptFile, FileTooLarge, check_characters
+from gateway.reading.report import Kind, Limits, Part, PartState, Reading, Remark, Table, TableRow, joined, listed
 
 _PLACES_TOLD = 10
 # Excel's own limits; a file that goes beyond was not written by a spreadsheet.
@@ -95,15 +92,11 @@ def read_xlsx(data: bytes, limits: Limits) -> Reading:
             tables.append(table)
         warnings += _warnings(sheet, rows)
         findings += _findings(sheet)
+    check_characters(sum(len(part.text) for part in parts), limits.max_characters)
     with open_archive(data, limits) as archive:
         known = {" ".join(cell.split()) for sheet in sheets for row in sheet.rows.values() for cell in row.values()}
-        rest, is_all = left_over(archive, "\n".join(part.text for part in parts), known)
-    if rest:
-        parts.append(Part(LEFT_OVER, rest, PartState.HIDDEN, "本文には含めていません", in_text=False))
-    if sum(len(part.text) for part in parts) > limits.max_characters:
-        raise FileTooLarge(
-            f"{limits.max_characters:,}文字までに分けて添付してください。", limit_characters=limits.max_characters
-        )
+        rest, is_all = left_over(archive, parts, known)
+    parts += rest
     if not tables:
         warnings.append(Remark("no-text", "中身のあるセルがありません。"))
     bad = any(part.state is PartState.GARBLED for part in parts) or any(sheet.lost for sheet in sheets)
@@ -118,19 +111,15 @@ def read_xlsx(data: bytes, limits: Limits) -> Reading:
         has_unread=bad
         or not is_all
         or any(s.pictures or s.charts or s.uncalculated for s in sheets)
-        or _holds_files(findings),
+        or holds_unread(findings),
     )
-
-
-def _holds_files(findings: Sequence[Remark]) -> bool:
-    return any(finding.code in ("embedded-file", "pivot-copy") for finding in findings)
 
 
 # ── The workbook ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _opened(archive: zipfile.ZipFile, limits: Limits) -> tuple[_Book, list[_Sheet]]:
-    main = next((path for kind, path in relations(archive, "").values() if kind == "officeDocument"), "xl/workbook.xml")
+    main = main_part(archive, "xl/workbook.xml")
     related = relations(archive, main)
     sheets: list[_Sheet] = []
     epoch = CALENDAR_WINDOWS_1900

@@ -10,27 +10,23 @@ from dataclasses import dataclass, field
 from typing import Final
 from xml.etree.ElementTree import Element
 
-from gateway.reading.archive import attribute, elements, hidden_baggage, local, open_archive, relations
+from gateway.reading.archive import (
+    attribute,
+    elements,
+    hidden_baggage,
+    holds_unread,
+    local,
+    main_part,
+    open_archive,
+    relations,
+)
 from gateway.reading.grid import as_table
 from gateway.reading.leftovers import left_over
 from gateway.reading.legibility import garbled, misread, unreadable
 from gateway.reading.plain import as_lines
-from gateway.reading.problems import CorruptFile, FileTooLarge
-from gateway.reading.report import (
-    LEFT_OVER,
-    Kind,
-    Limits,
-    Part,
-    PartState,
-    Reading,
-    Remark,
-    Table,
-    TableRow,
-    joined,
-    listed,
-)
+from gateway.reading.problems import CorruptFile, FileTooLarge, check_characters
+from gateway.reading.report import Kind, Limits, Part, PartState, Reading, Remark, Table, TableRow, joined, listed
 
-_MAIN: Final = "ppt/presentation.xml"
 _OFF: Final = frozenset({"0", "false", "off"})
 # What a slide says of its own number, date and the like is not the author's word.
 _FIELDS: Final = frozenset({"sldNum", "dt"})
@@ -67,13 +63,9 @@ def read_pptx(data: bytes, limits: Limits) -> Reading:
         parts = [part for slide in slides for part in _parts(slide)]
         if grounds:
             parts.append(Part("スライドの土台の文字", "\n".join(grounds)))
-        if sum(len(part.text) for part in parts) > limits.max_characters:
-            raise FileTooLarge(
-                f"{limits.max_characters:,}文字までに分けて添付してください。", limit_characters=limits.max_characters
-            )
-        rest, is_all = left_over(archive, "\n".join(part.text for part in parts))
-    if rest:
-        parts.append(Part(LEFT_OVER, rest, PartState.HIDDEN, "本文には含めていません", in_text=False))
+        check_characters(sum(len(part.text) for part in parts), limits.max_characters)
+        rest, is_all = left_over(archive, parts)
+    parts += rest
     warnings = _warnings(slides, parts)
     bad = any(part.state is PartState.GARBLED for part in parts) or any(unreadable(c) for p in parts for c in p.text)
     return Reading(
@@ -87,19 +79,15 @@ def read_pptx(data: bytes, limits: Limits) -> Reading:
         has_unread=bad
         or not is_all
         or any(slide.pictures or slide.files for slide in slides)
-        or _holds_files(findings),
+        or holds_unread(findings),
     )
-
-
-def _holds_files(findings: list[Remark]) -> bool:
-    return any(finding.code == "embedded-file" for finding in findings)
 
 
 # ── The presentation ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _slides(archive: zipfile.ZipFile, limits: Limits) -> list[_Slide]:
-    main = next((path for kind, path in relations(archive, "").values() if kind == "officeDocument"), _MAIN)
+    main = main_part(archive, "ppt/presentation.xml")
     related = relations(archive, main)
     paths = [
         related[identity][1]

@@ -14,14 +14,14 @@ from docx.opc.constants import RELATIONSHIP_TYPE
 from docx.oxml.parser import parse_xml
 from docx.oxml.xmlchemy import BaseOxmlElement
 
-from gateway.reading.archive import hidden_baggage, open_archive
+from gateway.reading.archive import hidden_baggage, holds_unread, open_archive
 from gateway.reading.grid import as_table
 from gateway.reading.leftovers import left_over
 from gateway.reading.legibility import garbled, misread, unreadable
 from gateway.reading.numbering import Numbering, W
 from gateway.reading.plain import as_lines
-from gateway.reading.problems import FileTooLarge, OldFormat
-from gateway.reading.report import LEFT_OVER, Kind, Limits, Part, PartState, Reading, Remark, Table, TableRow, joined
+from gateway.reading.problems import OldFormat, check_characters
+from gateway.reading.report import Kind, Limits, Part, PartState, Reading, Remark, Table, TableRow, joined
 
 _STRICT = b"http://purl.oclc.org/ooxml/"
 _DEEPEST_TABLE = 5
@@ -82,14 +82,10 @@ def read_docx(data: bytes, limits: Limits) -> Reading:
     if walk.hidden:
         told = "\n".join(walk.hidden)
         parts.append(Part("隠し文字", told, PartState.HIDDEN, "本文には含めていません", in_text=False))
+    check_characters(sum(len(part.text) for part in parts), limits.max_characters)
     with open_archive(data, limits) as archive:
-        rest, is_all = left_over(archive, "\n".join(part.text for part in parts))
-    if rest:
-        parts.append(Part(LEFT_OVER, rest, PartState.HIDDEN, "本文には含めていません", in_text=False))
-    if sum(len(part.text) for part in parts) > limits.max_characters:
-        raise FileTooLarge(
-            f"{limits.max_characters:,}文字までに分けて添付してください。", limit_characters=limits.max_characters
-        )
+        rest, is_all = left_over(archive, parts)
+    parts += rest
     if len(comments):
         findings.append(Remark("comment", f"コメントが{len(comments)}件あります。書いた人の名前も残っています。"))
     if walk.ruby:
@@ -113,7 +109,7 @@ def read_docx(data: bytes, limits: Limits) -> Reading:
         or not is_all
         or lost
         or bool(walk.pictures or walk.charts or walk.imported)
-        or any(finding.code == "embedded-file" for finding in findings),
+        or holds_unread(findings),
     )
 
 
