@@ -123,12 +123,12 @@ class UpstreamResponse(Protocol):
 
     `body` is the whole JSON answer of a request that does not stream, and None for one that does.
     `chunks()` yields whole SSE events (each ending in a blank line, ending with `data: [DONE]`) when the request
-    streams, and `HEARTBEAT` in between when none comes for a while; else the JSON body, in one or more parts. It may be consumed once. `usage`, `finish_reason` and
-    `output_text_bytes` are complete when it is exhausted, and hold what was seen so far when it is not.
+    streams, and `HEARTBEAT` in between when none comes for a while; else the JSON body. It may be consumed once.
+    `usage`, `finish_reason` and `output_text_bytes` are complete when it is exhausted, and hold what was seen so far
+    when it is not.
     Streams always carry a usage event (`choices: []`); the pipeline drops it for callers that did not ask.
     """
 
-    content_type: str
     usage: Usage | None
     finish_reason: str | None
     output_text_bytes: int
@@ -150,7 +150,6 @@ class Whole:
     usage: Usage | None
     finish_reason: str | None
     output_text_bytes: int
-    content_type: str = "application/json"
 
     async def chunks(self) -> AsyncIterator[bytes]:
         yield self.body

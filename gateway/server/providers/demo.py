@@ -148,7 +148,6 @@ def _completion(request: UpstreamRequest, made: list[_Choice], usage: Usage) -> 
 class _Stream:
     """Pieces in order; `usage` is complete only when all of them went out, as with a real provider."""
 
-    content_type = "text/event-stream; charset=utf-8"
     body = None
 
     def __init__(self, request: UpstreamRequest, made: list[_Choice], usage: Usage, delay_s: float) -> None:

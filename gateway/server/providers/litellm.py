@@ -14,6 +14,7 @@ import os
 import sys
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +55,6 @@ _TRY_AGAIN = "少し待ってから、もう一度試してください。"
 _NOT_POSSIBLE = "このモデルで使えない指定があります。別のモデルを選んでください。"
 _NOT_SET_UP = "共同利用の事務局に、AIのサービスの契約と鍵の確認を依頼してください。"
 
-SSE_TYPE: Final = "text/event-stream; charset=utf-8"
 DONE: Final = b"data: [DONE]\n\n"
 
 # What makes LiteLLM quiet. Without the first it fetches its price map over the network when it is imported.
@@ -313,39 +313,41 @@ class _Exchange:
         )
 
 
-class _Wire:
+class _Wire(ABC):
     """One vendor's wire: addresses, headers and chunk parser. The rest is LiteLLM's."""
 
     # What stands in an answer when the vendor did not count.
     no_usage: Mapping[str, object] = {}
 
-    def prepare(self, request: UpstreamRequest, model: str, config: Any, optional_params: dict[str, Any]) -> _Exchange:
-        raise NotImplementedError
+    @abstractmethod
+    def prepare(
+        self, request: UpstreamRequest, model: str, config: Any, optional_params: dict[str, Any]
+    ) -> _Exchange: ...
 
-    def chunk_parser(self, exchange: _Exchange) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def chunk_parser(self, exchange: _Exchange) -> Any: ...
 
     def is_complete(self, answer: Mapping[str, Any]) -> bool:
         """Whether a whole answer says why it ended."""
         return self.ends(answer)
 
+    @abstractmethod
     def ends(self, event: Mapping[str, Any]) -> bool:
         """Whether this event says why the answer ended; LiteLLM calls the end of an event that does not a "stop"."""
-        raise NotImplementedError
 
     def counted_so_far(self, event: dict[str, Any]) -> Usage | None:
         """What an event in the middle of a stream counts, if that covers all output so far; may be taken out of it."""
         return None
 
+    @abstractmethod
     def error_status(self, event: Mapping[str, Any]) -> int | None:
         """The status that an error inside a stream stands for; None for an event that is none."""
-        raise NotImplementedError
 
-    def models_url(self, base_url: str) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def models_url(self, base_url: str) -> str: ...
 
-    def models_headers(self, api_key: str) -> dict[str, str]:
-        raise NotImplementedError
+    @abstractmethod
+    def models_headers(self, api_key: str) -> dict[str, str]: ...
 
 
 class _Anthropic(_Wire):
@@ -639,7 +641,6 @@ def _translating() -> Any:
 class _Stream(Writer):
     """Vendor's events in, OpenAI's events out."""
 
-    content_type = SSE_TYPE
     body = None
 
     def __init__(
@@ -968,7 +969,6 @@ def _raw(message: Mapping[str, Any]) -> UpstreamResponse:
 
 
 class _RouterStream(Writer):
-    content_type = SSE_TYPE
     body = None
 
     def __init__(

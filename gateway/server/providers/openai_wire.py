@@ -182,7 +182,6 @@ async def _whole(response: Answer, request: UpstreamRequest) -> Whole:
 
 
 class _Stream:
-    content_type = "text/event-stream; charset=utf-8"
     body = None
 
     def __init__(self, response: Answer, events: AsyncIterator[bytes]) -> None:

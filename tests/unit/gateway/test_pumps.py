@@ -13,7 +13,7 @@ class Answer:
     """Of `events`, each as soon as `more` says so; then counted, or broken."""
 
     def __init__(self, events: int, *, breaks: bool = False) -> None:
-        self.content_type = "text/event-stream"
+        self.body = None
         self.usage: Usage | None = None
         self.finish_reason: str | None = None
         self.output_text_bytes = 0
