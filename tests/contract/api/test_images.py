@@ -16,7 +16,10 @@ from openai import OpenAI
 from gateway.server.providers.catalogue import load_catalogue
 from loadtests.upstream import RunningUpstream
 from tenants.db import DatabaseUrls
+from tests.contract.api.own_region import gateway, town
 from tests.gateways import Region, RunningGateway, Town, eventually
+
+__all__ = ["gateway", "town"]
 
 ONPREM = "image"
 OVERSEAS = "far-image"
@@ -60,23 +63,9 @@ def region(
     )
 
 
-@pytest.fixture(scope="module")
-def town(region: Region) -> Town:
-    return region.make_town()
-
-
-@pytest.fixture(scope="module")
-def gateway(region: Region, town: Town) -> Iterator[RunningGateway]:
-    with region.gateway() as running:
-        yield running
-
-
 @pytest.fixture
 def client(gateway: RunningGateway, town: Town) -> Iterator[OpenAI]:
-    with OpenAI(
-        base_url=f"{gateway.url}/v1", api_key=town.key, default_headers=CLASS_1, max_retries=0,
-        http_client=httpx.Client(trust_env=False, timeout=60),
-    ) as made:  # fmt: skip
+    with town.client(gateway.url, default_headers=CLASS_1) as made:
         yield made
 
 

@@ -16,7 +16,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from loadtests.upstream import PIECES, RunningUpstream
 from tenants.db import DatabaseUrls
 from tests.contract.api.conftest import ONPREM, SAMPLE
+from tests.contract.api.own_region import gateway, town
 from tests.gateways import Region, RunningGateway, Town, eventually
+
+__all__ = ["gateway", "town"]
 
 CANARY = "柘榴カナリアQ7"
 # What the fake upstream writes; it must not be found either.
@@ -96,17 +99,6 @@ def region(
         KUMIAI_LOG_LEVEL="DEBUG",
         OTEL_BSP_SCHEDULE_DELAY="100",
     )
-
-
-@pytest.fixture(scope="module")
-def town(region: Region) -> Town:
-    return region.make_town()
-
-
-@pytest.fixture(scope="module")
-def gateway(region: Region, town: Town) -> Iterator[RunningGateway]:
-    with region.gateway() as running:
-        yield running
 
 
 def ask(

@@ -14,8 +14,11 @@ import pytest
 from openai import OpenAI
 
 from tenants.db import DatabaseUrls
+from tests.contract.api.own_region import client, gateway, town
 from tests.gateways import Region, RunningGateway, Town, eventually
 from tests.models import ModelServer
+
+__all__ = ["client", "gateway", "town"]
 
 pytestmark = pytest.mark.real
 
@@ -53,23 +56,6 @@ def region(tmp_path_factory: pytest.TempPathFactory, sqlite_template: DatabaseUr
     # One yen a token, so that usage and money can be compared.
     region.set_price(f"compatible/{chat_server.model}", input_u=YEN * YEN, output_u=YEN * YEN)
     return region
-
-
-@pytest.fixture(scope="module")
-def town(region: Region) -> Town:
-    return region.make_town()
-
-
-@pytest.fixture(scope="module")
-def gateway(region: Region, town: Town) -> Iterator[RunningGateway]:
-    with region.gateway() as running:
-        yield running
-
-
-@pytest.fixture
-def client(gateway: RunningGateway, town: Town) -> Iterator[OpenAI]:
-    with town.client(gateway.url) as client:
-        yield client
 
 
 def test_models_are_offered_by_the_staff_s_names(client: OpenAI, chat_server: ModelServer) -> None:

@@ -1,6 +1,5 @@
 """`/v1/rerank`: what is sent, what comes back and what it costs, before a server in the house and a priced one abroad."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -10,7 +9,10 @@ import yaml
 from gateway.server.providers.catalogue import load_catalogue
 from loadtests.upstream import RunningUpstream
 from tenants.db import DatabaseUrls
+from tests.contract.api.own_region import gateway, town
 from tests.gateways import Region, RunningGateway, Town, eventually
+
+__all__ = ["gateway", "town"]
 
 ONPREM = "rerank"
 OVERSEAS = "far-rerank"
@@ -47,17 +49,6 @@ def region(
         KUMIAI_OPENAI_COMPATIBLE_MODEL="fake-chat",
         KUMIAI_OPENAI_COMPATIBLE_RERANK_MODEL="fake-rerank",
     )
-
-
-@pytest.fixture(scope="module")
-def town(region: Region) -> Town:
-    return region.make_town()
-
-
-@pytest.fixture(scope="module")
-def gateway(region: Region, town: Town) -> Iterator[RunningGateway]:
-    with region.gateway() as running:
-        yield running
 
 
 def rank(gateway: RunningGateway, key: str, model: str = ONPREM, headers: Any = None, **more: Any) -> httpx.Response:
