@@ -3,8 +3,6 @@
 It stands here because it needs both the gateway's catalogue, to know what a key can be for, and the town's vault.
 """
 
-import getpass
-import sys
 from typing import Annotated
 
 import typer
@@ -12,7 +10,7 @@ import typer
 from gateway.server.providers.catalogue import load_catalogue
 from gateway.server.settings import ProviderSettings
 from observability.problems import InvalidInput
-from tenants.commands.common import AsJson, Town, by_command, find_town, print_json, run_command
+from tenants.commands.common import AsJson, Town, by_command, find_town, print_json, read_secret, run_command
 from tenants.db import Database
 from tenants.provider_keys import clean_key, list_provider_keys, remove_provider_key, set_provider_key
 from tenants.settings import Settings
@@ -32,7 +30,7 @@ def provider_key_set(town: Town, provider: Provider = "", deployment: Deployment
     is refused.
     """
     target = _target(provider, deployment)
-    key = clean_key(getpass.getpass("鍵: ") if sys.stdin.isatty() else sys.stdin.readline())
+    key = clean_key(read_secret("鍵"))
 
     async def work(settings: Settings, db: Database) -> None:
         tenant, tenant_id = await find_town(db, town)

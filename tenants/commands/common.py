@@ -4,6 +4,7 @@ import asyncio
 import getpass
 import json
 import os
+import sys
 from collections.abc import Awaitable, Callable
 from datetime import date, datetime
 from pathlib import Path
@@ -97,6 +98,11 @@ def write_private(path: Path, data: bytes) -> None:
     with os.fdopen(descriptor, "wb") as file:
         os.fchmod(file.fileno(), 0o600)
         file.write(data)
+
+
+def read_secret(what: str) -> str:
+    """A line of standard input, where no list of processes and no history of commands shows it."""
+    return (getpass.getpass(f"{what}: ") if sys.stdin.isatty() else sys.stdin.readline()).strip()
 
 
 def tell_export(report: "ExportReport", said: str, *, as_json: bool) -> None:

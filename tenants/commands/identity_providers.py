@@ -1,13 +1,11 @@
 """`kumiai idp`: towns' own identity providers."""
 
-import getpass
-import sys
 from typing import Annotated
 
 import typer
 
 from observability.problems import InvalidInput
-from tenants.commands.common import AsJson, Town, by_command, find_town, print_json, run_command
+from tenants.commands.common import AsJson, Town, by_command, find_town, print_json, read_secret, run_command
 from tenants.db import Database
 from tenants.identity.directories import realm_spec
 from tenants.identity.realm import ProviderSpec, provider_alias
@@ -37,9 +35,7 @@ def idp_add(
     """
     if bool(oidc) == bool(saml):
         raise InvalidInput("--oidc か --saml の、どちらか1つを指定してください。", field="oidc")
-    secret = ""
-    if oidc:
-        secret = (getpass.getpass("クライアントの秘密の値: ") if sys.stdin.isatty() else sys.stdin.readline()).strip()
+    secret = read_secret("クライアントの秘密の値") if oidc else ""
 
     async def work(settings: Settings, db: Database) -> None:
         from tenants.identity.brokering import add_town_provider
