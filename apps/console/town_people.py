@@ -438,16 +438,15 @@ async def role(
     if role not in {r.value for r in GRANTABLE[1:]}:
         raise NotFound
     if role == Role.TOWN_ADMIN and not granted and person.id == office.actor.person_id and not confirmed:
-        return await ask(
+        return await _ask_of(
             office,
+            person,
+            "role",
             title="自分を、町の管理者から外しますか",
             lines=["この画面は、すぐに開けなくなります。", "戻すには、ほかの管理者に依頼してください。"],
-            action=f"{HERE}/{person_id}/role",
             fields=[("role", role), ("granted", "")],
             button="管理者から外れる",
             refuse="外れない",
-            back_to=f"{HERE}/{person_id}",
-            danger=True,
         )
     try:
         async with office.db.tenant_session(office.actor.context) as session:
@@ -462,18 +461,17 @@ async def role(
 async def suspend(office: OfficeContext, person_id: UUID, confirmed: Annotated[str, Form()] = "") -> Response:
     person = await _listed(office, person_id)
     if not confirmed:
-        return await ask(
+        return await _ask_of(
             office,
+            person,
+            "suspend",
             title=f"{_name(person)}の利用を止めますか",
             lines=[
                 "数秒のうちにサインアウトし、サインインできなくなります。",
                 "会話や文書は消えません。再開すると、同じパスワードで続きから使えます。",
             ],
-            action=f"{HERE}/{person_id}/suspend",
             button="利用を止める",
             refuse="止めない",
-            back_to=f"{HERE}/{person_id}",
-            danger=True,
         )
     try:
         await suspend_person(office.db, await office.directory(), office.actor.tenant_id, person.id, by=office.by)
@@ -496,25 +494,43 @@ async def second_factor(office: OfficeContext, person_id: UUID, confirmed: Annot
         raise NotFound
     person = await _listed(office, person_id)
     if not confirmed:
-        return await ask(
+        return await _ask_of(
             office,
+            person,
+            "second-factor",
             title=f"{_name(person)}の2つ目の確認を消しますか",
             lines=[
                 "登録した認証アプリとパスキーが、すべて消えます。サインインしているときは、サインアウトします。",
                 "町が2つ目の確認を求めているときは、次のサインインで、本人が登録し直します。",
                 "電話やメールの頼みでは消さないでください。本人かどうかを、顔を見て確かめてください。",
             ],
-            action=f"{HERE}/{person_id}/second-factor",
             button="2つ目の確認を消す",
             refuse="消さない",
-            back_to=f"{HERE}/{person_id}",
-            danger=True,
         )
     try:
         await remove_second_factor(office.db, await office.directory(), office.actor.tenant_id, person.id, by=office.by)
     except (Conflict, InvalidInput) as problem:
         return await _person_page(office, person, problem)
     return back(f"{HERE}/{person_id}", f"{_name(person)}の2つ目の確認を消しました")
+
+
+async def _ask_of(
+    office: Office,
+    person: Listed,
+    what: str,
+    *,
+    title: str,
+    lines: Sequence[str],
+    button: str,
+    refuse: str,
+    fields: Sequence[tuple[str, str]] = (),
+) -> Response:
+    """Asks before something is taken from a person. what: the last part of the address that takes it."""
+    page = f"{HERE}/{person.id}"
+    return await ask(
+        office, title=title, lines=lines, action=f"{page}/{what}", fields=fields, button=button, refuse=refuse,
+        back_to=page, danger=True,
+    )  # fmt: skip
 
 
 def _name(person: Listed) -> str:
