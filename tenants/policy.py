@@ -13,8 +13,10 @@ from sqlmodel import col, update
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from observability.problems import Conflict
+from tenants import audit
+from tenants.audit import By
 from tenants.context import DataClass, TenantId, Zone
-from tenants.db import CONFIGURATION_MOVED
+from tenants.db import CONFIGURATION_MOVED, Database
 from tenants.models import ConfigGeneration, TenantPolicy
 
 # 自治体機密性 × zone as municipalities practise it: personal data stays in the house, what equals 秘密文書 goes nowhere.
@@ -193,7 +195,8 @@ async def save_policy(
     session: AsyncSession, tenant_id: TenantId, policy: Policy, *, version: int, by: UUID | None
 ) -> int:
     """Stores the next version. Raises `Conflict` when somebody else was faster. Returns the new version."""
-    row = await session.get(TenantPolicy, tenant_id)
+    # Locked, or two who both read the version before could both write the next one.
+    row = await session.get(TenantPolicy, tenant_id, with_for_update=True, populate_existing=True)
     document = policy.model_dump(mode="json")
     for listed in ("models", "apps_off"):
         document[listed] = sorted(document[listed])
@@ -211,6 +214,24 @@ async def save_policy(
     session.add(row)
     await session.flush()
     return row.version
+
+
+async def change_policy(
+    db: Database,
+    tenant_id: TenantId,
+    policy: Policy,
+    *,
+    version: int,
+    by: By,
+    action: str,
+    facts: Mapping[str, str | int | bool | None] = MappingProxyType({}),
+) -> None:
+    """Stores the next version, tells every gateway and writes it into the town's chain, or nothing. Raises `Conflict`."""
+    async with db.platform_session("policy") as session:
+        person_id = UUID(by.id) if by.kind == "person" else None
+        await save_policy(session, tenant_id, policy, version=version, by=person_id)
+        await bump_configuration(session)
+        await audit.record_many(session, tenant_id, by, [audit.Entry(action, facts=facts)])
 
 
 async def bump_configuration(session: AsyncSession) -> None:

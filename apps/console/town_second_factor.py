@@ -10,10 +10,9 @@ from starlette.responses import Response
 from apps.sdk.dates import local, wareki
 from apps.sdk.office import Office, OfficeContext, ask, back
 from observability.problems import Conflict, InvalidInput, NotFound, Problem
-from tenants import audit
 from tenants.models import TownProvider
 from tenants.people import has_one_factor, list_people
-from tenants.policy import Policy, SecondFactor, bump_configuration, load_policy, save_policy
+from tenants.policy import SecondFactor, change_policy, load_policy
 from tenants.registry import list_town_providers
 
 routes = APIRouter()
@@ -98,21 +97,22 @@ async def save_second_factor(
             refuse="変えない",
             back_to=HERE,
         )
-    async with office.db.platform_session("second factor") as session:
-        try:
-            changed: Policy = policy.model_copy(update={"second_factor": rule})
-            await save_policy(session, office.actor.tenant_id, changed, version=version, by=office.actor.person_id)
-        except Conflict as problem:
-            return await _page(office, problem)
-        await bump_configuration(session)
-        await audit.record(
-            session,
+    facts = {
+        "since": rule.since.isoformat() if rule else None,
+        "vouched": "、".join(sorted(rule.vouched)) if rule else "",
+    }
+    try:
+        await change_policy(
+            office.db,
             office.actor.tenant_id,
-            office.by,
-            "second_factor.set",
-            since=rule.since.isoformat() if rule else None,
-            vouched="、".join(sorted(rule.vouched)) if rule else "",
+            policy.model_copy(update={"second_factor": rule}),
+            version=version,
+            by=office.by,
+            action="second_factor.set",
+            facts=facts,
         )
+    except Conflict as problem:
+        return await _page(office, problem)
     return back(HERE, "2つ目の確認の設定を保存しました")
 
 

@@ -25,10 +25,9 @@ from tenants.policy import (
     GuardAction,
     GuardPolicy,
     Policy,
-    bump_configuration,
+    change_policy,
     load_policy,
     preset_of,
-    save_policy,
 )
 from tenants.provider_keys import list_provider_keys
 from tenants.quota.tree import BudgetRow, budget_rows, set_budget
@@ -301,13 +300,13 @@ async def save(
             refuse="変えない",
             back_to=POLICY,
         )
-    async with office.db.platform_session("town policy") as session:
-        try:
-            await save_policy(session, office.actor.tenant_id, changed, version=version, by=office.actor.person_id)
-        except Conflict as problem:
-            return await _policy_page(office, problem)
-        await bump_configuration(session)
-        await audit.record(session, office.actor.tenant_id, office.by, "policy.set", preset=preset_of(changed) or "own")
+    facts = {"preset": preset_of(changed) or "own"}
+    try:
+        await change_policy(
+            office.db, office.actor.tenant_id, changed, version=version, by=office.by, action="policy.set", facts=facts
+        )
+    except Conflict as problem:
+        return await _policy_page(office, problem)
     return back(POLICY, "設定を保存しました")
 
 

@@ -10,10 +10,9 @@ from starlette.responses import Response
 from apps.sdk.app import Manifest
 from apps.sdk.office import Office, OfficeContext, ask, back
 from observability.problems import Conflict, InvalidInput, NotFound, Problem
-from tenants import audit
 from tenants.context import PersonId
 from tenants.people import list_people
-from tenants.policy import KeepFor, Policy, bump_configuration, load_policy, save_policy
+from tenants.policy import KeepFor, Policy, change_policy, load_policy
 from tenants.retention import FOREVER, Records, rule_of, rule_words
 
 routes = APIRouter()
@@ -117,16 +116,20 @@ async def save(
             back_to=HERE,
             danger=any("元に戻せません" in line for line in lines),
         )
-    async with office.db.platform_session("retention rule") as session:
-        changed = policy.model_copy(update={"keep": keep})
-        try:
-            await save_policy(session, office.actor.tenant_id, changed, version=version, by=office.actor.person_id)
-        except Conflict as problem:
-            return await _page(office, problem)
-        await bump_configuration(session)
-        facts = {app: rule.model_dump_json(exclude_none=True) for app, rule in sorted(keep.items())}
-        entry = audit.Entry("retention.set", facts=facts)
-        await audit.record_many(session, office.actor.tenant_id, office.by, [entry])
+    changed = policy.model_copy(update={"keep": keep})
+    facts = {app: rule.model_dump_json(exclude_none=True) for app, rule in sorted(keep.items())}
+    try:
+        await change_policy(
+            office.db,
+            office.actor.tenant_id,
+            changed,
+            version=version,
+            by=office.by,
+            action="retention.set",
+            facts=facts,
+        )
+    except Conflict as problem:
+        return await _page(office, problem)
     return back(HERE, "保存の期間を変えました")
 
 
