@@ -1,7 +1,6 @@
 """What one portal process holds: made at start, closed at stop."""
 
 import asyncio
-import contextlib
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from apps.sdk.app import App
 from apps.sdk.ui.render import create_environment
 from gateway.client import Gateway
 from gateway.reading.scanning import scanner_of
+from observability.duties import Duties
 from tenants.blobs import Blobs, FolderStore
 from tenants.db import Database
 from tenants.documents import Documents
@@ -59,7 +59,7 @@ class Services:
         )
         self.pages: Environment = create_environment(_template_folders(apps))
         self._directory: IdentityDirectory | None = None
-        self._polls: list[asyncio.Task[None]] = []
+        self.duties = Duties()
         # Work that outlives its request; entered and left with the process's lifespan.
         self.work = asyncio.TaskGroup()
         self.live = LiveWorks(self.work)
@@ -80,13 +80,10 @@ class Services:
 
     async def start(self) -> None:
         await self.access.load()
-        self._polls = [asyncio.create_task(self.access.poll())]
+        self.duties.start(self.access.poll)
 
     async def stop(self) -> None:
-        for poll in self._polls:
-            poll.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await poll
+        await self.duties.stop()
         await self.gateway.aclose()
         await self.issuer.aclose()
         await self.db.close()

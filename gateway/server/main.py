@@ -46,6 +46,7 @@ from gateway.server.wires.messages import MessagesWire
 from gateway.server.wires.outlet import Wire
 from gateway.server.wires.responses import PATH as RESPONSES_PATH
 from gateway.server.wires.responses import ResponsesWire
+from observability.duties import Duties
 from observability.event_loop import watch_event_loop
 from observability.problems import NotFound, Problem
 from observability.tracing import configure_tracing
@@ -186,7 +187,7 @@ class Gateway:
         self.linger_s = gateway_settings.linger_s
         self.unready_s = gateway_settings.unready_s
         self._deployments = deployments
-        self._polls: list[asyncio.Task[None]] = []
+        self.duties = Duties()
 
     async def start(self) -> None:
         """Registers the catalogue's prices, reads the rules, opens the ledger. Raises when the database is away."""
@@ -197,12 +198,11 @@ class Gateway:
         await self.configuration.load()
         await self.access.load()
         self.ledger.start()
-        polls = [
-            self.configuration.poll(), self.access.poll(), self.journal.write(), self.journal.read(), watch_event_loop(),
-        ]  # fmt: skip
+        self.duties.start(
+            self.configuration.poll, self.access.poll, self.journal.write, self.journal.read, watch_event_loop
+        )
         if any(deployment.probe for deployment in self._deployments):
-            polls.append(self.prober.run())
-        self._polls = [asyncio.create_task(poll) for poll in polls]
+            self.duties.start(self.prober.run)
         log.info(
             "gateway_started",
             reads_pictures=self.pictures.is_on,
@@ -227,10 +227,7 @@ class Gateway:
             async with asyncio.timeout(DRAIN_S):
                 while self.calls_in_flight:  # noqa: ASYNC110 - once, at the very end; an event would cost every call
                     await asyncio.sleep(0.01)
-        for poll in self._polls:
-            poll.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await poll
+        await self.duties.stop()
         await self.pipeline.pumps.aclose()
         await self.tokenizers.aclose()
         for provider in self.providers.values():
