@@ -58,6 +58,7 @@ from tenants.models import (
     Outbox,
     Person,
     PersonIdentity,
+    PoolMove,
     PortalSession,
     ProviderKey,
     Report,
@@ -96,6 +97,7 @@ _REPORT_COLUMNS: Final = (
     "closed_at",
 )  # fmt: skip
 _BUDGET_COLUMNS: Final = ("node", "node_id", "window", "limit_uyen", "valid_from", "set_at")
+_MOVE_COLUMNS: Final = ("window", "window_start", "amount_uyen", "back_uyen", "reason", "created_at")
 _AGREEMENT_COLUMNS: Final = (
     "valid_from", "kind", "taxable", "legal_basis", "legal_basis_on", "shares_base", "population", "population_on",
     "slots", "slot_yen", "set_at",
@@ -227,6 +229,7 @@ async def _export_platform(db: Database, tenant_id: TenantId, archive: "_Archive
         people = (await session.exec(_all_of(Person, tenant_id).order_by(col(Person.login)))).all()
         grants = (await session.exec(_all_of(RoleGrant, tenant_id).where(col(RoleGrant.revoked_at).is_(None)))).all()
         budgets = (await session.exec(_all_of(Budget, tenant_id).order_by(col(Budget.valid_from)))).all()
+        moves = (await session.exec(_all_of(PoolMove, tenant_id).order_by(col(PoolMove.created_at)))).all()
         agreements = (await session.exec(_all_of(Agreement, tenant_id).order_by(col(Agreement.valid_from)))).all()
         reports = (await session.exec(_all_of(Report, tenant_id).order_by(col(Report.created_at)))).all()
         policy, version = await load_policy(session, tenant_id)
@@ -253,6 +256,7 @@ async def _export_platform(db: Database, tenant_id: TenantId, archive: "_Archive
     await archive.add("sections.csv", _csv(("課名", "コード", "並び順", "閉じた日時", "内部番号"), rows))
     await archive.add("policy.json", _json({"version": version, "policy": policy.model_dump(mode="json")}))
     await archive.add("budgets.csv", _csv(_BUDGET_COLUMNS, _columns(budgets, _BUDGET_COLUMNS)))
+    await archive.add("budget-moves.csv", _csv(_MOVE_COLUMNS, _columns(moves, _MOVE_COLUMNS)))
     await archive.add("agreements.csv", _csv(_AGREEMENT_COLUMNS, _columns(agreements, _AGREEMENT_COLUMNS)))
     await archive.add("reports.csv", _csv(_REPORT_COLUMNS, _columns(reports, _REPORT_COLUMNS)))
     return {

@@ -320,7 +320,8 @@ class Account(TenantOwned, table=True):
 
 
 class Grant(TenantOwned, table=True):
-    """What changed what a municipality may spend in a window: its share, a slice borrowed or lent; negative: less."""
+    """What changed what a municipality may spend in a window: its share, a slice borrowed or lent, a move for that
+    window alone; negative: less."""
 
     id: UUID = Field(default_factory=new_id, primary_key=True)
     kind: str = "share"
@@ -357,8 +358,9 @@ class Pool(SQLModel, table=True):
 class PoolShare(TenantOwned, table=True):
     """A town's part of a pool: its guaranteed share, how far it may borrow and lend, and what it has of both.
 
-    The loans belong to the window of `window_start` and mean nothing in another. The limit of the town's account can
-    never pass share + borrowed - lent: triggers see to it.
+    The loans, and what was moved to it (negative: from it) for this window alone, belong to the window of
+    `window_start` and mean nothing in another. The limit of the town's account can never pass
+    share + borrowed - lent + moved: triggers see to it.
     """
 
     __tablename__: ClassVar[str] = "pool_share"
@@ -369,6 +371,7 @@ class PoolShare(TenantOwned, table=True):
     lend_limit_uyen: int = _uyen()
     borrowed_uyen: int = _uyen()
     lent_uyen: int = _uyen()
+    moved_uyen: int = _uyen()
 
     __table_args__ = (
         PrimaryKeyConstraint("tenant_id", "window"),
@@ -378,6 +381,31 @@ class PoolShare(TenantOwned, table=True):
         ),
         CheckConstraint("lent_uyen >= 0 and lent_uyen <= share_uyen", name="pool_share_lent"),
         CheckConstraint("borrowed_uyen = 0 or lent_uyen = 0", name="pool_share_one_way"),
+        CheckConstraint("lent_uyen <= share_uyen + moved_uyen", name="pool_share_moved"),
+    )
+
+
+class PoolMove(TenantOwned, table=True):
+    """Budget that moved between two towns for one window alone: a row in each of them, under the same id.
+
+    `amount_uyen` is negative in the town that gave; `back_uyen` of it has been taken back since, 0 or more.
+    """
+
+    __tablename__: ClassVar[str] = "pool_move"
+    tenant_id: UUID = Field(index=False)
+    id: UUID
+    window: str
+    window_start: date
+    amount_uyen: int = _uyen()
+    back_uyen: int = _uyen()
+    reason: str
+    created_by: UUID | None = None
+    created_at: datetime = _time()
+
+    __table_args__ = (
+        PrimaryKeyConstraint("tenant_id", "id"),
+        CheckConstraint("amount_uyen <> 0", name="pool_move_amount"),
+        CheckConstraint("back_uyen >= 0 and back_uyen <= abs(amount_uyen)", name="pool_move_back"),
     )
 
 

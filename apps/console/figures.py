@@ -50,7 +50,8 @@ T = TypeVar("T")
 class TownFigures:
     """A town's month. `dry_on`: the day its budget ends at this month's pace, if it does before the month.
 
-    `limit_uyen`: what it may spend; `loan_uyen` of it is borrowed from the region's pool, or negative: lent.
+    `limit_uyen`: what it may spend; `loan_uyen` of it is borrowed from the region's pool, or negative: lent, and
+    `moved_uyen` was moved to it for this month alone, or negative: from it.
     """
 
     town: ListedTenant
@@ -63,11 +64,12 @@ class TownFigures:
     days_left: int | None
     forecast_uyen: int
     loan_uyen: int
+    moved_uyen: int
 
     @property
     def share_uyen(self) -> int:
-        """Its own budget, without what it borrows or lends."""
-        return self.limit_uyen - self.loan_uyen
+        """Its own standing budget, without what it borrows or lends and what was moved for this month alone."""
+        return self.limit_uyen - self.loan_uyen - self.moved_uyen
 
     @property
     def has_budget(self) -> bool:
@@ -161,18 +163,26 @@ async def load_towns(db: Database, now: datetime, *, only: TenantId | None = Non
         health = await health_since(session, now - timedelta(hours=HEALTH_HOURS), tenant_id=only)
         region = await read_region(session, "month", now)
     today = local(now).date()
-    loans = {s.tenant_id: s.borrowed_uyen - s.lent_uyen for s in region.shares.values()} if region else {}
+    loans = (
+        {s.tenant_id: (s.borrowed_uyen - s.lent_uyen, s.moved_uyen) for s in region.shares.values()} if region else {}
+    )
     return [
         _figures(
             t, usage.get(t.id, TownUsage(0, 0, 0, 0)), health.get(t.id, Health(0, 0, 0)), budgets.get(t.id),
-            loans.get(t.id, 0), today,
+            *loans.get(t.id, (0, 0)), today,
         )
         for t in tenants
     ]  # fmt: skip
 
 
 def _figures(
-    town: ListedTenant, usage: TownUsage, health: Health, budget: BudgetRow | None, loan_uyen: int, today: date
+    town: ListedTenant,
+    usage: TownUsage,
+    health: Health,
+    budget: BudgetRow | None,
+    loan_uyen: int,
+    moved_uyen: int,
+    today: date,
 ) -> TownFigures:
     used = (budget.posted_uyen + budget.held_uyen) if budget else 0
     limit = (budget.limit_uyen or 0) if budget else 0
@@ -188,6 +198,7 @@ def _figures(
         days_left=None if dry_on is None else (dry_on - today).days,
         forecast_uyen=month_end(used, today),
         loan_uyen=loan_uyen,
+        moved_uyen=moved_uyen,
     )
 
 

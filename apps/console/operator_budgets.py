@@ -87,8 +87,12 @@ async def _page(
 
 
 def _needed(t: TownFigures) -> int:
-    """Yen that last until the month ends at its pace, in whole steps; never less than today's limit."""
-    return max(-(-t.forecast_uyen // (STEP_YEN * UYEN)) * STEP_YEN, t.limit_uyen // UYEN)
+    """Yen that last until the month ends at its pace, in whole steps; never less than today's limit.
+
+    What was moved for this month alone is there besides.
+    """
+    needed = -(-(t.forecast_uyen - t.moved_uyen) // (STEP_YEN * UYEN)) * STEP_YEN
+    return max(needed, (t.limit_uyen - t.moved_uyen) // UYEN)
 
 
 @routes.post("/budgets")
@@ -119,7 +123,8 @@ async def change(
             continue
         limit = _limit_after(t, yen * UYEN)
         if limit < t.used_uyen:
-            errors[town_id] = f"すでに{-(-t.used_uyen // UYEN):,}円を使っています。"
+            given = f"ほかに今月だけ{-t.moved_uyen // UYEN:,}円を渡しています。" if t.moved_uyen < 0 else ""
+            errors[town_id] = f"すでに{-(-t.used_uyen // UYEN):,}円を使っています。{given}"
             continue
         dry = dry_day(t.used_uyen, limit, today) if t.town.status == "active" else None
         changes.append(Change(t, yen, dry, limit - t.forecast_uyen))
@@ -144,10 +149,14 @@ async def change(
 
 
 def _limit_after(t: TownFigures, share_uyen: int) -> int:
-    """What it may spend then: a larger share first pays back a loan; what is lent comes back where it is needed."""
+    """What it may spend then: a larger share first pays back a loan; what is lent comes back where it is needed.
+
+    What was moved for this month alone stays moved.
+    """
+    own = share_uyen + t.moved_uyen
     if t.loan_uyen > 0:
-        return share_uyen + t.loan_uyen - min(t.loan_uyen, max(share_uyen - t.share_uyen, 0))
-    return max(share_uyen + t.loan_uyen, min(share_uyen, t.used_uyen))
+        return own + t.loan_uyen - min(t.loan_uyen, max(share_uyen - t.share_uyen, 0))
+    return max(own + t.loan_uyen, min(own, t.used_uyen))
 
 
 async def _pool_lacks(office: Office, changes: Sequence[Change]) -> PoolTooSmall | None:

@@ -15,7 +15,7 @@ from apps.sdk.dates import local
 from apps.sdk.office import Office, OfficeContext, back
 from observability.problems import Conflict, InvalidInput, NotFound, Problem
 from tenants import audit
-from tenants.context import TenantId
+from tenants.context import TenantId, new_id
 from tenants.quota.grants import (
     MAX_POOL_YEN,
     POOL_WINDOWS,
@@ -28,7 +28,16 @@ from tenants.quota.grants import (
 from tenants.quota.lending import Share
 from tenants.quota.pace import dry_day, dry_day_of_year
 from tenants.quota.tree import Move, move_budget, plan_move, set_budget
-from tenants.quota.windows import WINDOW_WORDS, Window
+from tenants.quota.window_moves import (
+    WindowMove,
+    WindowPlan,
+    list_moves,
+    move_for_window,
+    plan_undo,
+    plan_window_move,
+    undo_move,
+)
+from tenants.quota.windows import BACK_WORDS, WINDOW_WORDS, Window
 from tenants.registry import ListedTenant, list_tenants
 
 routes = APIRouter()
@@ -37,6 +46,8 @@ HERE: Final = "/console/operator/budgets/pool"
 MAX_REASON: Final = 200
 # What a row of the table sets, and the error's field in it.
 COLUMNS: Final = ("share", "borrow", "lend")
+# How long what moves is to stay moved: for the running window alone. Anything else: for good.
+ONCE: Final = "once"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +106,10 @@ async def _page(
     """typed, errors: by the name of the field."""
     region, towns, rows = await _load(office, window)
     shown = paged([r for r in rows if matches(q, r.town)], page)
+    moves: list[WindowMove] = []
+    if region is not None:
+        async with office.db.platform_session("operator console", read_only=True) as session:
+            moves = await list_moves(session, window, region.start)
     typed, errors = dict(typed or {}), dict(errors or {})
     if problem is not None and (field := str(problem.extensions.get("field", ""))):
         errors.setdefault(field, problem.detail)
@@ -105,9 +120,11 @@ async def _page(
         words=WINDOW_WORDS[window],
         region=region,
         towns=towns,
+        names={t.id: t.name for t in towns},
+        moves=moves,
         dry=[r for r in rows if r.dry_on is not None and r.town.status == "active"],
         shown=shown,
-        widest=max([max(r.share.grant_uyen, r.share.share_uyen) for r in rows], default=0),
+        widest=max([max(r.share.grant_uyen, r.share.own_uyen) for r in rows], default=0),
         typed=typed,
         errors=errors,
         problem=problem,
@@ -222,35 +239,69 @@ async def move(
     taker: Annotated[str, Form(alias="to")] = "",
     yen: Annotated[str, Form()] = "",
     reason: Annotated[str, Form()] = "",
+    until: Annotated[str, Form()] = "",
+    wish: Annotated[UUID | None, Form()] = None,
+    start: Annotated[date | None, Form()] = None,
 ) -> Response:
-    """check: what it does to both towns, nothing is changed. apply: moves it, with the reason."""
+    """check: what it does to both towns, nothing is changed. apply: moves it, with the reason.
+
+    until: `once` for the running window alone. wish, start: what the page that asks for the reason was made for; a
+    second click moves nothing, and neither does a page of the month before.
+    """
     kind = _window(window)
-    typed = {"from": giver, "to": taker, "yen": yen, "reason": reason}
+    typed = {"from": giver, "to": taker, "yen": yen, "reason": reason, "until": until}
+    is_once = until == ONCE
+    applies = act == "apply" and (wish is not None or not is_once)
     reason = " ".join(reason.split())
     _, towns, _ = await _load(office, kind)
     by_id = {str(t.id): t for t in towns}
-    planned: Move | None = None
+    planned: Move | WindowPlan | None = None
     try:
         for text, field in ((giver, "from"), (taker, "to")):
             if text not in by_id:
                 raise InvalidInput("町を選んでください。", field=field)
-        one, other, amount = by_id[giver].id, by_id[taker].id, parse_yen(yen, field="yen")
+        one, other, amount = by_id[giver], by_id[taker], parse_yen(yen, field="yen")
+        said = f"{one.name}から{other.name}へ{amount:,}円を移しました"
+        has_reason = 1 <= len(reason) <= MAX_REASON
+        if is_once and applies and has_reason and wish is not None:
+            async with office.db.platform_session("operator console") as session:
+                await move_for_window(
+                    session, one.id, other.id, id=wish, yen=amount, window=kind, reason=reason, by=office.by,
+                    now=office.now, start=start, body=office.actor.tenant_id,
+                )  # fmt: skip
+            return back(f"{HERE}?window={kind}", f"{WINDOW_WORDS[kind]}だけ、{said}")
         async with office.db.platform_session("operator console", read_only=True) as session:
-            planned = await plan_move(session, one, other, yen=amount, window=kind)
-        if act == "apply":
-            if not 1 <= len(reason) <= MAX_REASON:
-                raise InvalidInput(f"理由を{MAX_REASON}字までで書いてください。", field="reason")
+            if is_once:
+                planned = await plan_window_move(session, one.id, other.id, yen=amount, window=kind, now=office.now)
+            else:
+                planned = await plan_move(session, one.id, other.id, yen=amount, window=kind)
+        if applies and not has_reason:
+            raise InvalidInput(f"理由を{MAX_REASON}字までで書いてください。", field="reason")
+        if applies:
             async with office.db.platform_session("operator console") as session:
                 await move_budget(
-                    session, one, other, yen=amount, window=kind, reason=reason, by=office.by, now=office.now
+                    session, one.id, other.id, yen=amount, window=kind, reason=reason, by=office.by, now=office.now
                 )
-            words = f"{by_id[giver].name}から{by_id[taker].name}へ{amount:,}円を移しました"
-            return back(f"{HERE}?window={kind}", words)
+            return back(f"{HERE}?window={kind}", said)
     except (InvalidInput, Conflict) as problem:
         if planned is None:
             return await _page(office, kind, typed=typed, problem=problem)
-        return await _ask(office, kind, planned, by_id[giver], by_id[taker], typed, problem)
-    return await _ask(office, kind, planned, by_id[giver], by_id[taker], typed)
+        return await _ask_either(office, kind, planned, by_id[giver], by_id[taker], typed, problem)
+    return await _ask_either(office, kind, planned, by_id[giver], by_id[taker], typed)
+
+
+async def _ask_either(
+    office: Office,
+    window: Window,
+    planned: Move | WindowPlan,
+    giver: ListedTenant,
+    taker: ListedTenant,
+    typed: Mapping[str, str],
+    problem: Problem | None = None,
+) -> Response:
+    if isinstance(planned, Move):
+        return await _ask(office, window, planned, giver, taker, typed, problem)
+    return await _ask_once(office, planned, giver.name, taker.name, typed=typed, problem=problem)
 
 
 async def _ask(
@@ -278,4 +329,64 @@ async def _ask(
         typed=typed,
         problem=problem,
         has_pool=region is not None,
+    )
+
+
+# ── for this window alone ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@routes.post("/move/back")
+async def move_back(
+    office: OfficeContext,
+    move_id: Annotated[UUID, Form()],
+    window: Annotated[str, Form()] = "month",
+    act: Annotated[str, Form()] = "check",
+) -> Response:
+    """取り消す: what was moved for this window goes back as far as it is not spent; check shows how much that is."""
+    try:
+        if act == "apply":
+            async with office.db.platform_session("operator console") as session:
+                made, plan = await undo_move(
+                    session, move_id, by=office.by, now=office.now, body=office.actor.tenant_id
+                )
+        else:
+            async with office.db.platform_session("operator console", read_only=True) as session:
+                made, plan = await plan_undo(session, move_id, now=office.now)
+    except Conflict as problem:
+        return await _page(office, _window(window), problem=problem)
+    async with office.db.platform_session("operator console", read_only=True) as session:
+        names = {t.id: t.name for t in await list_tenants(session)}
+    here, yen, rest = f"{HERE}?window={made.window}", plan.uyen // UYEN, (made.rest_uyen - plan.uyen) // UYEN
+    if not yen:
+        return back(here, "もう全額を戻してあります")
+    if act == "apply":
+        kept = f"（{rest:,}円は使われたか処理中なので、戻していません）" if rest else ""
+        return back(here, f"{names[made.taker]}から{names[made.giver]}へ{yen:,}円を戻しました{kept}")
+    return await _ask_once(office, plan, names[made.taker], names[made.giver], undoes=made)
+
+
+async def _ask_once(
+    office: Office,
+    plan: WindowPlan,
+    giver: str,
+    taker: str,
+    *,
+    typed: Mapping[str, str] | None = None,
+    undoes: WindowMove | None = None,
+    problem: Problem | None = None,
+) -> Response:
+    """Both towns in this window before and after, and that the next one is as ever. undoes: the move that goes back."""
+    shares = (plan.giver, plan.giver_after, plan.taker, plan.taker_after)
+    return await office.page(
+        "console/pool_once.html",
+        status=200 if problem is None else int(problem.status),
+        plan=plan,
+        words=WINDOW_WORDS[plan.window],
+        next_words=BACK_WORDS[plan.window],
+        sides=[(giver, plan.giver, plan.giver_after), (taker, plan.taker, plan.taker_after)],
+        widest=max(max(s.grant_uyen, s.used_uyen) for s in shares),
+        typed=typed or {},
+        undoes=undoes,
+        wish=new_id(),
+        problem=problem,
     )

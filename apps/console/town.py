@@ -10,21 +10,23 @@ from fractions import Fraction
 from typing import Final
 
 from fastapi import APIRouter
+from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.responses import Response
 
 from apps.console import town_invoice, town_keys, town_people, town_second_factor, town_settings
 from apps.console.figures import day_chart, months_until, sections_used
 from apps.sdk.dates import local
 from apps.sdk.office import Office, OfficeContext, csv_file
-from tenants.context import Role
+from tenants.context import Role, TenantId
 from tenants.identity.api_keys import list_keys
 from tenants.models import ApiKey, Section
 from tenants.people import Listed, list_people, list_sections
 from tenants.policy import load_policy, preset_of
-from tenants.quota.grants import read_share
+from tenants.quota.grants import POOL_WINDOWS, read_share
 from tenants.quota.pace import dry_day, month_end
 from tenants.quota.tree import BudgetRow, budget_rows
-from tenants.quota.windows import parse_month, window_bounds, window_start
+from tenants.quota.window_moves import moves_of
+from tenants.quota.windows import BACK_WORDS, WINDOW_WORDS, Window, parse_month, window_bounds, window_start
 from tenants.reports import KINDS, list_reports
 from tenants.usage import SectionUsage, UsageRow, people_who_asked, usage_by_day, usage_rows
 
@@ -52,6 +54,7 @@ async def overview(office: OfficeContext) -> Response:
         keys = await list_keys(session, tenant)
         policy, version = await load_policy(session, tenant)
         share = await read_share(session, tenant, "month", office.now)
+        once = [moved for w in POOL_WINDOWS if (moved := await _moved(session, tenant, w, office.now)) is not None]
     town = next((n for n in nodes if n.node == "town"), None)
     used = town.posted_uyen + town.held_uyen if town else 0
     limit = (town.limit_uyen or 0) if town else 0
@@ -66,6 +69,7 @@ async def overview(office: OfficeContext) -> Response:
         limit_uyen=limit,
         used_uyen=used,
         share=share,
+        once=once,
         left=town.left if town and town.left is not None else Fraction(0),
         dry_on=dry_day(used, limit, today) if limit else None,
         rest_uyen=limit - month_end(used, today),
@@ -75,6 +79,26 @@ async def overview(office: OfficeContext) -> Response:
         calls=sum(r.calls for r in rows),
         month=today.month,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """What the operator moved to this town (negative: from it) for a window alone, and why."""
+
+    words: str
+    next_words: str
+    uyen: int
+    reasons: Sequence[str]
+
+
+async def _moved(session: AsyncSession, tenant: TenantId, window: Window, now: datetime) -> Moved | None:
+    """None: nothing, on balance."""
+    share = await read_share(session, tenant, window, now)
+    if share is None or not share.moved_uyen:
+        return None
+    moves = await moves_of(session, tenant, window, window_start(window, now))
+    reasons = list(dict.fromkeys(m.reason for m in moves if (m.amount_uyen > 0) == (share.moved_uyen > 0)))
+    return Moved(WINDOW_WORDS[window], BACK_WORDS[window], share.moved_uyen, reasons)
 
 
 @dataclass(frozen=True, slots=True)

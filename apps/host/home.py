@@ -135,10 +135,13 @@ async def _notices(own: Services, who: Signed, now: datetime) -> list[Notice]:
 
 def _grant_told(notice: GrantNotice) -> Notice:
     now = WINDOW_WORDS[notice.window]
+    changed = f"{abs(notice.yen):,}円{'増やしました' if notice.yen > 0 else '減らしました'}"
     words = {
         "grant.borrow": f"町の予算が残り少なくなり、{now}は共同の予算から借りています",
         "grant.lend": f"{now}の町の予算のうち、使っていない分をほかの町に貸しています",
-        "budget.move": f"事務局が、{now}の町の予算を{abs(notice.yen):,}円{'増やしました' if notice.yen > 0 else '減らしました'}",
+        "budget.move": f"事務局が、{now}の町の予算を{changed}",
+        "budget.move_once": f"事務局が、{now}だけ、町の予算を{changed}",
+        "budget.move_back": f"事務局が、{now}だけ動かした分を元に戻し、町の予算を{changed}",
     }[notice.what]
     return Notice("町の予算", "info", "coins", words, "/console/town", f"/notices/{notice.id}/seen")
 

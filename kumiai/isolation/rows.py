@@ -28,6 +28,7 @@ _VALUES: Final[dict[str, dict[str, Any]]] = {
     "break_glass": {"minutes": 30},
     "budget": {"node": "town"},
     "call": {"state": "settled"},
+    "pool_move": {"window": "month", "amount_uyen": 1},
     "pool_share": {"window": "month", "window_start": date(2031, 4, 1)},
     "town_provider": {"kind": "oidc"},
 }

@@ -20,7 +20,7 @@ from sqlmodel import col, func, select
 from apps.sdk.testing import Browser, DemoPerson, DemoProcess
 from kumiai.isolation.footprint import Footprint, footprint
 from tenants.audit import By
-from tenants.context import PersonId, Role, SectionId, TenantId
+from tenants.context import PersonId, Role, SectionId, TenantId, new_id
 from tenants.db import Database, DatabaseUrls
 from tenants.identity import delegation
 from tenants.identity.directories import open_directory
@@ -167,6 +167,14 @@ def arrange(demo: DemoProcess, settings: Settings, observer: Observer) -> Stage:
         with demo.signed_in("operator") as operator:
             page = f"/console/operator/towns/{victim.id}/break-glass"
             _must(operator.submit(page, {"reason": "読み込みが止まる不具合を調べるため", "minutes": "30"}), 303)
+            stage.objects["move"] = str(new_id())
+            # With a third town: nothing of the other one hangs on the victim's things.
+            [third] = observer.run(_towns(observer.db, demo.towns[2:3]))
+            move = {
+                "act": "apply", "from": str(victim.id), "to": str(third.id), "yen": "1", "reason": "補正予算のため",
+                "until": "once", "wish": stage.objects["move"],
+            }  # fmt: skip
+            _must(operator.submit("/console/operator/budgets/pool/move", move), 303)
         stage.objects["glass"] = first(rf"/desk/break-glass/({_ID})/approve", admin.get("/desk/break-glass"))
         stage.objects["notice"] = str(uuid5(UUID(stage.objects["glass"]), "request"))
         _ask_api(stage)

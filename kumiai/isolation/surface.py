@@ -21,6 +21,7 @@ REFERENCES: Final[Mapping[str, str]] = {
     "report_id": "report", "notice_id": "notice", "glass_id": "glass", "sha256": "export", "hold_id": "hold",
     "person_id": "person", "person": "person", "section_id": "section", "section": "section", "key_id": "key",
     "call_id": "stream", "town_id": "town", "from": "town", "to": "town",
+    "move_id": "move",
 }  # fmt: skip
 # Words, choices and numbers: they lead to nobody's things. What is written there when a value is wanted.
 PLAIN: Final[Mapping[str, str]] = {
@@ -35,6 +36,7 @@ PLAIN: Final[Mapping[str, str]] = {
     "send_key": "enter", "sort": "", "state": "open", "suggest": "", "text": "水", "then": "", "title": "題",
     "town": "", "typed_name": "違う名前", "version": "0", "via": "", "way": "", "when_found": "", "why": "", "window": "month",
     "shared_after_own": "", "with_content": "", "wordings": "", "yen": "1", "packed": "[]", "file": "",
+    "until": "once", "wish": "", "start": "",
 }  # fmt: skip
 # The bodies of the API's addresses, without which nothing would be asked.
 BODIES: Final[Mapping[str, Mapping[str, Any]]] = {

@@ -1,7 +1,9 @@
 """`kumiai budget`: limits of towns, sections, apps and models."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Final, cast
+from uuid import UUID
 
 import typer
 
@@ -17,12 +19,15 @@ from tenants.commands.common import (
     print_json,
     run_command,
 )
+from tenants.context import new_id
 from tenants.db import Database
 from tenants.people import list_sections
+from tenants.quota.lending import Share
 from tenants.quota.pricing import UYEN_PER_YEN
 from tenants.quota.slots import set_slots, slots_of
 from tenants.quota.tree import Node, budget_rows, move_budget, set_budget
-from tenants.quota.windows import AT_ONCE, WINDOW_WORDS, WINDOWS, AccountWindow, Window
+from tenants.quota.window_moves import list_moves, move_for_window, undo_move
+from tenants.quota.windows import AT_ONCE, WINDOW_WORDS, WINDOWS, AccountWindow, Window, window_start
 from tenants.registry import list_tenants
 from tenants.settings import Settings
 
@@ -150,15 +155,35 @@ def budget_move(
     yen: Annotated[int, typer.Option(help="How many yen.")],
     reason: Annotated[str, typer.Option(help="Why; it stands in both towns' audit chains.")],
     fiscal_year: FiscalYear = False,
+    this_month: Annotated[
+        bool, typer.Option("--this-month", help="For the running month alone; the next begins without it.")
+    ] = False,
+    this_fiscal_year: Annotated[
+        bool, typer.Option("--this-fiscal-year", help="The same for the fiscal year that runs.")
+    ] = False,
 ) -> None:
-    """Move budget from one town to another, from the running month (or fiscal year) on."""
+    """Move budget from one town to another: from the running month (or fiscal year) on, or for that window alone."""
     if not reason.strip():
         raise InvalidInput("--reason に理由を書いてください。", field="reason")
+    if fiscal_year + this_month + this_fiscal_year > 1:
+        raise InvalidInput("--fiscal-year・--this-month・--this-fiscal-year は、どれか1つにしてください。")
 
     async def work(command_settings: Settings, db: Database) -> None:
         (one, one_id), (other, other_id) = await find_town(db, giver), await find_town(db, taker)
+        window = month_or_year(fiscal_year or this_fiscal_year)
+        if this_month or this_fiscal_year:
+            id = new_id()
+            async with db.platform_session("command") as session:
+                plan = await move_for_window(
+                    session, one_id, other_id, id=id, yen=yen, window=window, reason=reason, by=by_command(),
+                    now=datetime.now(UTC),
+                )  # fmt: skip
+            assert plan is not None
+            print(f"{WINDOW_WORDS[window]}だけ{yen:,}円を移しました。戻すとき：kumiai budget move-back {id}")
+            print(f"  {one.name}  {_grant(plan.giver)} → {_grant(plan.giver_after)}")
+            print(f"  {other.name}  {_grant(plan.taker)} → {_grant(plan.taker_after)}")
+            return
         async with db.platform_session("command") as session:
-            window = month_or_year(fiscal_year)
             done = await move_budget(session, one_id, other_id, yen=yen, window=window, reason=reason, by=by_command())
         print(f"{WINDOW_WORDS[window]}から{yen:,}円を移しました。")
         print(f"  {one.name}  {done.giver_before:,}円 → {done.giver_after:,}円")
@@ -167,4 +192,70 @@ def budget_move(
     run_command(work)
 
 
-COMMANDS = {"set": budget_set, "show": budget_show, "move": budget_move}
+def budget_moves(fiscal_year: FiscalYear = False, as_json: AsJson = False) -> None:
+    """Show what was moved for the running month (or fiscal year) alone, the newest first."""
+    window = month_or_year(fiscal_year)
+
+    async def work(command_settings: Settings, db: Database) -> None:
+        async with db.platform_session("command", read_only=True) as session:
+            moves = await list_moves(session, window, window_start(window, datetime.now(UTC)))
+            towns = {t.id: t for t in await list_tenants(session)}
+        told = [
+            {
+                "id": str(m.id),
+                "window": m.window,
+                "window_start": m.start.isoformat(),
+                "from": towns[m.giver].code,
+                "to": towns[m.taker].code,
+                "uyen": m.uyen,
+                "back_uyen": m.back_uyen,
+                "reason": m.reason,
+            }
+            for m in moves
+        ]
+        if as_json:
+            print_json(told)
+            return
+        for m in moves:
+            back = f"　うち{m.back_uyen // UYEN_PER_YEN:,}円は戻しました" if m.back_uyen else ""
+            names = f"{towns[m.giver].name} → {towns[m.taker].name}"
+            print(f"{m.id}  {m.uyen // UYEN_PER_YEN:>10,}円  {names}{back}　{m.reason}")
+        if not moves:
+            print(f"{WINDOW_WORDS[window]}だけ移した予算はありません。")
+
+    run_command(work)
+
+
+def budget_move_back(
+    move: Annotated[UUID, typer.Argument(help="The move's id, from `kumiai budget moves`.")],
+) -> None:
+    """Take back what was moved for the running window alone, as far as it is not spent."""
+
+    async def work(command_settings: Settings, db: Database) -> None:
+        async with db.platform_session("command") as session:
+            was, plan = await undo_move(session, move, by=by_command(), now=datetime.now(UTC))
+            towns = {t.id: t for t in await list_tenants(session)}
+        yen, rest = plan.uyen // UYEN_PER_YEN, (was.rest_uyen - plan.uyen) // UYEN_PER_YEN
+        if not yen:
+            print("もう全額を戻してあります。")
+            return
+        print(
+            f"{yen:,}円を戻しました。" + (f"{rest:,}円は先の町が使ったか処理中なので、戻していません。" if rest else "")
+        )
+        print(f"  {towns[was.taker].name}  {_grant(plan.giver)} → {_grant(plan.giver_after)}")
+        print(f"  {towns[was.giver].name}  {_grant(plan.taker)} → {_grant(plan.taker_after)}")
+
+    run_command(work)
+
+
+def _grant(share: Share) -> str:
+    return f"{share.grant_uyen // UYEN_PER_YEN:,}円"
+
+
+COMMANDS = {
+    "set": budget_set,
+    "show": budget_show,
+    "move": budget_move,
+    "moves": budget_moves,
+    "move-back": budget_move_back,
+}

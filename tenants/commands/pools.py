@@ -150,6 +150,9 @@ def pool_show(fiscal_year: FiscalYear = False, as_json: AsJson = False) -> None:
                 loan = f"　借りている {-(-share.borrowed_uyen // UYEN_PER_YEN):,}円"
             elif share.lent_uyen:
                 loan = f"　貸している {-(-share.lent_uyen // UYEN_PER_YEN):,}円"
+            if share.moved_uyen:
+                way = "受け取った" if share.moved_uyen > 0 else "渡した"
+                loan += f"　{WINDOW_WORDS[window]}だけ{way} {abs(share.moved_uyen) // UYEN_PER_YEN:,}円"
             dry = dry_day(share.used_uyen, share.grant_uyen, today_in_japan()) if window == "month" else None
             ends = f"　このペースだと{dry.day}日に使い切ります" if dry else ""
             used, grant = -(-share.used_uyen // UYEN_PER_YEN), share.grant_uyen // UYEN_PER_YEN

@@ -21,7 +21,10 @@ _NAMESPACE: Final = UUID("3c0f6b0e-6a8b-5a31-9a44-8f6f0e2b7d55")
 
 @dataclass(frozen=True, slots=True)
 class GrantNotice:
-    """`what`: grant.borrow, grant.lend or budget.move; `yen`: what was moved, negative when it went away."""
+    """`what`: grant.borrow, grant.lend, budget.move, budget.move_once (for the window alone) or budget.move_back.
+
+    `yen`: what was moved, negative when it went away.
+    """
 
     id: UUID
     what: str
@@ -37,9 +40,11 @@ async def tell_once(session: AsyncSession, tenant_id: TenantId, what: str, *, wi
         await session.flush()
 
 
-def tell_moved(session: AsyncSession, tenant_id: TenantId, yen: int, *, window: Window, start: date) -> None:
+def tell_moved(
+    session: AsyncSession, tenant_id: TenantId, yen: int, *, what: str = "budget.move", window: Window, start: date
+) -> None:
     """Each time: it was a person's decision."""
-    session.add(_row(new_id(), tenant_id, "budget.move", window, start, yen))
+    session.add(_row(new_id(), tenant_id, what, window, start, yen))
 
 
 def _row(id: UUID, tenant_id: TenantId, what: str, window: Window, start: date, yen: int) -> Outbox:

@@ -20,10 +20,21 @@ from tenants import audit
 from tenants.audit import By
 from tenants.context import TenantId, new_id
 from tenants.db import Database
-from tenants.models import UNLIMITED_UYEN, Account, Budget, Grant, GrantWanted, Pool, PoolShare, Tenant, utcnow
+from tenants.models import (
+    UNLIMITED_UYEN,
+    Account,
+    Budget,
+    Grant,
+    GrantWanted,
+    Pool,
+    PoolMove,
+    PoolShare,
+    Tenant,
+    utcnow,
+)
 from tenants.quota.book import LEVELS
 from tenants.quota.grant_notices import tell_once
-from tenants.quota.lending import Share, level, reshare, shrink
+from tenants.quota.lending import Share, hand_over, level, reshare, shrink
 from tenants.quota.pricing import UYEN_PER_YEN
 from tenants.quota.windows import WINDOW_WORDS, Window, window_start
 
@@ -121,7 +132,7 @@ async def _shares(
         found[TenantId(row.tenant_id)] = Share(
             TenantId(row.tenant_id), row.share_uyen, row.borrow_limit_uyen, row.lend_limit_uyen,
             row.borrowed_uyen if is_running else 0, row.lent_uyen if is_running else 0,
-            used,
+            used, row.moved_uyen if is_running else 0,
         )  # fmt: skip
     return found
 
@@ -160,12 +171,13 @@ async def _lock_pool(session: AsyncSession, window: Window, now: datetime) -> Re
 
 
 async def _begin_window(session: AsyncSession, pool: Pool, start: date) -> None:
-    """Everybody has the share again. Loans end before what was lent comes back, or the pool would not suffice."""
+    """Everybody has the share again. Who had more than it comes first, or the pool would not suffice."""
     gone = select(Tenant.id).where(col(Tenant.status) == "erased")
     mine = col(PoolShare.window) == pool.window
     await session.exec(delete(PoolShare).where(mine, col(PoolShare.tenant_id).in_(gone)))
-    ended = update(PoolShare).where(mine).values(window_start=start, borrowed_uyen=0, lent_uyen=0)
-    await session.exec(ended.where(col(PoolShare.borrowed_uyen) > 0))
+    ended = update(PoolShare).where(mine).values(window_start=start, borrowed_uyen=0, lent_uyen=0, moved_uyen=0)
+    more = col(PoolShare.borrowed_uyen) - col(PoolShare.lent_uyen) + col(PoolShare.moved_uyen)
+    await session.exec(ended.where(more > 0))
     await session.exec(ended)
     await session.exec(update(Pool).where(col(Pool.window) == pool.window).values(window_start=start))
     await session.refresh(pool)
@@ -231,8 +243,11 @@ async def _write(session: AsyncSession, region: Region, changed: Sequence[Share]
         row = (
             update(PoolShare)
             .where(col(PoolShare.tenant_id) == share.tenant_id, col(PoolShare.window) == region.window)
-            .values(share_uyen=share.share_uyen, borrowed_uyen=share.borrowed_uyen, lent_uyen=share.lent_uyen)
-        )
+            .values(
+                share_uyen=share.share_uyen, borrowed_uyen=share.borrowed_uyen, lent_uyen=share.lent_uyen,
+                moved_uyen=share.moved_uyen,
+            )
+        )  # fmt: skip
         if more(share) < 0:
             await session.exec(account)
             await session.exec(row)
@@ -242,6 +257,7 @@ async def _write(session: AsyncSession, region: Region, changed: Sequence[Share]
         for kind, delta in (
             ("borrow", share.borrowed_uyen - before.borrowed_uyen),
             ("lend", before.lent_uyen - share.lent_uyen),
+            ("move", share.moved_uyen - before.moved_uyen),
         ):
             if delta:
                 session.add(
@@ -363,6 +379,11 @@ async def set_share(session: AsyncSession, region: Region, tenant_id: TenantId, 
     return grant
 
 
+async def move_between(session: AsyncSession, region: Region, giver: TenantId, taker: TenantId, uyen: int) -> None:
+    """For this window alone; of a region that `lock_region` gave for both. The giver has so much that is movable."""
+    await _write(session, region, hand_over(region.shares[giver], region.shares[taker], uyen))
+
+
 async def set_pool(session: AsyncSession, window: Window, yen: int, *, by: By, now: datetime) -> Region:
     """Makes the pool of a kind of window, or changes how much is in it; in a platform session.
 
@@ -421,6 +442,7 @@ async def _make_pool(session: AsyncSession, window: Window, limit: int, by: By, 
             f"各町の{WINDOW_WORDS[window]}の予算の合計が{-(-total // UYEN_PER_YEN):,}円あります。それより小さくはできません。",
             field="pool_yen",
         )
+    await _forget_earlier_pool(session, window, start, {t.id: limits[t.id] for t in towns})
     session.add(Pool(window=window, window_start=start, limit_uyen=limit, set_by=_person(by)))
     await session.flush()
     session.add_all(
@@ -432,11 +454,36 @@ async def _make_pool(session: AsyncSession, window: Window, limit: int, by: By, 
     return region
 
 
+async def _forget_earlier_pool(session: AsyncSession, window: Window, start: date, shares: dict[UUID, int]) -> None:
+    """Where a pool ended in this very window, accounts still have what was lent and moved in it: to their shares again.
+
+    Raises `PoolTooSmall` when a town has spent more than its share.
+    """
+    running = (
+        col(Account.node) == "town", col(Account.node_id) == "", col(Account.window) == window,
+        col(Account.window_start) == start, col(Account.tenant_id).in_(shares),
+    )  # fmt: skip
+    for account in (await session.exec(select(Account).where(*running).order_by(col(Account.id)))).all():
+        share = shares[account.tenant_id]
+        if account.held_uyen + account.posted_uyen > share:
+            raise PoolTooSmall(
+                f"{WINDOW_WORDS[window]}、割当より多く使った町があります。その町の予算を増やしてから決めてください。",
+                field="pool_yen",
+            )
+        account.limit_uyen = share
+        session.add(account)
+    await session.flush()
+
+
 async def end_pool(session: AsyncSession, window: Window, *, by: By) -> None:
     """The towns keep what they have until the window ends, and their shares as budgets. Raises `NotFound`."""
     query = select(Pool).where(col(Pool.window) == window).with_for_update()
-    if (await session.exec(query)).first() is None:
+    pool = (await session.exec(query)).first()
+    if pool is None:
         raise NotFound(f"{WINDOW_WORDS[window]}の共同の予算は決めてありません。")
+    # What was moved in it stays where it is, and nobody takes it back any more.
+    running = (col(PoolMove.window) == window, col(PoolMove.window_start) == pool.window_start)
+    await session.exec(delete(PoolMove).where(*running))
     await session.exec(delete(PoolShare).where(col(PoolShare.window) == window))
     await session.exec(delete(Pool).where(col(Pool.window) == window))
     await _record_everywhere(session, by, "pool.end", window=window)
@@ -488,9 +535,10 @@ async def leave_pools(session: AsyncSession, tenant_id: TenantId, now: datetime)
         town = region.shares.get(tenant_id) if region else None
         if region is None or town is None:
             continue
-        used = -(-town.used_uyen // UYEN_PER_YEN)
+        # What it gave for this window stays with the other town: its share covers that, too.
+        needed = max(-(-(town.used_uyen - town.moved_uyen) // UYEN_PER_YEN), 0)
         await set_share(
-            session, region, tenant_id, min(used, town.share_uyen // UYEN_PER_YEN), used_uyen=town.used_uyen
+            session, region, tenant_id, min(needed, town.share_uyen // UYEN_PER_YEN), used_uyen=town.used_uyen
         )
         await session.exec(
             update(PoolShare)

@@ -1,7 +1,7 @@
 """Who lends to whom: the rules on numbers alone, with no database and no clock.
 
 A town has a guaranteed share of the pool. What it may spend in the running window is its *grant*: the share, plus
-what it has borrowed, less what it lends. **Guaranteed** means: every window begins with the whole share, no other
+what it has borrowed, less what it lends, and what was moved to or from it for this window alone. **Guaranteed** means: every window begins with the whole share, no other
 town's is ever raised at its expense, and what is lent comes back when its owner needs it, as far as the borrowers
 have not spent it. What they have spent is gone until the window ends. A town whose share may never be short has a
 lend limit of 0.
@@ -25,7 +25,10 @@ SMALLEST = 10
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A town's part of the pool in the running window, in micro-yen. `used_uyen`: what is held and posted."""
+    """A town's part of the pool in the running window, in micro-yen. `used_uyen`: what is held and posted.
+
+    `moved_uyen`: what the operator moved to it from other towns for this window alone; negative: from it.
+    """
 
     tenant_id: TenantId
     share_uyen: int
@@ -34,10 +37,16 @@ class Share:
     borrowed_uyen: int = 0
     lent_uyen: int = 0
     used_uyen: int = 0
+    moved_uyen: int = 0
+
+    @property
+    def own_uyen(self) -> int:
+        """What is its own in this window, before any loan."""
+        return self.share_uyen + self.moved_uyen
 
     @property
     def grant_uyen(self) -> int:
-        return self.share_uyen + self.borrowed_uyen - self.lent_uyen
+        return self.own_uyen + self.borrowed_uyen - self.lent_uyen
 
     @property
     def left_uyen(self) -> int:
@@ -65,15 +74,26 @@ class Share:
 
     @property
     def lendable_uyen(self) -> int:
-        """What could be lent while a fifth of its share stays unused: a lender is never low by lending."""
+        """What could be lent while a fifth of what is its own stays unused: a lender is never low by lending.
+
+        Never more than its share: what it was given for this window is to be spent there.
+        """
         if self.borrowed_uyen:
             return 0
-        return min(self.lend_limit_uyen - self.lent_uyen, self.left_uyen - -(-self.share_uyen // KEEP))
+        return min(
+            min(self.lend_limit_uyen, self.share_uyen) - self.lent_uyen,
+            self.left_uyen - -(-self.own_uyen // KEEP),
+        )
 
     @property
     def unspent_uyen(self) -> int:
         """What it has borrowed and not spent: its own share is spent first."""
         return min(self.borrowed_uyen, self.left_uyen)
+
+    @property
+    def movable_uyen(self) -> int:
+        """What is its own and neither spent nor held nor lent."""
+        return self.left_uyen - self.unspent_uyen
 
 
 class _Table:
@@ -164,11 +184,13 @@ def reshare(limit_uyen: int, shares: Sequence[Share], town: Share, share_uyen: i
     town: one of `shares`, or a new one with nothing. A larger share first pays back the town's own loan; then others
     give back what they borrowed and have not spent. A smaller one first takes back what the town lends.
     The caller has made sure that the sum of the shares fits, and refuses a grant below what is used.
+    What was moved for the window stays moved.
     """
     table = _Table(limit_uyen, [s for s in shares if s.tenant_id != town.tenant_id])
     paid_back = min(town.borrowed_uyen, max(share_uyen - town.share_uyen, 0))
     changed = replace(town, share_uyen=share_uyen, borrowed_uyen=town.borrowed_uyen - paid_back)
-    back = min(changed.lent_uyen, max(changed.used_uyen - changed.grant_uyen, changed.lent_uyen - share_uyen, 0))
+    most = min(share_uyen, changed.own_uyen)
+    back = min(changed.lent_uyen, max(changed.used_uyen - changed.grant_uyen, changed.lent_uyen - most, 0))
     changed = replace(changed, lent_uyen=changed.lent_uyen - back)
     table.call_back(changed.grant_uyen)
     if table.free_uyen < changed.grant_uyen:
@@ -187,3 +209,11 @@ def shrink(limit_uyen: int, shares: Sequence[Share]) -> list[Share] | None:
     if table.free_uyen < 0:
         return None
     return [table.towns[before.tenant_id] for before in shares if table.towns[before.tenant_id] != before]
+
+
+def hand_over(giver: Share, taker: Share, uyen: int) -> list[Share]:
+    """Both towns after so much was moved for this window alone. The caller has made sure that the giver can move it."""
+    return [
+        replace(giver, moved_uyen=giver.moved_uyen - uyen),
+        replace(taker, moved_uyen=taker.moved_uyen + uyen),
+    ]

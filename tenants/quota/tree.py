@@ -17,7 +17,7 @@ from tenants.context import TenantId
 from tenants.models import UNLIMITED_UYEN, Account, Budget, Call, Grant
 from tenants.quota.book import LEVELS
 from tenants.quota.grant_notices import tell_moved
-from tenants.quota.grants import lock_region, set_share
+from tenants.quota.grants import Region, lock_region, set_share
 from tenants.quota.pricing import UYEN_PER_YEN
 from tenants.quota.windows import WINDOW_WORDS, WINDOWS, Window, window_bounds, window_start
 
@@ -105,12 +105,12 @@ async def set_budget(
             raise InvalidInput(
                 f"共同の予算から配っている間は、{WINDOW_WORDS[window]}の上限をなくせません。", field=f"{window}_yen"
             )
+        share = region.shares.get(tenant_id)
+        if share is not None and limit + share.moved_uyen < 0:
+            raise BudgetTooSmall(_too_small(window, used, region, tenant_id), field=f"{window}_yen")
         grant = await set_share(session, region, tenant_id, yen, used_uyen=used)
     if grant < used:
-        raise BudgetTooSmall(
-            f"{WINDOW_WORDS[window]}はすでに{-(-used // UYEN_PER_YEN):,}円を使っています（処理中の分を含みます）。",
-            field=f"{window}_yen",
-        )
+        raise BudgetTooSmall(_too_small(window, used, region, tenant_id), field=f"{window}_yen")
     if account is not None:
         account.limit_uyen = grant
         session.add(account)
@@ -137,6 +137,18 @@ async def set_budget(
                 Grant(tenant_id=tenant_id, window_start=start, amount_uyen=change, created_by=by, reason=reason)
             )
     await session.flush()
+
+
+def _too_small(window: Window, used_uyen: int, region: Region | None, tenant_id: TenantId) -> str:
+    told = f"{WINDOW_WORDS[window]}はすでに{-(-used_uyen // UYEN_PER_YEN):,}円を使っています（処理中の分を含みます）。"
+    share = region.shares.get(tenant_id) if region else None
+    if share is not None and share.moved_uyen < 0:
+        least = -(-(used_uyen - share.moved_uyen) // UYEN_PER_YEN)
+        told += (
+            f"ほかに{WINDOW_WORDS[window]}だけ{-share.moved_uyen // UYEN_PER_YEN:,}円をほかの町に渡しているので、"
+            f"{least:,}円より小さくはできません。"
+        )
+    return told
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,6 +150,56 @@ def test_budget_moves_from_town_to_town_after_both_sides_were_shown(visitor: Vis
     expect(admin.get_by_text(told)).to_have_count(0)
 
 
+def test_budget_moves_for_this_month_alone_and_back(visitor: Visitor) -> None:
+    one, other = make_town(visitor), make_town(visitor)
+    admin = administrator(visitor, other)
+    page = visitor.open(visitor.demo.person("operator"))
+    page.goto("/console/operator/budgets/pool")
+    page.get_by_label("元の町").select_option(label=one.name)
+    page.get_by_label("先の町").select_option(label=other.name)
+    page.get_by_label("今月だけ", exact=True).check()
+    page.get_by_label("動かす額（円）").fill("120,001")
+    page.get_by_role("button", name="動かした後を確かめる").click()
+    expect(page.locator("#f-yen-e")).to_contain_text("1円から120,000円")
+    expect(page.get_by_label("今月だけ", exact=True)).to_be_checked()
+    page.get_by_label("動かす額（円）").fill("20,000")
+    page.get_by_role("button", name="動かした後を確かめる").click()
+    for town, after in ((one, "100,000円"), (other, "140,000円")):
+        expect(page.get_by_role("row", name=town.name)).to_contain_text(after)
+    assert_accessible(page)
+    page.get_by_role("button", name="今月だけ動かす").click()
+    expect(page.locator("#f-reason-e")).to_contain_text("理由を")
+    page.get_by_label("理由").fill("補正予算が通るまで")
+    # Who clicks twice moves once.
+    page.get_by_role("button", name="今月だけ動かす").dblclick()
+    expect(page.get_by_text(f"今月だけ、{one.name}から{other.name}へ20,000円を移しました")).to_be_visible()
+    made = page.get_by_role("region", name="今月だけ動かした予算").get_by_role("row", name=one.name)
+    expect(made).to_have_count(1)
+    expect(made).to_contain_text("補正予算が通るまで")
+    assert_accessible(page)
+    # The share stands as it is; what can be spent is told to the town.
+    page.goto(f"/console/operator/budgets/pool?q={other.code}")
+    expect(page.get_by_label(f"{other.name}の割当（円）")).to_have_value("120,000")
+    expect(page.get_by_role("cell", name="今月だけ受け取り 20,000円")).to_be_visible()
+    admin.goto("/")
+    expect(admin.get_by_role("region", name="お知らせ")).to_contain_text(
+        "事務局が、今月だけ、町の予算を20,000円増やしました"
+    )
+    admin.goto("/console/town")
+    expect(admin.get_by_text("20,000円を受け取っています（理由：補正予算が通るまで）")).to_be_visible()
+    assert_accessible(admin)
+
+    made = page.get_by_role("region", name="今月だけ動かした予算").get_by_role("row", name=one.name)
+    made.get_by_role("button", name="取り消す").click()
+    expect(page.get_by_role("row", name=other.name)).to_contain_text("120,000円")
+    assert_accessible(page)
+    page.get_by_role("button", name="20,000円を戻す").click()
+    expect(page.get_by_text(f"{other.name}から{one.name}へ20,000円を戻しました")).to_be_visible()
+    expect(made).to_contain_text("戻しました")
+    admin.goto("/console/town")
+    expect(admin.get_by_text("受け取っています")).to_have_count(0)
+
+
 def test_shares_and_limits_are_set_all_or_none_and_errors_stand_at_their_fields(visitor: Visitor) -> None:
     town = make_town(visitor)
     page = visitor.open(visitor.demo.person("operator"))

@@ -95,6 +95,36 @@ def test_budget_moves_with_a_reason_in_both_chains(region: Region, towns: tuple[
         assert [(f["yen"], f["reason"]) for f in facts] == [(yen, "議会の準備")]
 
 
+@pytest.mark.parametrize("window", ["month", "fiscal-year"])
+def test_budget_moves_for_the_window_alone_and_back(region: Region, towns: tuple[Town, Town], window: str) -> None:
+    one, other = towns
+    for town, yen in ((one, "1000"), (other, "500")):
+        region.command("budget", "set", town.code, f"--{window}-yen", yen)
+    words = ("budget", "move", one.code, other.code, "--yen", "200", "--reason", "補正予算のため", f"--this-{window}")
+    assert "先に共同の予算を決めて" in refused(region, *words)
+    region.command("pool", "set", f"--{window}-yen", "1500")
+    assert "1円から1,000円まで" in refused(region, *words[:5], "1001", *words[6:])
+    assert "どれか1つ" in refused(region, *words, "--this-month", "--this-fiscal-year")
+    said = region.command(*words).stdout
+    assert "1,000円 → 800円" in said
+    assert "500円 → 700円" in said
+    year = ("--fiscal-year",) if window == "fiscal-year" else ()
+    moved = {t["code"]: (t["share_uyen"], t["moved_uyen"], t["grant_uyen"]) for t in shown(region, *year)["towns"]}
+    assert moved == {
+        one.code: (1000 * YEN, -200 * YEN, 800 * YEN), other.code: (500 * YEN, 200 * YEN, 700 * YEN),
+    }  # fmt: skip
+    assert "渡した 200円" in region.command("pool", "show", *year).stdout
+    [made] = json.loads(region.command("budget", "moves", *year, "--json").stdout)
+    assert (made["from"], made["to"], made["uyen"], made["back_uyen"]) == (one.code, other.code, 200 * YEN, 0)
+    assert made["id"] in said
+    assert "700円 → 500円" in region.command("budget", "move-back", made["id"]).stdout
+    assert "もう全額を戻して" in region.command("budget", "move-back", made["id"]).stdout
+    assert "うち200円は戻しました" in region.command("budget", "moves", *year).stdout
+    for town, yen in ((one, 200), (other, -200)):
+        facts = [a.facts for a in _chain(region, town) if a.action == "budget.move_back"]
+        assert [(f["yen"], f["reason"]) for f in facts] == [(yen, "補正予算のため")]
+
+
 def _chain(region: Region, town: Town) -> list[Audit]:
     from sqlmodel import col, select
 

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Callable, Coroutine
 from datetime import UTC, date, datetime
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -14,12 +15,12 @@ from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, func, select, text, update
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from observability.problems import Conflict, InvalidInput
+from observability.problems import Conflict, InvalidInput, NotFound
 from tenants.audit import By
 from tenants.audit.verification import verify_chain
 from tenants.context import Actor, PersonId, Role, TenantId, new_id
 from tenants.db import Database, DatabaseUrls
-from tenants.models import Account, Audit, Budget, Call, Grant, GrantWanted, Pool, PoolShare, Tenant
+from tenants.models import Account, Audit, Budget, Call, Grant, GrantWanted, Pool, PoolMove, PoolShare, Tenant
 from tenants.quota.book import AccountKey, open_book
 from tenants.quota.grant_notices import grant_notices_of, mark_grant_seen
 from tenants.quota.grants import (
@@ -37,6 +38,7 @@ from tenants.quota.grants import (
 from tenants.quota.ledger import LedgerWriter
 from tenants.quota.terms import LedgerUnavailable, QuotaExceeded, Settlement
 from tenants.quota.tree import BudgetTooSmall, move_budget, set_budget
+from tenants.quota.window_moves import NotMovable, list_moves, move_for_window, moves_of, undo_move
 from tenants.quota.windows import Window, window_start
 from tests.integration.ledger.conftest import Town
 
@@ -172,7 +174,7 @@ async def test_every_move_is_in_both_towns_chains_and_told_once_to_their_adminis
             entries = (await session.exec(select(Audit).where(col(Audit.tenant_id) == town.id))).all()
             journal = await session.exec(
                 select(func.sum(col(Grant.amount_uyen))).where(
-                    col(Grant.tenant_id) == town.id, col(Grant.kind).in_(("share", "borrow", "lend"))
+                    col(Grant.tenant_id) == town.id, col(Grant.kind).in_(("share", "borrow", "lend", "move"))
                 )
             )
             assert journal.one() == (await region.account(town)).limit_uyen
@@ -346,6 +348,218 @@ async def test_without_its_pool_a_region_is_as_before(region: Region) -> None:
     assert await region.move() == 0
 
 
+# ── for this window alone ────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Mover:
+    """Moves for this month between towns of a region, in yen."""
+
+    def __init__(self, region: Region) -> None:
+        self.region = region
+
+    async def move(self, giver: Town, taker: Town, yen: int, id: UUID | None = None, **more: Any) -> UUID:
+        id = id or new_id()
+        about = {
+            "id": id,
+            "yen": yen,
+            "window": "month",
+            "reason": "補正予算のため",
+            "by": BY,
+            "now": datetime.now(UTC),
+        }
+        await self.region.do(lambda s: move_for_window(s, giver.id, taker.id, **(about | more)))
+        return id
+
+    async def undo(self, id: UUID) -> int:
+        """How much went back, in yen."""
+        _, plan = await self.region.do(lambda s: undo_move(s, id, by=BY, now=datetime.now(UTC)))
+        return int(plan.uyen // YEN)
+
+    async def limits(self, *towns: Town) -> list[int]:
+        return [(await self.region.account(t)).limit_uyen // YEN for t in towns]
+
+
+async def test_a_move_for_the_month_changes_what_can_be_spent_and_no_share(
+    region: Region, ledger: LedgerWriter
+) -> None:
+    giver, taker = await region.town(100), await region.town(50)
+    await region.pool(150)
+    mover = Mover(region)
+    await spend(ledger, giver, 40)
+    await ledger.reserve(giver.hold(20 * YEN))
+    with pytest.raises(NotMovable, match=r"1円から40円まで.*使った額と処理中の額60円"):
+        await mover.move(giver, taker, 41)
+    id = await mover.move(giver, taker, 40)
+    assert await mover.limits(giver, taker) == [60, 90]
+    with pytest.raises(QuotaExceeded):
+        await ledger.reserve(giver.hold(YEN))
+    await spend(ledger, taker, 90)
+    with pytest.raises(NotMovable, match="動かせる額がありません"):
+        await mover.move(giver, taker, 1)
+    async with region.db.platform_session("test", read_only=True) as session:
+        shares = (await session.exec(select(PoolShare))).all()
+        assert {s.tenant_id: (s.share_uyen // YEN, s.moved_uyen // YEN) for s in shares} == {
+            giver.id: (100, -40), taker.id: (50, 40),
+        }  # fmt: skip
+        [made] = await list_moves(session, "month", window_start("month", datetime.now(UTC)))
+        assert (made.id, made.giver, made.taker, made.uyen) == (id, giver.id, taker.id, 40 * YEN)
+    for town, delta, after in ((giver, -40, 60), (taker, 40, 90)):
+        assert (await verify_chain(region.db, town.id)).links > 0
+        admin = Actor(town.id, PersonId(new_id()), None, frozenset({Role.TOWN_ADMIN}))
+        async with region.db.tenant_session(admin.context, read_only=True) as session:
+            query = select(Audit).where(col(Audit.tenant_id) == town.id, col(Audit.action) == "budget.move_once")
+            [told] = (await session.exec(query)).all()
+            assert (told.facts["yen"], told.facts["after_yen"], told.facts["reason"]) == (
+                delta,
+                after,
+                "補正予算のため",
+            )
+            assert (delta, "budget.move_once") in [
+                (n.yen, n.what) for n in await grant_notices_of(session, admin, datetime.now(UTC))
+            ]
+            # A town sees its own side of it.
+            [side] = await moves_of(session, town.id, "month", window_start("month", datetime.now(UTC)))
+            assert side.amount_uyen == delta * YEN
+
+
+async def test_the_next_month_begins_with_the_shares_whatever_was_moved(region: Region, ledger: LedgerWriter) -> None:
+    giver, taker, third = await region.town(100), await region.town(50), await region.town(30)
+    await region.pool(180)
+    mover = Mover(region)
+    await mover.move(giver, taker, 40)
+    await mover.move(taker, third, 70)
+    assert await mover.limits(giver, taker, third) == [60, 20, 100]
+    await region.do(_go_back)
+    await region.do(lambda s: s.exec(update(PoolMove).values(window_start=date(2020, 4, 1))))
+    await region.do(lambda s: s.exec(update(Budget).values(valid_from=date(2020, 4, 1))))
+    # One town's first request opens its month; the worker the others'.
+    await spend(ledger, taker, 50)
+    await region.move()
+    assert await mover.limits(giver, taker, third) == [100, 50, 30]
+    async with region.db.platform_session("test", read_only=True) as session:
+        assert {s.moved_uyen for s in (await session.exec(select(PoolShare))).all()} == {0}
+        old = (await list_moves(session, "month", date(2020, 4, 1)))[0]
+    with pytest.raises(Conflict, match="もう終わりました"):
+        await mover.undo(old.id)
+
+
+async def test_a_second_click_moves_nothing_and_another_wish_is_refused(region: Region) -> None:
+    giver, taker = await region.town(100), await region.town(50)
+    await region.pool(150)
+    mover = Mover(region)
+    id = new_id()
+    await asyncio.gather(*(mover.move(giver, taker, 100, id) for _ in range(4)))
+    assert await mover.limits(giver, taker) == [0, 150]
+    with pytest.raises(Conflict, match="別の額"):
+        await mover.move(giver, taker, 10, id)
+    with pytest.raises(Conflict, match="期間が変わりました"):
+        await mover.move(taker, giver, 10, start=date(2020, 4, 1))
+    assert await mover.undo(id) == 100
+    assert await mover.undo(id) == 0
+    assert await mover.limits(giver, taker) == [100, 50]
+
+
+async def test_what_is_spent_or_held_does_not_go_back_until_it_is_free(region: Region, ledger: LedgerWriter) -> None:
+    giver, taker = await region.town(100), await region.town(50)
+    await region.pool(150)
+    mover = Mover(region)
+    id = await mover.move(giver, taker, 40)
+    await spend(ledger, taker, 60)
+    held = await ledger.reserve(taker.hold(20 * YEN))
+    assert await mover.undo(id) == 10
+    with pytest.raises(NotMovable, match="戻せる額がありません"):
+        await mover.undo(id)
+    await asyncio.wrap_future(ledger.settle(held, Settlement(5 * YEN, 1, 1, "provider", "stop")))
+    assert await mover.undo(id) == 15
+    assert await mover.limits(giver, taker) == [85, 65]
+
+
+async def test_borrowed_and_lent_money_is_not_given_away(region: Region, ledger: LedgerWriter) -> None:
+    poor, rich, third = await region.town(100), await region.town(100), await region.town(0)
+    await region.pool(200)
+    mover = Mover(region)
+    await region.lending(poor, borrow=30)
+    await region.lending(rich, lend=30)
+    await spend(ledger, poor, 95)
+    await region.move()
+    assert (await region.loans(poor), await region.loans(rich)) == ((10, 0), (0, 10))
+    # 15 are left to it, 10 of them are borrowed.
+    with pytest.raises(NotMovable, match=r"5円まで.*借りた分は動かせません"):
+        await mover.move(poor, third, 6)
+    with pytest.raises(NotMovable, match=r"90円まで.*貸している額10円"):
+        await mover.move(rich, third, 91)
+    await mover.move(rich, third, 90)
+    await mover.move(poor, third, 5)
+    assert await mover.limits(poor, rich, third) == [105, 0, 95]
+
+
+async def test_a_share_is_never_smaller_than_what_was_given_for_the_month(region: Region) -> None:
+    giver, taker = await region.town(100), await region.town(50)
+    await region.pool(150)
+    mover = Mover(region)
+    await mover.move(giver, taker, 40)
+    with pytest.raises(BudgetTooSmall, match="40円をほかの町に渡している"):
+        await region.do(lambda s: set_budget(s, giver.id, yen=39))
+    await region.do(lambda s: set_budget(s, giver.id, yen=40))
+    await region.do(lambda s: set_budget(s, taker.id, yen=60))
+    assert await mover.limits(giver, taker) == [0, 100]
+    # Who leaves leaves what it gave where it is.
+    await region.do(lambda s: leave_pools(s, giver.id, datetime.now(UTC)))
+    await region.do(lambda s: set_budget(s, taker.id, yen=110))
+    assert await mover.limits(giver, taker) == [0, 150]
+
+
+async def test_money_comes_back_from_a_town_that_left_and_none_goes_there(region: Region, ledger: LedgerWriter) -> None:
+    stays, gone = await region.town(100), await region.town(50)
+    await region.pool(150)
+    mover = Mover(region)
+    there, back = await mover.move(stays, gone, 40), await mover.move(gone, stays, 10)
+    await spend(ledger, gone, 20)
+    await region.do(lambda s: leave_pools(s, gone.id, datetime.now(UTC)))
+    await region.do(lambda s: s.exec(update(Tenant).where(col(Tenant.id) == gone.id).values(status="erased")))
+    with pytest.raises(Conflict, match="消去された"):
+        await mover.undo(back)
+    with pytest.raises(InvalidInput, match="入っていません"):
+        await mover.move(stays, gone, 1)
+    assert await mover.undo(there) == 10
+    assert await mover.limits(stays, gone) == [80, 20]
+
+
+async def test_a_year_s_budget_moves_for_the_year_and_needs_a_pool(region: Region) -> None:
+    giver, taker = await region.town(100), await region.town(50)
+    mover = Mover(region)
+    with pytest.raises(InvalidInput, match="先に共同の予算を決めてください"):
+        await mover.move(giver, taker, 1)
+    for town in (giver, taker):
+        await region.do(lambda s, id=town.id: set_budget(s, id, yen=500, window="fiscal_year"))
+    await region.pool(1000, "fiscal_year")
+    await mover.move(giver, taker, 200, window="fiscal_year")
+    assert [(await region.account(t, "fiscal_year")).limit_uyen // YEN for t in (giver, taker)] == [300, 700]
+    # The month is not of this pool.
+    with pytest.raises(InvalidInput, match="今月の共同の予算"):
+        await mover.move(giver, taker, 1)
+
+
+async def test_a_pool_that_is_made_again_in_the_same_month_begins_with_the_shares(
+    region: Region, ledger: LedgerWriter
+) -> None:
+    giver, taker = await region.town(100), await region.town(50)
+    await region.pool(150)
+    mover = Mover(region)
+    id = await mover.move(giver, taker, 40)
+    await region.do(lambda s: end_pool(s, "month", by=BY))
+    assert await mover.limits(giver, taker) == [60, 90]
+    with pytest.raises(NotFound):
+        await mover.undo(id)
+    await region.pool(150)
+    assert await mover.limits(giver, taker) == [100, 50]
+    await mover.move(giver, taker, 40)
+    await spend(ledger, taker, 51)
+    await region.do(lambda s: end_pool(s, "month", by=BY))
+    with pytest.raises(PoolTooSmall, match="割当より多く使った町"):
+        await region.pool(150)
+
+
 # ── a wrong writer ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -357,6 +571,9 @@ async def test_without_its_pool_a_region_is_as_before(region: Region) -> None:
         "update pool_share set borrowed_uyen = borrowed_uyen + 1",
         "update pool_share set share_uyen = share_uyen - 1",
         "update pool_share set lent_uyen = lent_uyen + 1",
+        "update pool_share set moved_uyen = moved_uyen + 1",
+        "update pool_share set moved_uyen = moved_uyen - 1",
+        "update pool_share set moved_uyen = -101000000",
         "update pool set limit_uyen = limit_uyen - 1",
         "update pool set granted_uyen = granted_uyen + 1",
         'insert into pool ("window", window_start, limit_uyen, shares_uyen, granted_uyen, set_at)'
@@ -459,6 +676,18 @@ async def test_nothing_is_overspent_or_lost_while_grants_move(
                     await move_budget(session, giver, taker, yen=3, reason="試験", by=BY)
             await asyncio.sleep(0.02)
 
+    async def operate_for_the_month() -> None:
+        mover, made = Mover(region), list[UUID]()
+        while not stop.is_set():
+            one, other = rng.sample(range(len(towns)), 2)
+            with contextlib.suppress(Conflict, InvalidInput):
+                if len(made) < 3 or rng.random() < 0.6:
+                    made.append(await mover.move(towns[one], towns[other], rng.randrange(1, 20)))
+                else:
+                    await mover.undo(rng.choice(made))
+            await asyncio.sleep(0.02)
+        assert made
+
     async def look() -> None:
         nonlocal looked
         while not stop.is_set():
@@ -474,7 +703,7 @@ async def test_nothing_is_overspent_or_lost_while_grants_move(
             looked += 1
             await asyncio.sleep(0.01)
 
-    others = [asyncio.create_task(job()) for job in (work, work, operate, look)]
+    others = [asyncio.create_task(job()) for job in (work, work, operate, operate_for_the_month, look)]
     try:
         await asyncio.gather(*(use(writers[n % 2], n) for n in range(8)))
     finally:

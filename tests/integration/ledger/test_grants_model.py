@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -23,6 +24,7 @@ from hypothesis.stateful import (
     initialize,
     invariant,
     multiple,
+    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -37,9 +39,11 @@ from tenants.db import Database, DatabaseUrls
 from tenants.models import Account, Pool, PoolShare, Tenant
 from tenants.quota.grants import end_pool, lock_region, move_slices, set_lending, set_pool
 from tenants.quota.ledger import LedgerWriter
-from tenants.quota.lending import Share, level, reshare, shrink
+from tenants.quota.lending import Share, hand_over, level, reshare, shrink
 from tenants.quota.terms import QuotaExceeded, Reservation, Settlement
 from tenants.quota.tree import move_budget, set_budget
+from tenants.quota.window_moves import WindowMove, list_moves, move_for_window, undo_move
+from tenants.quota.windows import window_start
 from tests.integration.ledger.conftest import Town
 
 YEN = 1_000_000
@@ -54,6 +58,8 @@ class Model:
 
     def __init__(self, limit: int, shares: dict[TenantId, Share]) -> None:
         self.limit, self.shares = limit, shares
+        # Of this month alone, in the order in which they were made: who gave, who got, what is not back.
+        self.moves: list[tuple[TenantId, TenantId, int]] = []
 
     def adopt(self, changed: list[Share] | None) -> None:
         self.shares = self.shares | {s.tenant_id: s for s in changed or ()}
@@ -75,7 +81,7 @@ class Model:
         if sum(s.share_uyen for s in self.shares.values()) - before.share_uyen + uyen > self.limit:
             return False
         changed = reshare(self.limit, list(self.shares.values()), before, uyen)
-        if changed is None or changed[-1].grant_uyen < before.used_uyen:
+        if changed is None or changed[-1].grant_uyen < before.used_uyen or changed[-1].own_uyen < 0:
             return False
         self.adopt(changed)
         return True
@@ -88,6 +94,20 @@ class Model:
                 return True
         self.shares = before
         return False
+
+    def move_once(self, giver: TenantId, taker: TenantId, uyen: int) -> bool:
+        if giver == taker or not 0 < uyen <= self.shares[giver].movable_uyen:
+            return False
+        self.adopt(hand_over(self.shares[giver], self.shares[taker], uyen))
+        self.moves.append((giver, taker, uyen))
+        return True
+
+    def undo(self, which: int) -> bool:
+        giver, taker, rest = self.moves[which]
+        back = min(rest, self.shares[taker].movable_uyen // YEN * YEN)
+        self.adopt(hand_over(self.shares[taker], self.shares[giver], back))
+        self.moves[which] = (giver, taker, rest - back)
+        return back > 0 or rest == 0
 
     def set_pool(self, uyen: int) -> bool:
         changed = None
@@ -114,6 +134,7 @@ class GrantMachine(RuleBasedStateMachine):
         self.ids = sorted((TenantId(new_id()) for _ in shares), key=str)
         self.writer = LedgerWriter(self.urls, owner_epoch=str(new_id()), spool_dir=self.spool, max_queue_wait_s=10)
         self.writer.start()
+        self.moves: list[UUID] = []
         self.model = Model(
             (sum(shares) + more) * YEN, {id: Share(id, yen * YEN) for id, yen in zip(self.ids, shares, strict=True)}
         )
@@ -201,6 +222,30 @@ class GrantMachine(RuleBasedStateMachine):
         allowed = self.model.move_budget(a, b, yen * YEN)
         self._try(lambda session: move_budget(session, a, b, yen=yen, reason="試験", by=BY), is_allowed=allowed)
 
+    @rule(giver=WHICH, taker=WHICH, yen=AMOUNTS, again=st.booleans())
+    def move_for_this_month(self, giver: int, taker: int, yen: int, again: bool) -> None:
+        a, b, id = self.ids[giver], self.ids[taker], new_id()
+        allowed = self.model.move_once(a, b, yen * YEN)
+        if allowed:
+            self.moves.append(id)
+        # Who clicks twice moves once.
+        for _ in range(1 + again):
+            self._try(
+                lambda session: move_for_window(
+                    session, a, b, id=id, yen=yen, window="month", reason="試験", by=BY, now=datetime.now(UTC)
+                ),
+                is_allowed=allowed,
+            )
+
+    @precondition(lambda self: self.moves)
+    @rule(data=st.data())
+    def take_back(self, data: st.DataObject) -> None:
+        which = data.draw(st.integers(0, len(self.moves) - 1))
+        allowed = self.model.undo(which)
+        self._try(
+            lambda session: undo_move(session, self.moves[which], by=BY, now=datetime.now(UTC)), is_allowed=allowed
+        )
+
     @rule(yen=st.integers(0, 400))
     def resize(self, yen: int) -> None:
         allowed = self.model.set_pool(yen * YEN)
@@ -220,10 +265,14 @@ class GrantMachine(RuleBasedStateMachine):
             rows = (await session.exec(select(PoolShare))).all()
             found = await session.exec(select(Account).where(col(Account.tenant_id).in_(self.ids)))
             accounts = {TenantId(a.tenant_id): a for a in found.all()}
+            made: dict[UUID, WindowMove] = {
+                m.id: m for m in await list_moves(session, "month", window_start("month", datetime.now(UTC)))
+            }
         told = {
             TenantId(r.tenant_id): Share(
                 TenantId(r.tenant_id), r.share_uyen, r.borrow_limit_uyen, r.lend_limit_uyen, r.borrowed_uyen,
                 r.lent_uyen, accounts[TenantId(r.tenant_id)].held_uyen + accounts[TenantId(r.tenant_id)].posted_uyen,
+                r.moved_uyen,
             )
             for r in rows
         }  # fmt: skip
@@ -231,6 +280,8 @@ class GrantMachine(RuleBasedStateMachine):
         assert {id: a.limit_uyen for id, a in accounts.items()} == {id: s.grant_uyen for id, s in told.items()}
         assert pool.limit_uyen == self.model.limit >= pool.granted_uyen == sum(s.grant_uyen for s in told.values())
         assert pool.shares_uyen == sum(s.share_uyen for s in told.values())
+        assert sum(s.moved_uyen for s in told.values()) == 0
+        assert [(made[id].giver, made[id].taker, made[id].rest_uyen) for id in self.moves] == self.model.moves
 
 
 async def _done(ended: "Future[None]") -> None:

@@ -58,6 +58,9 @@ from tenants.models import (
 from tenants.people_import import apply, load_current, parse_people, plan
 from tenants.policy import Policy, save_policy
 from tenants.quota.agreements import Terms, set_agreement
+from tenants.quota.grants import set_pool
+from tenants.quota.tree import set_budget
+from tenants.quota.window_moves import move_for_window
 from tenants.vault import ContentErased, FileRootKeys, Vault
 
 START = datetime(2027, 3, 1, 1, 0, tzinfo=UTC)
@@ -263,6 +266,21 @@ async def test_what_the_town_pays_by_goes_along(region: Region) -> None:
         ("2027-01-01", "usage", "見本協議会規約第1条", "4210"),
         ("2027-02-01", "usage", "見本協議会規約第2条", "4210"),
     ]
+
+
+async def test_what_was_moved_for_a_month_goes_along(region: Region) -> None:
+    now = datetime.now(UTC)
+    async with region.db.platform_session("test") as session:
+        for town in (region.town, region.neighbour):
+            await set_budget(session, town.id, yen=1000)
+        await set_pool(session, "month", 2000, by=BY, now=now)
+        await move_for_window(
+            session, region.town.id, region.neighbour.id, id=new_id(), yen=300, window="month", reason="補正予算のため",
+            by=BY, now=now,
+        )  # fmt: skip
+    report = await region.export()
+    rows = table(report.path, "budget-moves.csv")
+    assert [(r["window"], r["amount_uyen"], r["reason"]) for r in rows] == [("month", "-300000000", "補正予算のため")]
 
 
 async def test_what_a_spreadsheet_would_run_is_text(region: Region) -> None:
