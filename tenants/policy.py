@@ -9,6 +9,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import col, update
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -18,6 +19,8 @@ from tenants.audit import By
 from tenants.context import DataClass, TenantId, Zone
 from tenants.db import CONFIGURATION_MOVED, Database
 from tenants.models import ConfigGeneration, TenantPolicy
+
+_CHANGED: Final = "ほかの人が設定を変えました。開き直して、もう一度変えてください。"
 
 # 自治体機密性 × zone as municipalities practise it: personal data stays in the house, what equals 秘密文書 goes nowhere.
 DEFAULT_ZONES: Final[Mapping[DataClass, frozenset[Zone]]] = MappingProxyType(
@@ -207,12 +210,16 @@ async def save_policy(
     if row is None:
         row = TenantPolicy(tenant_id=tenant_id, document=document, version=1, updated_by=by)
     elif row.version != version:
-        raise Conflict("ほかの人が設定を変えました。開き直して、もう一度変えてください。")
+        raise Conflict(_CHANGED)
     else:
         row.document, row.version, row.updated_by = document, row.version + 1, by
         row.updated_at = datetime.now(UTC)
     session.add(row)
-    await session.flush()
+    try:
+        await session.flush()
+    except IntegrityError:
+        # Of two who store a first one, there is no row yet that the second would have waited for.
+        raise Conflict(_CHANGED) from None
     return row.version
 
 

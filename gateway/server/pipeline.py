@@ -158,7 +158,7 @@ class Pipeline:
             policy = await self.configuration.policy_of(caller.tenant_id, known_at=known_at)
             if caller.app and not policy.allows_app(caller.app):
                 raise NotAllowed("このアプリは、町の管理者が止めています。")
-            declared = effective_class(caller, policy, request.images or len(request.sound), scope)
+            declared = effective_class(caller, policy, scope, is_unreadable=bool(request.images or request.sound))
             known = self.configuration.current.deployments(caller.tenant_id)
             record.request(request, declared, is_known=request.model in known)
             request = await self.pictures.read(request)
@@ -590,7 +590,7 @@ def not_gone_on(failure: UpstreamProblem) -> UpstreamProblem:
     )
 
 
-def effective_class(caller: Caller, policy: Policy, images: int, scope: AsgiScope) -> DataClass:
+def effective_class(caller: Caller, policy: Policy, scope: AsgiScope, *, is_unreadable: bool) -> DataClass:
     """max(declared, app's floor, unreadable input); undeclared means the tenant's default. What is found comes on top."""
     declared = policy.default_class
     given = header_values(scope, b"kumiai-data-class")
@@ -599,7 +599,7 @@ def effective_class(caller: Caller, policy: Policy, images: int, scope: AsgiScop
             [declared] = [DataClass(value.decode("ascii")) for value in given]
         except ValueError:
             raise BadDataClass("Kumiai-Data-Class は 1・2・3C・3B・3A のどれか1つにしてください。") from None
-    if images:
+    if is_unreadable:
         declared = declared.at_least(CLASS_OF_UNREADABLE)
     return declared.at_least(caller.class_floor)
 

@@ -38,7 +38,7 @@ def router(authenticator: Authenticator, configuration: ConfigurationSource) -> 
             raise NotAllowed("このアプリは、町の管理者が止めています。")
         given = parse_json(await read_body(request.scope, request.receive))
         texts, model = _texts(given.get("text")), _model(given.get("model"))
-        declared = effective_class(caller, policy, 0, request.scope)
+        declared = effective_class(caller, policy, request.scope, is_unreadable=False)
         found = await guarding.read_aside(_inspect, texts, policy)
         flat = [f for of_one in found for f in of_one]
         verdict = decide(policy.guard, declared, flat)
