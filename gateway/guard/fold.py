@@ -5,7 +5,7 @@ Folding is for detection only. What is stored, sent or exported is the original 
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Final
 
 # NFKC leaves most of these as they are: every dash, the minus sign, the long-vowel mark and both wave dashes.
@@ -20,6 +20,8 @@ _COMMON: Final = (
     r"\n\t -~、-〃々-〇〈-】〔〕〜ぁ-ゖゝゞァ-ヺ・-ヾ㐀-龥\uff01-\uff20\uff3b-\uff40\uff5b-\uff5e\u3000※…→○●◎□■◇◆△▲▽▼☆★"
 )
 STRANGE: Final = re.compile(f"[^{_COMMON}]")
+# What may fold to none or to several.
+_UNEVEN: Final = re.compile(f"[^{_COMMON}]|…")
 _MARKS: Final = re.compile("[\u0300-\u036f\u3099\u309a\uff9e\uff9f]")
 _NOT_COMPARED: Final = re.compile(r"[\s\-()・.]")
 _MAX_MARKS: Final = 3
@@ -92,8 +94,8 @@ class Folded:
     def __init__(self, original: str, table: _Table = FOLDING) -> None:
         self.original = original
         self._table = table
-        self._starts: Sequence[int] = ()
-        self._ends: Sequence[int] = ()
+        self._starts: list[int] = []
+        self._ends: list[int] = []
         self.text = (
             original.translate(table)
             if _MARKS.search(original) is None
@@ -108,19 +110,25 @@ class Folded:
 
     def _measure(self) -> None:
         """Built when the first span is asked for: most texts have nothing to show."""
-        if len(self.text) == len(self.original) and (
-            STRANGE.search(self.original) is None or all(len(self._table[ord(c)]) == 1 for c in self.original)
-        ):
-            self._starts, self._ends = range(len(self.text)), range(1, len(self.text) + 1)
-            return
+        original, fold_unit = self.original, self._table.of
         starts: list[int] = []
         ends: list[int] = []
         at = 0
-        for unit in _units(self.original):
-            width = len(self._table.of(unit))
-            starts += [at] * width
-            at += len(unit)
-            ends += [at] * width
+        if _MARKS.search(original) is None:
+            for sign in _UNEVEN.finditer(original):
+                where, width = sign.start(), len(fold_unit(sign[0]))
+                if width != 1:
+                    starts += [*range(at, where), *[where] * width]
+                    ends += [*range(at + 1, where + 1), *[where + 1] * width]
+                    at = where + 1
+            starts += range(at, len(original))
+            ends += range(at + 1, len(original) + 1)
+        else:
+            for unit in _units(original):
+                width = len(fold_unit(unit))
+                starts += [at] * width
+                at += len(unit)
+                ends += [at] * width
         self._starts, self._ends = starts, ends
 
 
@@ -136,9 +144,6 @@ def comparable(text: str) -> str:
 
 def _units(text: str) -> Iterator[str]:
     """Characters with their marks: ｶﾞ is one letter, and so is a decomposed が."""
-    if _MARKS.search(text) is None:
-        yield from text
-        return
     start = 0
     for at in range(1, len(text)):
         if at - start > _MAX_MARKS or _MARKS.match(text[at]) is None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gateway.guard.check_digits import is_corporate_number, my_number
 from gateway.guard.columns import find_in_columns
 from gateway.guard.findings import Kind
-from gateway.guard.fold import FOLDING, STRANGE, Folded, fold
+from gateway.guard.fold import FOLDING, SHOWING, STRANGE, Folded, fold
 from gateway.guard.inspection import _all, _is_plain, inspect, inspect_long
 from gateway.guard.ng_words import clean_words
 from tenants.context import DataClass
@@ -265,7 +265,8 @@ def test_few_digits_can_be_enough(text: str) -> None:
 def test_every_common_sign_folds_to_one_but_for_one() -> None:
     common = [chr(code) for code in range(0x10000) if STRANGE.match(chr(code)) is None]
     assert len(common) > 20_000
-    assert [c for c in common if len(FOLDING.of(c)) != 1] == ["…"]
+    for table in (FOLDING, SHOWING):
+        assert [c for c in common if len(table.of(c)) != 1] == ["…"]
 
 
 def test_what_folds_to_nothing_and_what_folds_to_more() -> None:
