@@ -320,7 +320,7 @@ def test_a_photograph_goes_as_the_letters_in_it(chat: ChatPage, tmp_path: Path) 
     paper.close()
     chat.attach(photograph)
     expect(chat.waiting).to_contain_text("文字を読み取りました")
-    expect(chat.waiting).to_contain_text("画像は渡りません")
+    expect(chat.waiting.get_by_role("combobox").locator("option:checked")).to_have_text("文字だけ送る")
     with chat.page.context.expect_page() as opened:
         chat.waiting.get_by_role("link", name="読み取った文を見る").click()
     read = opened.value
