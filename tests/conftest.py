@@ -1,4 +1,10 @@
+import sys
+
 import pytest
+import structlog
+
+# A gateway that runs in a thread of the tests may say something while a command's output is read.
+structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.__stderr__))
 
 pytest_plugins = ("tests.servers", "tests.models", "tests.sharing", "tests.demo_process", "tests.browsers")
 

@@ -18,13 +18,13 @@ CANARY = "柘榴カナリアQ7"
 def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Reads what was logged; the run's own logging is put back afterwards."""
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers, level, events = root.handlers[:], root.level, structlog.get_config()
     written = io.StringIO()
     monkeypatch.setattr("sys.stderr", written)
     configure_logging(process="test")
     yield lambda: [json.loads(line) for line in written.getvalue().splitlines()]
     root.handlers[:], root.level = handlers, level
-    structlog.reset_defaults()
+    structlog.configure(**events)
     structlog.contextvars.clear_contextvars()
 
 
