@@ -21,7 +21,7 @@ from apps.chat import service
 from apps.chat.cards import all_cards, card, cards_for
 from apps.chat.checklist import checklist
 from apps.chat.service import Begun, Chat, Conversation, Finished, Message, Piece, Turn, Waiting
-from apps.sdk import App, AppContext, InvalidInput, NotFound, Problem, load_manifest
+from apps.sdk import App, AppContext, Conflict, InvalidInput, NotFound, Problem, load_manifest
 from apps.sdk.app import HomeItem, HomeParts
 from apps.sdk.context import Context, ModelChoice
 from apps.sdk.dates import JST, local, wareki, when
@@ -207,7 +207,46 @@ async def file_page(ctx: Context, file_id: UUID) -> Response:
     chat = Chat(ctx)
     read = await chat.read(file_id)
     conversation = await chat.conversation_of(read.question_id) if read.question_id else None
-    return await ctx.page("file.html", read=read, most=_MAX_ROWS, conversation=conversation)
+    return await ctx.page(
+        "file.html",
+        read=read,
+        most=_MAX_ROWS,
+        conversation=conversation,
+        before=await chat.words_before(file_id),
+    )
+
+
+@routes.get("/files/{file_id}/correct")
+async def correct_page(ctx: Context, request: Request, file_id: UUID) -> Response:
+    """文を直す: what was read in a picture or heard in a recording, before it is sent."""
+    return await _correct_form(ctx, request, await Chat(ctx).correctable(file_id))
+
+
+@routes.post("/files/{file_id}/correct")
+async def correct(
+    ctx: Context,
+    request: Request,
+    file_id: UUID,
+    text: Annotated[str, Form()] = "",
+    version: Annotated[int, Form()] = 0,
+    take_back: Annotated[str, Form()] = "",
+) -> Response:
+    """Keeps the words, or takes them back; scripts get the file as the question box shows it."""
+    chat = Chat(ctx)
+    read = await chat.correctable(file_id)
+    try:
+        if take_back:
+            file = await chat.take_back(file_id, version=version)
+        else:
+            file = await chat.correct(file_id, text, version=version)
+    except (InvalidInput, Conflict) as problem:
+        if _is_script(request):
+            raise
+        return await _correct_form(ctx, request, read, typed=text, version=version, problem=problem)
+    if _is_script(request):
+        return await _files_fragment(ctx, [file])
+    words = "読み取ったままの文に戻しました" if take_back else "直した文を保存しました"
+    return _toast(RedirectResponse(f"/apps/chat/files/{file_id}", status_code=303), words)
 
 
 @routes.get("/files/{file_id}/original")
@@ -411,6 +450,32 @@ async def _still_there(chat: Chat, conversation_id: UUID | None) -> Conversation
         return await chat.open(conversation_id)
     except NotFound:
         return None
+
+
+async def _correct_form(
+    ctx: AppContext,
+    request: Request,
+    read: service.ReadFile,
+    *,
+    typed: str | None = None,
+    version: int | None = None,
+    problem: Problem | None = None,
+) -> Response:
+    return await _panel(
+        ctx,
+        request,
+        "correct",
+        status=int(problem.status) if problem else 200,
+        read=read,
+        text=read.words if typed is None else typed,
+        version=read.version if version is None else version,
+        most=service.MAX_MATERIAL_CHARACTERS,
+        problem=problem,
+    )
+
+
+def _is_script(request: Request) -> bool:
+    return request.headers.get("kumiai-request") == "fetch"
 
 
 def _wants_stream(request: Request) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Sequ
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -26,7 +27,7 @@ from apps.chat.cards import Card
 from apps.chat.hints import Hint, hint_for
 from apps.sdk import AppContext, CallFacts, Conflict, InvalidInput, NotFound, Problem, Queued
 from apps.sdk.context import STREAM_NOT_FOUND, ChatStream, GuardFinding, Outlook
-from apps.sdk.intake import Kind, PartState, Reading, Table, TableRow, hear_upload
+from apps.sdk.intake import Kind, PartState, Reading, Table, TableRow, corrected, hear_upload, words_of
 from apps.sdk.material import Marks, name_of
 from apps.sdk.tables import answer_computation, asks_for_computation
 
@@ -87,6 +88,16 @@ class NotHeard(InvalidInput):
     title = "聞き取れなかった録音があります"
 
 
+class AlreadySent(Conflict):
+    type = "urn:problem:chat:already-sent"
+    title = "この資料は、もう送りました"
+
+
+class NotCorrectable(InvalidInput):
+    type = "urn:problem:chat:not-correctable"
+    title = "この資料の文は、ここでは直せません"
+
+
 class CannotSee(InvalidInput):
     type = "urn:problem:chat:cannot-see"
     title = "選んだAIは写真を見られません"
@@ -103,7 +114,7 @@ class AttachedFile:
 
     found: personal data in what a machine read or heard, in words. weight: what the question weighs at least with this
     file; empty where it adds nothing. state: a recording is heard while its page goes on. is_photo: it may go as a picture;
-    as_photo: it goes so.
+    as_photo: it goes so. is_corrected: its words are a person's.
     """
 
     id: UUID
@@ -117,6 +128,12 @@ class AttachedFile:
     state: FileState = "read"
     is_photo: bool = False
     as_photo: bool = False
+    is_corrected: bool = False
+
+    @property
+    def can_be_corrected(self) -> bool:
+        """Whether its words are what a machine took for them, which a person may know better."""
+        return self.state == "read" and self.kind in (Kind.PICTURE.words, Kind.RECORDING.words)
 
     @property
     def why_heavy(self) -> str:
@@ -132,11 +149,17 @@ class ReadFile:
 
     file: AttachedFile
     question_id: UUID | None
+    version: int
     warnings: tuple[str, ...]
     findings: tuple[str, ...]
     text: str = field(repr=False)
     parts: tuple[dict[str, Any], ...] = field(repr=False)
     tables: tuple[Table, ...] = field(repr=False)
+
+    @property
+    def words(self) -> str:
+        """What a person may correct."""
+        return words_of((str(p["label"]), str(p["text"])) for p in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,6 +433,15 @@ class Chat:
             self._read[file_id] = await anyio.to_thread.run_sync(_unpacked, document, packed)
         return self._read[file_id]
 
+    async def words_before(self, file_id: UUID) -> str:
+        """What a machine read or heard, where a person put other words in its stead; empty elsewhere. Raises `NotFound`."""
+        document = await self._ctx.documents.get(file_id, kind="file")
+        before = document.body.get("before")
+        if before is None:
+            return ""
+        packed = await self._ctx.blobs.read(UUID(before["reading"]))
+        return (await anyio.to_thread.run_sync(_unpacked, document, packed)).words
+
     async def original(self, file_id: UUID) -> tuple[str, bytes]:
         """A file's name and bytes as they were attached. Raises `NotFound`."""
         document = await self._ctx.documents.get(file_id, kind="file")
@@ -518,14 +550,62 @@ class Chat:
                     heard = body | _told(reading) | {"state": "read", "found": await self._found(name, reading)}
                     await self._keep_reading(document, heard, reading)
 
-    async def _keep_reading(self, document: Any, body: dict[str, Any], reading: Reading) -> Any:
+    async def correctable(self, file_id: UUID) -> ReadFile:
+        """A file whose words may be corrected: no question took it along. Raises `AlreadySent`, `NotCorrectable`,
+        `NotFound`, `NotHeardYet` or `NotHeard`."""
+        read = await self.read(file_id)
+        if not read.file.can_be_corrected:
+            raise NotCorrectable(
+                "直せるのは、画像と録音から読み取った文です。元のファイルを直して、付け直してください。"
+            )
+        if read.question_id is not None:
+            raise AlreadySent("文を直すには、もう一度付けてください。")
+        return read
+
+    async def correct(self, file_id: UUID, text: str, *, version: int) -> AttachedFile:
+        """Puts a person's words in the stead of what a machine took for them, and looks at them anew; see
+        `correctable`. What was there stays for `take_back`.
+
+        version: of the file whose words were corrected; raises `Conflict` where another page was first.
+        """
+        read = await self.correctable(file_id)
+        text = text.replace("\r\n", "\n").strip()
+        if not text:
+            raise InvalidInput("文を書いてください。全部いらないときは、前の画面で資料を外してください。", field="text")
+        if len(text) > MAX_MATERIAL_CHARACTERS:
+            raise InvalidInput(f"{MAX_MATERIAL_CHARACTERS:,}字までにしてください。", field="text")
+        document = await self._ctx.documents.get(file_id, kind="file")
+        before = document.body.get("before") or {k: document.body[k] for k in _OF_A_READING if k in document.body}
+        kind = next(k for k in Kind if k.words == read.file.kind)
+        reading = await anyio.to_thread.run_sync(partial(corrected, kind, text, was_unsure=bool(before.get("weight"))))
+        name = str(document.body["name"])
+        body = document.body | _told(reading) | {"before": before, "found": await self._found(name, reading)}
+        # What a file carries unseen it still carries.
+        body["findings"] = document.body["findings"]
+        self._read.pop(file_id, None)
+        return _file(await self._keep_reading(replace(document, version=version), body, reading, keep_version=True))
+
+    async def take_back(self, file_id: UUID, *, version: int) -> AttachedFile:
+        """Back to what the machine took for the words; see `correct`."""
+        await self.correctable(file_id)
+        document = await self._ctx.documents.get(file_id, kind="file")
+        before = document.body.get("before", {})
+        body = {k: v for k, v in document.body.items() if k != "before"} | before
+        self._read.pop(file_id, None)
+        return _file(await self._ctx.documents.update(file_id, body, version=version, keep_version=True))
+
+    async def _keep_reading(
+        self, document: Any, body: dict[str, Any], reading: Reading, *, keep_version: bool = False
+    ) -> Any:
         packed = await anyio.to_thread.run_sync(_packed, reading)
         name = str(body["name"])
         if reading.picture:
             picture = await self._ctx.blobs.save(name, reading.picture, media_type="image/jpeg", document=document.id)
             body = body | {"picture": str(picture.id)}
         read = await self._ctx.blobs.save(name, packed, media_type="application/gzip", document=document.id)
-        return await self._ctx.documents.update(document.id, body | {"reading": str(read.id)}, version=document.version)
+        return await self._ctx.documents.update(
+            document.id, body | {"reading": str(read.id)}, version=document.version, keep_version=keep_version
+        )
 
     async def _found(self, name: str, reading: Reading) -> str:
         """Personal data in what a machine read or heard, in words; empty where the gateway cannot be asked."""
@@ -1304,6 +1384,7 @@ def _file(document: Any) -> AttachedFile:
         weight=body.get("weight", ""),
         state=body.get("state", "read"),
         is_photo="picture" in body,
+        is_corrected="before" in body,
     )
 
 
@@ -1312,6 +1393,10 @@ _HEARING_LOST: Final = "聞き取りが途中で止まりました。外して�
 
 def _hearing_words(share: float) -> str:
     return f"聞き取っています（{int(share * 100)}％）" if share else "聞き取りを始めています"
+
+
+# What of a file belongs to its reading and comes back with it.
+_OF_A_READING: Final = ("reading", "summary", "doubtful", "warnings", "weight", "found")
 
 
 def _told(reading: Reading) -> dict[str, Any]:
@@ -1362,6 +1447,7 @@ def _unpacked(document: Any, packed: bytes) -> ReadFile:
     return ReadFile(
         file=_file(document),
         question_id=document.parent_id,
+        version=document.version,
         warnings=tuple(document.body["warnings"]),
         findings=tuple(document.body["findings"]),
         text=body["text"],

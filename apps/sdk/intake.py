@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import multiprocessing
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -50,9 +50,11 @@ __all__ = [
     "TableRow",
     "check_hearing",
     "close_intake",
+    "corrected",
     "hear_upload",
     "is_recording",
     "read_upload",
+    "words_of",
 ]
 
 # How long a file waits for the one before it; a person has given up by then.
@@ -70,6 +72,7 @@ TELL_EVERY_S: Final = 2.0
 _PART_S: Final = 5 * 60
 # Shorter ones are counts and dates.
 _SPOKEN_NUMBER: Final = 7
+_JOINED_NUMBERS: Final = "読み上げられた番号をつなげたもの"
 
 
 class FileBrokeReader(CannotReadFile):
@@ -235,19 +238,51 @@ def _transcript(heard: list[speech.Heard], seconds: float, unsure: tuple[str, ..
         else Part("聞き取った言葉", "\n".join(texts))
         for at, texts in blocks.items()
     ]
-    # Between the digits of a number that was read aloud stands what no detector sees through.
-    spoken = speech.joined_numbers("、".join(piece.text for piece in heard)).split()
-    if numbers := [number for number in spoken if len(number) >= _SPOKEN_NUMBER]:
-        parts.append(Part("読み上げられた番号をつなげたもの", "\n".join(numbers)))
-    warnings = [Remark("heard", "聞き違いがないか、録音と聞き比べてください。AIに渡るのは言葉だけで、音は渡りません。")]
-    if unsure:
-        told = "、".join(f"「{number}」" for number in unsure[:5])
-        words = f"聞き取りが確かでない番号{told}があるため、個人情報として扱います。"
-        warnings.insert(0, Remark("unsure-number", words))
+    parts += _joined_numbers("、".join(piece.text for piece in heard))
+    warnings = [
+        *_of_unsure(unsure),
+        Remark("heard", "聞き違いがないか、録音と聞き比べてください。AIに渡るのは言葉だけで、音は渡りません。"),
+    ]
     text = joined(tuple(parts))
     count = sum(len("".join(piece.text.split())) for piece in heard)
     summary = f"{length}の録音から{count:,}文字を聞き取りました"
     return Reading(Kind.RECORDING, text, tuple(parts), tuple(warnings), (), (), summary, has_unread=bool(unsure))
+
+
+def _joined_numbers(text: str) -> list[Part]:
+    """Between the digits of a number that was read aloud stands what no detector sees through."""
+    spoken = [number for number in speech.joined_numbers(text).split() if len(number) >= _SPOKEN_NUMBER]
+    return [Part(_JOINED_NUMBERS, "\n".join(spoken))] if spoken else []
+
+
+def _of_unsure(unsure: tuple[str, ...]) -> list[Remark]:
+    if not unsure:
+        return []
+    told = "、".join(f"「{number}」" for number in unsure[:5])
+    return [Remark("unsure-number", f"聞き取りが確かでない番号{told}があるため、個人情報として扱います。")]
+
+
+def words_of(parts: Iterable[tuple[str, str]]) -> str:
+    """What somebody may correct of a reading: its parts (label, text) without those that code put together."""
+    kept = [(label, text) for label, text in parts if label != _JOINED_NUMBERS]
+    return kept[0][1] if len(kept) == 1 else "\n\n".join(f"【{label}】\n{text}" for label, text in kept)
+
+
+def corrected(kind: Kind, text: str, *, was_unsure: bool) -> Reading:
+    """A person's words in the stead of those that were read in a picture or heard in a recording.
+
+    was_unsure: a long number may have been misheard; then a shorter one that is left keeps it so. Of a recording's words
+    `has_unread` tells the same as before. The work of seconds for a long text.
+    """
+    parts = [Part("直した文", text)]
+    unsure: tuple[str, ...] = ()
+    if kind is Kind.RECORDING:
+        parts += _joined_numbers(text)
+        unsure = speech.unsure_numbers(text, is_doubted=was_unsure)
+    summary = f"人が直した文、{parts[0].characters:,}文字です"
+    return Reading(
+        kind, joined(tuple(parts)), tuple(parts), tuple(_of_unsure(unsure)), (), (), summary, has_unread=bool(unsure)
+    )
 
 
 def _clock(seconds: float) -> str:

@@ -34,7 +34,7 @@ def message(role: str, text: str, **facts: object) -> Message:
 
 def read(name: str, text: str) -> ReadFile:
     return ReadFile(
-        AttachedFile(UUID(int=1), name, "PDF", "", doubtful=False, has_table=False), None, (), (), text, (), ()
+        AttachedFile(UUID(int=1), name, "PDF", "", doubtful=False, has_table=False), None, 1, (), (), text, (), ()
     )
 
 

@@ -138,3 +138,26 @@ async def test_a_recording_is_no_file_to_read() -> None:
         assert "チャットに付けると" in refused.value.detail
     finally:
         await close_intake()
+
+
+# ── Corrected by a person ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_corrected_number_that_may_be_anybodys_is_doubted_still() -> None:
+    words = "番号は、1、2、3、4、5、6、7、8、9、0、1、2、です。"
+    reading = intake.corrected(Kind.RECORDING, words, was_unsure=False)
+    assert reading.has_unread
+    assert reading.text.endswith("123456789012")
+    assert intake.words_of((p.label, p.text) for p in reading.parts) == words
+    gone = intake.corrected(Kind.RECORDING, "番号は消しました。", was_unsure=True)
+    assert (gone.has_unread, gone.text, gone.warnings) == (False, "番号は消しました。", ())
+
+
+def test_what_is_left_of_a_doubted_number_keeps_it_so() -> None:
+    assert not intake.corrected(Kind.RECORDING, "受付は 345678 です。", was_unsure=False).has_unread
+    assert intake.corrected(Kind.RECORDING, "受付は 345678 です。", was_unsure=True).has_unread
+
+
+def test_words_that_stand_under_labels_are_corrected_together() -> None:
+    parts = [("0分から", "はじめます。"), ("5分から", "おわります。"), ("読み上げられた番号をつなげたもの", "1234567")]
+    assert intake.words_of(parts) == "【0分から】\nはじめます。\n\n【5分から】\nおわります。"

@@ -497,6 +497,65 @@
     changed();
     area.focus();
   });
+
+  // ── What a machine read or heard, corrected over the page before it is sent ─────────────────────────────────────
+  const panel = $("#dialog");
+  // A key closes a dialog at once; what was typed in it is there again when it is opened anew.
+  const unsaved = new Map();
+  const correcting = () => $("form[data-correct]", panel);
+  panel.addEventListener("kumiai:opened", () => {
+    const id = correcting()?.dataset.correct;
+    if (!unsaved.has(id)) return;
+    $("textarea", panel).value = unsaved.get(id);
+    toast("書きかけの文を戻しました");
+  });
+  panel.addEventListener("click", (event) => {
+    if (event.target.closest("[data-drop]")) correcting().reset();
+  });
+  panel.addEventListener("close", () => {
+    const open = correcting();
+    if (!open) return;
+    const { value, defaultValue } = $("textarea", open);
+    if (value === defaultValue) unsaved.delete(open.dataset.correct);
+    else unsaved.set(open.dataset.correct, value);
+  });
+  /* A file as it is now, in its place among those that wait; how it is to go stays as it was chosen. */
+  const renew = (fresh) => {
+    const there = $(`input[name="file_ids"][value="${$('input[name="file_ids"]', fresh)?.value}"]`, newFiles)?.closest(".p-newfile");
+    const [before, after] = [there && $("p", there), $("p", fresh)];
+    if (!there || before.textContent === after.textContent) return;
+    const way = $("select", before)?.value;
+    if (way) $("select", after).value = way;
+    before.replaceWith(after);
+    there.classList.toggle("is-warn", fresh.classList.contains("is-warn"));
+  };
+  panel.addEventListener("submit", async (event) => {
+    const open = correcting();
+    if (event.target !== open) return;
+    event.preventDefault();
+    const buttons = open.querySelectorAll("button");
+    const data = new URLSearchParams(new FormData(open, event.submitter));
+    buttons.forEach((button) => { button.disabled = true; });
+    try {
+      const fresh = fragment(await (await post(open.action, data)).text()).firstElementChild;
+      renew(fresh);
+      open.reset();
+      panel.close();
+      say(`${$("b", fresh).textContent}：${$("p > span", fresh).textContent}`);
+    } catch (problem) {
+      showProblem($("[data-problem]", open), problem.title ? problem : offline);
+    } finally {
+      buttons.forEach((button) => { button.disabled = false; });
+    }
+  });
+  // Its own page may have been used in another tab.
+  document.addEventListener("visibilitychange", async () => {
+    const ids = [...newFiles.querySelectorAll(".p-newfile:has([data-dialog]) input[name=file_ids]")].map((field) => field.value);
+    if (document.hidden || !ids.length) return;
+    const html = await get(`/apps/chat/files?ids=${ids.join(",")}`);
+    if (html) [...fragment(html).children].forEach(renew);
+  });
+
   form.addEventListener("kumiai:restored", async ({ detail }) => {
     if (!detail.files?.length) return;
     const html = await get(`/apps/chat/files?ids=${detail.files.join(",")}`);

@@ -202,6 +202,7 @@ globalThis.kumiai = (() => {
     prepare(dialog);
     dialog.showModal();
     $("input:not([type=hidden]), textarea", dialog)?.focus();
+    dialog.dispatchEvent(new CustomEvent("kumiai:opened"));
   });
   document.addEventListener("click", (event) => {
     const close = event.target.closest("[data-close]");
