@@ -67,19 +67,22 @@ class Tokenizers:
     def __init__(self, *, wait_s: float) -> None:
         self._wait_s = wait_s
         self._in_vain_until: dict[TenantId, float] = {}
+        # Those that cannot be used, however often they are asked.
+        self._unusable: set[str] = set()
         self._one = anyio.CapacityLimiter(1)
         self._beside: set[asyncio.Task[None]] = set()
 
     def may_count(self, request: ModelRequest, tokenizer: str, tenant_id: TenantId) -> bool:
         """Whether `count` could make the bound of `request` smaller, and lately was not in vain; costs nothing."""
-        return is_countable(request, tokenizer) and time.monotonic() >= self._in_vain_until.get(tenant_id, 0.0)
+        return self._is_countable(request, tokenizer) and time.monotonic() >= self._in_vain_until.get(tenant_id, 0.0)
 
     def was_in_vain(self, tenant_id: TenantId) -> None:
         """It did not fit all the same: a town that is refused again and again must not keep us counting."""
         self._in_vain_until[tenant_id] = time.monotonic() + IN_VAIN_S
 
     async def count(self, request: ModelRequest, tokenizer: str) -> None:
-        """Notes in `request.spared` what its texts come to by `tokenizer`; nothing when that takes too long."""
+        """Notes in `request.spared` what its texts come to by `tokenizer`; nothing where that takes too long or it cannot
+        be used, which is said once: then the bytes stand."""
         try:
             async with asyncio.timeout(self._wait_s):
                 spared = await anyio.to_thread.run_sync(
@@ -88,11 +91,16 @@ class Tokenizers:
         except TimeoutError:
             log.warning("tokens_not_counted", input_bytes=request.input_bytes)
             return
+        except TokenizerError as error:
+            if tokenizer not in self._unusable:
+                self._unusable.add(tokenizer)
+                log.error("tokenizer_unusable", tokenizer=tokenizer, why=str(error))
+            return
         request.spared = {**(request.spared or {}), tokenizer: spared}
 
     def count_beside(self, request: ModelRequest, tokenizer: str, then: Callable[[], None]) -> bool:
         """Counts in a task of its own and calls `then`, however that ends; False, and nothing is done, if it cannot."""
-        if not is_countable(request, tokenizer):
+        if not self._is_countable(request, tokenizer):
             return False
         counting = asyncio.create_task(self.count(request, tokenizer))
         self._beside.add(counting)
@@ -107,16 +115,16 @@ class Tokenizers:
         if beside:
             await asyncio.wait(beside)
 
-
-def is_countable(request: ModelRequest, tokenizer: str) -> bool:
-    """Whether there are texts of a size that may be counted, by a tokenizer that has not counted them yet."""
-    return bool(
-        tokenizer
-        and request.operation in COUNTED
-        and request.recording is None
-        and request.input_bytes <= MAX_COUNTED_BYTES
-        and (request.spared is None or tokenizer not in request.spared)
-    )
+    def _is_countable(self, request: ModelRequest, tokenizer: str) -> bool:
+        """Whether there are texts of a size that may be counted, by a tokenizer that has not counted them yet."""
+        return bool(
+            tokenizer
+            and tokenizer not in self._unusable
+            and request.operation in COUNTED
+            and request.recording is None
+            and request.input_bytes <= MAX_COUNTED_BYTES
+            and (request.spared is None or tokenizer not in request.spared)
+        )
 
 
 def spared_tokens(request: ModelRequest, tokenizer: str) -> int:
@@ -151,7 +159,10 @@ def _encoding(name: str, known: _Encoding) -> Callable[[str], int]:
 
     spec = find_spec("litellm")
     assert spec is not None and spec.origin is not None, "litellm is a dependency"
-    content = (Path(spec.origin).parent / "litellm_core_utils" / "tokenizers" / known.file).read_bytes()
+    try:
+        content = (Path(spec.origin).parent / "litellm_core_utils" / "tokenizers" / known.file).read_bytes()
+    except OSError as error:
+        raise TokenizerError(f"LiteLLM comes without the file of {name}") from error
     if hashlib.sha256(content).hexdigest() != known.sha256:
         raise TokenizerError(f"the file of {name} that comes with LiteLLM is another")
     pairs = (line.split() for line in content.splitlines())

@@ -1,5 +1,6 @@
 """What a prompt is held for, once its texts were counted: never less than it is billed as, never more than its bytes."""
 
+import asyncio
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,6 +8,7 @@ from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import orjson
@@ -15,9 +17,11 @@ import tiktoken
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from gateway.contracts import ModelRequest, check_request, parse_request
+from gateway.server import tokenizing
 from gateway.server.metering import TOKENS_PER_MESSAGE, TOKENS_PER_REQUEST, prompt_bound, prompt_of
 from gateway.server.providers.base import Deployment
 from gateway.server.providers.catalogue import load_catalogue
@@ -371,3 +375,24 @@ async def test_what_waits_for_a_count_goes_on_however_it_ends() -> None:
     assert request.spared is None
     assert not tokenizers.count_beside(request, "", lambda: ended.append("never"))
     assert ended == ["cut off"]
+
+
+@pytest.mark.parametrize("shipped", [None, b"another version's file"])
+async def test_where_another_file_comes_with_litellm_the_bytes_stand_and_it_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shipped: bytes | None
+) -> None:
+    folder = tmp_path / "litellm_core_utils" / "tokenizers"
+    folder.mkdir(parents=True)
+    if shipped is not None:
+        (folder / ENCODINGS["o200k_base"].file).write_bytes(shipped)
+    monkeypatch.setattr(tokenizing, "find_spec", lambda _: SimpleNamespace(origin=str(tmp_path / "__init__.py")))
+    load.cache_clear()
+    tokenizers, request = Tokenizers(wait_s=60), chat([user(PROSE * 20)])
+    with capture_logs() as lines:
+        # Two at once, before it is known.
+        await asyncio.gather(*(tokenizers.count(request, "o200k_base") for _ in range(2)))
+    assert request.spared is None
+    assert [(line["event"], line["tokenizer"]) for line in lines] == [("tokenizer_unusable", "o200k_base")]
+    assert not tokenizers.may_count(request, "o200k_base", TOWN)
+    assert not tokenizers.count_beside(request, "o200k_base", lambda: None)
+    assert tokenizers.may_count(request, "cl100k_base", TOWN)
