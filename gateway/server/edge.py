@@ -291,9 +291,12 @@ class Edge(asyncio.Protocol):
 
     def _refuse_next(self, status: HTTPStatus) -> None:
         """What came is no request; answers that are still under way are the last."""
-        if self._exchange is not None and self._exchange is self._reading and self._exchange.has_begun:
-            # Nothing can be said in the middle of an answer.
-            self.transport.abort()
+        if self._reading is not None and self._reading.has_begun:
+            # Nothing can be said in the middle of an answer, and behind it the client would take it for the next one.
+            if self._reading.is_over:
+                self.transport.close()
+            else:
+                self.transport.abort()
             return
         if self._exchange is None or self._exchange is self._reading:
             self._refuse(status)

@@ -190,6 +190,18 @@ async def test_garbage_in_a_body_whose_answer_has_begun_breaks_it_off() -> None:
         assert b" 400 " not in said
 
 
+async def test_garbage_in_a_body_whose_answer_is_over_has_no_answer_of_its_own() -> None:
+    async def deaf(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 403, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"no"})
+
+    async with talking(deaf) as talk:
+        talk.writer.write(CHUNKED)
+        assert (await talk.answer())[1] == b"no"
+        talk.writer.write(b"no chunk\r\n")
+        assert await talk.is_over()
+
+
 @pytest.mark.parametrize("path", [b"/whole", b"/chunked"])
 async def test_who_speaks_http_1_0_hears_an_end(path: bytes) -> None:
     async with talking(echo) as talk:
