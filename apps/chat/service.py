@@ -944,10 +944,12 @@ class Chat:
             document = await self._ctx.documents.get(file.id, kind="file")
             data = await self._ctx.blobs.read(UUID(document.body["picture"]))
             room -= len(data)
-            if len(shown) < MAX_PHOTOS and room >= 0:
-                shown = {file.id: data} | shown
-            else:
+            if len(shown) == MAX_PHOTOS:
                 left_out.append(f"「{file.name}」は、写真が{MAX_PHOTOS}枚までのため、文字だけを渡しました。")
+            elif room < 0:
+                left_out.append(f"「{file.name}」は、ほかの写真と合わせると大きすぎるため、文字だけを渡しました。")
+            else:
+                shown = {file.id: data} | shown
         return shown, left_out[::-1]
 
     async def _store_answer(self, conversation: Conversation, body: dict[str, Any], text: str) -> Message:
