@@ -25,7 +25,7 @@ from gateway.server.providers.base import Deployment
 from gateway.server.routing import ZoneRefused
 from observability import metrics
 from observability.problems import Problem
-from tenants.context import DataClass
+from tenants.context import DataClass, Zone
 from tenants.policy import Policy
 
 # A look at this much takes a millisecond or two; more goes to a thread, lest other streams wait for it.
@@ -118,6 +118,20 @@ def is_mask_asked(scope: AsgiScope) -> bool:
     if not given <= {b"0", b"1"} or len(given) > 1:
         raise BadRequest("Kumiai-Mask は 0 か 1 にしてください。", param="Kumiai-Mask")
     return b"1" in given
+
+
+def kept_in_house(policy: Policy, scope: AsgiScope) -> Policy:
+    """The town's rules for a recording, narrowed to the house where its caller asks so (`Kumiai-Sound-Zone: onprem`).
+
+    For no route, retry or fallback is any other zone allowed then. Any other value is refused rather than guessed at.
+    """
+    given = set(header_values(scope, b"kumiai-sound-zone"))
+    if not given <= {b"onprem"}:
+        raise BadRequest("Kumiai-Sound-Zone は onprem にしてください。", param="Kumiai-Sound-Zone")
+    if not given:
+        return policy
+    zones = {data_class: allowed & {Zone.ONPREM} for data_class, allowed in policy.zones.items()}
+    return policy.model_copy(update={"zones": zones})
 
 
 def listen(request: ModelRequest, caller: Caller, policy: Policy, scope: AsgiScope) -> None:

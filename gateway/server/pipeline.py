@@ -163,6 +163,7 @@ class Pipeline:
             record.request(request, declared, is_known=request.model in known)
             request = await self.pictures.read(request)
             if request.sounds:
+                policy = guarding.kept_in_house(policy, scope)
                 request = await self.speech.read(request)
             guarding.listen(request, caller, policy, scope)
             verdict, request = await guarding.look(policy, request, declared, mask_first=guarding.is_mask_asked(scope))

@@ -16,7 +16,7 @@ import pytest
 
 from gateway.reading.speech import is_available
 from loadtests.upstream import RunningUpstream
-from tenants.context import DataClass
+from tenants.context import DataClass, Zone
 from tenants.policy import GuardPolicy, Policy
 from tests.contract.api.conftest import ONPREM
 from tests.contract.api.test_guard import outcome
@@ -122,6 +122,27 @@ def test_a_recording_is_personal_data(deaf: RunningGateway, town: Town, overseas
     assert outcome(refused) == (403, "zone_refused")
     assert "音声" in refused.json()["error"]["message"]
     assert overseas.seen()["calls"] == 0
+
+
+def test_what_is_to_stay_in_the_house_goes_nowhere_else(
+    region: Region, servers: dict[str, str], deaf: RunningGateway, onprem: RunningUpstream
+) -> None:
+    zones = {DataClass.C3C: frozenset({Zone.ONPREM, Zone.DOMESTIC})}
+    town = region.make_town(policy=Policy(zones=zones, personal_data_contract="契約 令和8年4月1日"))
+    kept = {"headers": {"kumiai-sound-zone": "onprem"}}
+    eventually(lambda: known(deaf, town))
+    assert outcome(post(deaf, town, silence(1), **kept)) == (200, "onprem")
+    assert onprem.seen()["calls"] == 1
+    with region.gateway(
+        KUMIAI_GATEWAY_SPEECH="off", KUMIAI_OPENAI_COMPATIBLE_ZONE="domestic", **servers
+    ) as in_the_country:
+        eventually(lambda: known(in_the_country, town))
+        # The town allows it, the caller does not.
+        assert outcome(post(in_the_country, town, silence(1))) == (200, "domestic")
+        assert outcome(post(in_the_country, town, silence(1), **kept)) == (403, "zone_refused")
+    assert onprem.seen()["calls"] == 2
+    wrong = post(deaf, town, silence(1), headers={"kumiai-sound-zone": "domestic"})
+    assert (outcome(wrong), wrong.json()["error"]["param"]) == ((400, "invalid_request"), "Kumiai-Sound-Zone")
 
 
 def test_the_callers_own_file_stays_here(deaf: RunningGateway, town: Town, onprem: RunningUpstream) -> None:
