@@ -846,7 +846,7 @@ def _nothing_found() -> dict[str, Any]:
 
 def _message_words() -> dict[str, Any]:
     """What the messages' template needs beside the messages."""
-    return {"model_words": service.MODELS, "lost_after": lambda c, m: service.loss(c.after(m.id))}
+    return {"lost_after": lambda c, m: service.loss(c.after(m.id))}
 
 
 async def _models(ctx: AppContext, data_class: str) -> tuple[Sequence[ModelChoice], Problem | None]:

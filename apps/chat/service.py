@@ -30,6 +30,7 @@ from apps.sdk.context import STREAM_NOT_FOUND, ChatStream, GuardFinding, Outlook
 from apps.sdk.intake import Kind, PartState, Reading, Table, TableRow, corrected, hear_upload, words_of
 from apps.sdk.material import Marks, name_of
 from apps.sdk.tables import answer_computation, asks_for_computation
+from apps.sdk.ui.render import MODEL_WORDS
 
 TITLE_CHARACTERS: Final = 28
 MAX_QUESTION_CHARACTERS: Final = 30_000
@@ -54,7 +55,6 @@ MAX_HEARD_AT_ONCE: Final = 3
 # Rows of a table that are shown under what was computed from them; the file's own page shows more.
 MAX_SHOWN_ROWS: Final = 100
 
-MODELS: Final = {"fast": "速い", "standard": "標準", "onprem": "庁内専用"}
 # In rising order. A conversation never gets lighter: what was said in it is sent again with every question.
 WEIGHTS: Final = ("1", "2", "3C", "3B")
 
@@ -482,7 +482,7 @@ class Chat:
             room -= min(room, len(one.text))
         try:
             outlook = await self._ctx.gateway.inspect(
-                texts, model=model if model in MODELS else "standard", data_class=data_class
+                texts, model=model if model in MODEL_WORDS else "standard", data_class=data_class
             )
         except Problem:
             if any(r.file.kind == Kind.RECORDING.words for r in read):
@@ -641,7 +641,7 @@ class Chat:
             raise TooLong(f"付けられる資料は{MAX_FILES}個までです。", field="files")
         attached = [_chosen(f, photos) for f in await self._attached(files)]
         data_class = _heaviest(data_class, attached)
-        model = model if model in MODELS else "standard"
+        model = model if model in MODEL_WORDS else "standard"
         if conversation_id is not None:
             conversation = await self._weighed(await self.open(conversation_id), model, data_class)
         else:
@@ -668,7 +668,7 @@ class Chat:
         if question.role != "user":
             raise NotFound
         conversation = await self._weighed(
-            conversation, model if model in MODELS else conversation.model, data_class or conversation.data_class
+            conversation, model if model in MODEL_WORDS else conversation.model, data_class or conversation.data_class
         )
         kept = conversation.messages[: conversation.messages.index(question)]
         if question.call_id:

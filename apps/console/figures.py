@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Final, Generic, TypeVar
 from uuid import UUID
 
-from apps.sdk.dates import local
+from apps.sdk.dates import local, wareki_month
 from apps.sdk.ui.charts import ZONE_FILLS, Columns, Lines, columns, lines
 from apps.sdk.ui.render import ZONE_WORDS
 from observability.problems import InvalidInput
@@ -369,7 +369,7 @@ def months_until(now: datetime) -> list[tuple[str, str]]:
     day = local(now).date().replace(day=1)
     found: list[tuple[str, str]] = []
     for _ in range(13):
-        found.append((f"{day:%Y-%m}", f"{day.year}年{day.month}月"))
+        found.append((f"{day:%Y-%m}", wareki_month(day)))
         day = (day - timedelta(days=1)).replace(day=1)
     return found
 

@@ -8,8 +8,8 @@ from uuid import UUID
 from fastapi import APIRouter, Form
 from starlette.responses import Response
 
-from apps.console.town_settings import MODELS
 from apps.sdk.office import Office, OfficeContext, ask, back
+from apps.sdk.ui.render import MODEL_WORDS
 from observability.problems import Conflict, InvalidInput, NotFound, Problem
 from tenants import audit
 from tenants.context import SectionId
@@ -48,11 +48,11 @@ async def _keys_page(
         soon=office.now + timedelta(days=30),
         shown=shown,
         problem=problem,
-        typed=typed or {"scopes": list(SCOPE_WORDS), "models": list(MODELS), "days": 365},
+        typed=typed or {"scopes": list(SCOPE_WORDS), "models": list(MODEL_WORDS), "days": 365},
         section_names={s.id: s.name for s in sections},
         sections=[("", "町全体の枠から"), *((str(s.id), f"{s.name}の枠から") for s in sections)],
         scope_words=SCOPE_WORDS,
-        models=MODELS,
+        models=MODEL_WORDS,
         days=DAYS,
         api_url=f"{office.settings.public_url}/v1",
     )
@@ -68,7 +68,7 @@ async def new_key(
     days: Annotated[int, Form()] = 365,
 ) -> Response:
     """The key is in this answer and nowhere else."""
-    scopes, models = frozenset(scope or ()), tuple(m for m in MODELS if m in (model or ()))
+    scopes, models = frozenset(scope or ()), tuple(m for m in MODEL_WORDS if m in (model or ()))
     typed = {"label": label, "section": section, "scopes": list(scopes), "models": list(models), "days": days}
     try:
         if days not in DAYS:
@@ -89,7 +89,7 @@ async def new_key(
                 section_id=SectionId(UUID(section)) if section else None,
                 # All of them means no restriction, so that what comes later is not shut out.
                 scopes=frozenset() if scopes == set(SCOPE_WORDS) else scopes,
-                models=() if len(models) == len(MODELS) else models,
+                models=() if len(models) == len(MODEL_WORDS) else models,
                 expires_at=office.now + timedelta(days=days),
                 by=office.actor.person_id,
             )

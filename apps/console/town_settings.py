@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from apps.console.figures import parse_yen
 from apps.sdk.office import Office, OfficeContext, ask, back
-from apps.sdk.ui.render import CLASS_WORDS, ZONE_WORDS
+from apps.sdk.ui.render import CLASS_WORDS, MODEL_WORDS, ZONE_WORDS
 from gateway.guard.findings import Kind
 from gateway.guard.ng_words import clean_words
 from observability.problems import Conflict, InvalidInput, NotFound, Problem
@@ -37,7 +37,6 @@ routes = APIRouter()
 
 SECTIONS: Final = "/console/town/sections"
 POLICY: Final = "/console/town/policy"
-MODELS: Final[Mapping[str, str]] = {"fast": "速い", "standard": "標準", "onprem": "庁内専用"}
 CLASSES: Final = (DataClass.C1, DataClass.C2, DataClass.C3C)
 # What the one choice on the page stands for. Names have a choice of their own; the rest is not up to a town.
 _APART: Final = (Kind.MY_NUMBER, Kind.NAME, Kind.NG_WORD, Kind.MARK, Kind.WORDING, Kind.REMOTE_IMAGE)
@@ -226,7 +225,7 @@ async def _policy_page(office: Office, problem: Problem | None = None) -> Respon
             for name, zones in PRESETS.items()
         },
         apps=office.apps,
-        models=MODELS,
+        models=MODEL_WORDS,
         classes=[(c.value, CLASS_WORDS[c.value]) for c in CLASSES],
         zones=[(z.value, ZONE_WORDS[z.value]) for z in ZONES],
         when_found=_when_found(policy.guard),
@@ -359,9 +358,9 @@ def _models(chosen: Sequence[str]) -> frozenset[str]:
     kept = frozenset(chosen)
     if not kept:
         raise InvalidInput("職員が選べるモデルを1つは残してください。", field="model")
-    if not kept <= set(MODELS):
+    if not kept <= set(MODEL_WORDS):
         raise ValueError(sorted(kept))
-    return frozenset() if kept == set(MODELS) else kept
+    return frozenset() if kept == set(MODEL_WORDS) else kept
 
 
 def _differences(office: Office, old: Policy, new: Policy) -> list[str]:
@@ -392,7 +391,7 @@ def _differences(office: Office, old: Policy, new: Policy) -> list[str]:
         lines.append(
             f"情報の重さを選ばないときの扱い：{CLASS_WORDS[old.default_class.value]} → {CLASS_WORDS[new.default_class.value]}"
         )
-    for alias, words in MODELS.items():
+    for alias, words in MODEL_WORDS.items():
         if old.allows_model(alias) != new.allows_model(alias):
             lines.append(
                 f"モデル「{words}」：{'使えるようにする' if new.allows_model(alias) else '使えないようにする'}"

@@ -15,7 +15,7 @@ from apps.host.services import Services
 from apps.sdk.app import App
 from apps.sdk.context import AppContext, GatewayClient, ModelChoice
 from apps.sdk.office import Glass, Office, Progress
-from apps.sdk.ui.render import CLASS_WORDS, ZONE_WORDS
+from apps.sdk.ui.render import CLASS_WORDS, MODEL_WORDS, ZONE_WORDS
 from observability.problems import NotFound
 from tenants import breakglass
 from tenants.audit import By
@@ -28,8 +28,6 @@ from tenants.policy import Policy
 from tenants.quota.tree import remaining_share
 from tenants.reports import file_report
 from tenants.retention import FOREVER, Records, rule_of, rule_words
-
-_NAMES = {"fast": "速い", "standard": "標準", "onprem": "庁内専用"}
 
 
 def bind(app: App):  # type: ignore[no-untyped-def]  # FastAPI reads the inner function's annotations
@@ -199,7 +197,7 @@ def choices(
         found.append(
             ModelChoice(
                 alias,
-                _NAMES.get(alias, alias),
+                MODEL_WORDS.get(alias, alias),
                 zone.value,
                 str(facts["zone_owner"]),
                 note,

@@ -27,12 +27,17 @@ def wareki(day: date, *, weekday: bool = False) -> str:
     return f"{told}{day.month}月{day.day}日" + (f"（{_DAYS[day.weekday()]}）" if weekday else "")
 
 
+def wareki_month(day: date) -> str:
+    """令和8年11月, of any day in it."""
+    return wareki(day.replace(day=1)).removesuffix("1日")
+
+
 def local(instant: datetime) -> datetime:
     return instant.astimezone(JST)
 
 
 def when(instant: datetime, now: datetime) -> str:
-    """今日 9:24, 昨日 17:02, 11月20日, 2025年11月20日."""
+    """今日 9:24, 昨日 17:02, 11月20日, 令和7年11月20日."""
     there, today = local(instant), local(now).date()
     days = (today - there.date()).days
     if days == 0:
@@ -41,4 +46,4 @@ def when(instant: datetime, now: datetime) -> str:
         return f"昨日 {there:%-H:%M}"
     if there.year == today.year:
         return f"{there.month}月{there.day}日"
-    return f"{there.year}年{there.month}月{there.day}日"
+    return wareki(there.date())

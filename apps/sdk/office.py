@@ -165,6 +165,7 @@ def place(path: str, titles: Mapping[str, str]) -> str:
     known = {
         "": "ホーム",
         "settings": "自分の設定",
+        "quota": "残りの利用枠",
         "console": "管理の画面",
         "desk": "こまったとき",
         "about": "説明のページ",

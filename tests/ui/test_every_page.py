@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import pytest
+from playwright.sync_api import Page
 
 from tests.browsers import DESKTOP, PHONE, ZOOMED, Visitor, assert_accessible, assert_fits
 
@@ -45,3 +46,27 @@ def test_every_page_is_accessible(visitor: Visitor, role: str, size: str) -> Non
         assert answer.status == {"/missing": 404, "/auth/signin?town=046914&login=あ": 422}.get(path, 200), path
         # What axe looks at is the same at 200 %; whether the page fits is not.
         assert_fits(page) if size == "zoomed" else assert_accessible(page)
+        if size == "phone":
+            assert_readable_on_a_phone(page)
+
+
+def assert_readable_on_a_phone(page: Page) -> None:
+    """Where a row became a card its figures keep their headings; no cell is one character wide; the page's own tab of
+    many is in sight."""
+    seen = page.evaluate(
+        """() => {
+          const shown = (e) => e.getClientRects().length > 0;
+          const bare = [...document.querySelectorAll(".p-bt td, .p-towns td, .k-table--cards td")].filter(
+            (td) => shown(td) && getComputedStyle(td).display !== "table-cell" && !td.dataset.label);
+          const narrow = [...document.querySelectorAll("main :is(td, th)")].filter((cell) => {
+            const size = parseFloat(getComputedStyle(cell).fontSize);
+            return shown(cell) && cell.innerText.trim().length > 2 && cell.clientHeight > 5 * size && cell.clientWidth < 4 * size;
+          });
+          const hidden = [...document.querySelectorAll(".k-tabs [aria-current]")].filter((tab) => {
+            const box = tab.getBoundingClientRect();
+            return box.right > innerWidth + 1 && box.left > innerWidth - box.width / 2;
+          });
+          return [...bare, ...narrow, ...hidden].map((e) => e.outerHTML.slice(0, 200));
+        }"""
+    )
+    assert seen == [], page.url

@@ -14,7 +14,7 @@ from markdown_it.renderer import RendererHTML
 from markdown_it.token import Token
 from markupsafe import Markup, escape
 
-from apps.sdk.dates import local, wareki, when
+from apps.sdk.dates import local, wareki, wareki_month, when
 
 STATIC: Final = Path(__file__).parent / "static"
 TEMPLATES: Final = Path(__file__).parent / "templates"
@@ -35,6 +35,8 @@ ROLE_WORDS: Final[Mapping[str, str]] = {
     "auditor": "監査",
     "adviser": "外部支援者",
 }
+# The models every town knows, in the order they are offered.
+MODEL_WORDS: Final[Mapping[str, str]] = {"fast": "速い", "standard": "標準", "onprem": "庁内専用"}
 _ALLOWED_TAGS: Final = {
     "p", "br", "strong", "em", "del", "code", "pre", "blockquote", "ul", "ol", "li", "hr",
     "h2", "h3", "h4", "h5", "h6", "table", "thead", "tbody", "tr", "th", "td", "div", "span",
@@ -243,6 +245,7 @@ def create_environment(app_folders: Mapping[str, Path]) -> Environment:
     )
     environment.filters |= {
         "wareki": _date,
+        "wareki_month": wareki_month,
         "time": _time,
         "when": when,
         "markdown": render_markdown,
@@ -254,6 +257,7 @@ def create_environment(app_folders: Mapping[str, Path]) -> Environment:
         "zone_words": ZONE_WORDS,
         "class_words": CLASS_WORDS,
         "role_words": ROLE_WORDS,
+        "model_words": MODEL_WORDS,
         "where_words": where_words,
         "asset": asset,
     }

@@ -260,6 +260,12 @@ globalThis.kumiai = (() => {
   });
   addEventListener("pageshow", () => document.querySelectorAll("form[data-busy]").forEach((form) => setSending(form, "")));
 
+  // The tab of this page may stand outside a narrow window.
+  document.querySelectorAll(".k-tabs [aria-current]").forEach((tab) => {
+    const strip = tab.closest(".k-tabs");
+    strip.scrollLeft += tab.getBoundingClientRect().right - strip.getBoundingClientRect().right + 24;
+  });
+
   // ── Copying, small comforts ─────────────────────────────────────────────────────────────────────────────────────
   document.addEventListener("click", async (event) => {
     const link = event.target.closest("a[data-copy], button[data-copy-text]");
