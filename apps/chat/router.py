@@ -972,4 +972,5 @@ app = App(
     folder=Path(__file__).parent,
     home=_home,
     search=_search,
+    sent=service.sent_since,
 )

@@ -10,7 +10,7 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -25,7 +25,7 @@ import anyio.to_thread
 
 from apps.chat.cards import Card
 from apps.chat.hints import Hint, hint_for
-from apps.sdk import AppContext, CallFacts, Conflict, InvalidInput, NotFound, Problem, Queued
+from apps.sdk import AppContext, AppDocuments, CallFacts, Conflict, InvalidInput, NotFound, Problem, Queued
 from apps.sdk.context import STREAM_NOT_FOUND, ChatStream, GuardFinding, Outlook
 from apps.sdk.intake import Kind, PartState, Reading, Table, TableRow, corrected, hear_upload, words_of
 from apps.sdk.material import Marks, name_of
@@ -1320,6 +1320,18 @@ def _conversation(document: Any, messages: tuple[Message, ...] = ()) -> Conversa
         messages=messages,
         masked=bool(body.get("masked")),
     )
+
+
+async def sent_since(documents: AppDocuments, since: datetime) -> AsyncIterator[Sequence[str]]:
+    """Questions of everybody whose documents these are, the newest first."""
+    cursor: str | None = None
+    while True:
+        page = await documents.list("message", order="newest", cursor=cursor, limit=200)
+        lately = [d for d in page.items if d.created_at >= since]
+        yield [str(d.body["text"]) for d in lately if d.body["role"] == "user"]
+        cursor = page.next_cursor
+        if cursor is None or len(lately) < len(page.items):
+            return
 
 
 def _message(document: Any) -> Message:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 from apps.console import operator_pool
 from apps.console.figures import UYEN, TownFigures, choose, load_towns, paged, parse_yen
 from apps.sdk.dates import local
-from apps.sdk.office import Office, OfficeContext, back
+from apps.sdk.office import MAX_REASON, Office, OfficeContext, back
 from observability.problems import Conflict, InvalidInput, Problem
 from tenants import audit
 from tenants.quota.grants import PoolTooSmall, lock_region, read_region
@@ -24,7 +24,6 @@ routes = APIRouter()
 routes.include_router(operator_pool.routes, prefix="/budgets/pool")
 
 HERE: Final = "/console/operator/budgets"
-MAX_REASON: Final = 200
 # A suggestion is what the month will need at its pace, rounded up to this.
 STEP_YEN: Final = 10_000
 

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from apps.console.figures import UYEN, matches, paged, parse_yen
 from apps.sdk.dates import local
-from apps.sdk.office import Office, OfficeContext, back
+from apps.sdk.office import MAX_REASON, Office, OfficeContext, back
 from observability.problems import Conflict, InvalidInput, NotFound, Problem
 from tenants import audit
 from tenants.context import TenantId, new_id
@@ -43,7 +43,6 @@ from tenants.registry import ListedTenant, list_tenants
 routes = APIRouter()
 
 HERE: Final = "/console/operator/budgets/pool"
-MAX_REASON: Final = 200
 # What a row of the table sets, and the error's field in it.
 COLUMNS: Final = ("share", "borrow", "lend")
 # How long what moves is to stay moved: for the running window alone. Anything else: for good.

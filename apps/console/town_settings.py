@@ -11,7 +11,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.responses import Response
 
 from apps.console.figures import parse_yen
-from apps.sdk.office import Office, OfficeContext, ask, back
+from apps.sdk.office import MAX_REASON, Office, OfficeContext, Reason, ask, back
 from apps.sdk.ui.render import CLASS_WORDS, MODEL_WORDS, ZONE_WORDS
 from gateway.guard.findings import Kind
 from gateway.guard.ng_words import clean_words
@@ -49,6 +49,7 @@ FOUND_WORDS: Final[Mapping[str, str]] = {
     "own": "種類ごとに決めたまま",
 }
 ZONES: Final = (Zone.ONPREM, Zone.DOMESTIC, Zone.OVERSEAS)
+_PLACES: Final = tuple((c, z, i) for c in DataClass for z in Zone for i in (False, True))
 
 
 # ── sections ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -253,9 +254,13 @@ async def save(
     wordings: Annotated[str, Form(max_length=200_000)] = "",
     public: Annotated[str, Form(max_length=200_000)] = "",
     shared_after_own: Annotated[str, Form()] = "",
+    reason: Annotated[str, Form()] = "",
     confirmed: Annotated[str, Form()] = "",
 ) -> Response:
-    """Everything on the page at once. First what would change is told; saved when that is confirmed."""
+    """Everything on the page at once. First what would change is told; saved when that is confirmed.
+
+    What loosens where data may go takes a reason. Words to be forbidden are tried on what was sent lately.
+    """
     async with office.db.tenant_session(office.actor.context, read_only=True) as session:
         policy, _ = await load_policy(session, office.actor.tenant_id)
     try:
@@ -282,7 +287,11 @@ async def save(
             return back(POLICY, "変わったところはありません")
         # Nothing changes, but the town has looked at it: that is kept as a version of its own.
         lines = ["設定は今のままです。町で確かめたことを記録します。"]
-    if not confirmed:
+    loosens = any(changed.allows(c, z, isolated=i) and not policy.allows(c, z, isolated=i) for c, z, i in _PLACES)
+    reason = " ".join(reason.split())
+    is_told = not loosens or 1 <= len(reason) <= MAX_REASON
+    if not (confirmed and is_told):
+        lines += await _trial(office, policy, changed)
         fields = [("version", str(version)), ("preset", preset), ("default_class", default_class)]
         fields += [("app_on", a) for a in app_on or ()] + [("model", m) for m in model or ()]
         fields += [("allow", a) for a in allow or ()]
@@ -298,8 +307,15 @@ async def save(
             button="このとおり変える",
             refuse="変えない",
             back_to=POLICY,
+            reason=Reason(
+                "処理してよい場所を広げるときに要ります。根拠にした規程や決裁など。町の監査の記録に、このまま残ります。",
+                reason,
+                f"理由を{MAX_REASON}字までで書いてください。" if confirmed else "",
+            )
+            if loosens
+            else None,
         )
-    facts = {"preset": preset_of(changed) or "own"}
+    facts = {"preset": preset_of(changed) or "own"} | ({"reason": reason} if loosens else {})
     try:
         await change_policy(
             office.db, office.actor.tenant_id, changed, version=version, by=office.by, action="policy.set", facts=facts
@@ -307,6 +323,24 @@ async def save(
     except Conflict as problem:
         return await _policy_page(office, problem)
     return back(POLICY, "設定を保存しました")
+
+
+async def _trial(office: Office, old: Policy, new: Policy) -> list[str]:
+    """In how many of the last questions the added words stand; too few are no number, or a word could ask for a person."""
+    added = tuple(w for w in new.guard.ng_words if w not in old.guard.ng_words)
+    if not added or office.try_words is None:
+        return []
+    trial = await office.try_words(added)
+    async with office.db.tenant_session(office.actor.context) as session:
+        await audit.record(
+            session, office.actor.tenant_id, office.by, "policy.words_tried", words=len(added), texts=trial.texts
+        )
+    few = new.min_count
+    told = f"{few}件未満" if trial.found < few else f"約{trial.found // few * few:,}件"
+    cut = f"（新しいほうから{trial.texts:,}件）" if trial.is_cut else f"{trial.texts:,}件"
+    return [
+        f"足す言葉があるのは、この{trial.days}日に職員が送った質問{cut}のうち{told}です。変えると、そのような質問は送れません。"
+    ]
 
 
 def _zones(policy: Policy, preset: str, allow: Sequence[str], contract: str) -> dict[DataClass, frozenset[Zone]]:

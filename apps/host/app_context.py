@@ -12,15 +12,16 @@ from starlette.responses import Response
 from apps.host.progress import work_page
 from apps.host.requests import OwnServices, Signed, SignedRequest, page
 from apps.host.services import Services
+from apps.host.word_trial import try_words
 from apps.sdk.app import App
 from apps.sdk.context import AppContext, GatewayClient, ModelChoice
-from apps.sdk.office import Glass, Office, Progress
+from apps.sdk.office import Glass, Office, Progress, WordTrial
 from apps.sdk.ui.render import CLASS_WORDS, MODEL_WORDS, ZONE_WORDS
 from observability.problems import NotFound
 from tenants import breakglass
 from tenants.audit import By
 from tenants.context import DataClass, Role, Zone
-from tenants.documents import Viewer
+from tenants.documents import AppDocuments, Viewer
 from tenants.holds import Holds
 from tenants.identity.delegation import Delegation, mint
 from tenants.models import BreakGlass, Person, Report, Tenant
@@ -59,6 +60,12 @@ def bind_office(*roles: Role, with_content: bool = False):  # type: ignore[no-un
         ) -> Response:
             return await work_page(request, title, work, then=then)
 
+        async def try_on_history(words: tuple[str, ...]) -> WordTrial:
+            def everybody(app: str) -> AppDocuments:
+                return own.documents.of(who.actor.context, app=app, viewer=None)
+
+            return await try_words(tuple(own.apps.values()), everybody, words, now=datetime.now(UTC))
+
         async def receive() -> Path:
             return await own.exits.receive(who.actor.tenant_id, by=By("person", str(who.actor.person_id)))
 
@@ -78,6 +85,7 @@ def bind_office(*roles: Role, with_content: bool = False):  # type: ignore[no-un
             exits=own.exits,
             receive_export=receive if with_content else None,
             documents=own.documents.of(actor.context, app="desk", viewer=viewer) if with_content else None,
+            try_words=try_on_history if roles == (Role.TOWN_ADMIN,) else None,
             records=Records(actor.context, own.documents, Holds(own.db, own.vault)) if with_content else None,
         )
 

@@ -5,11 +5,13 @@ from apps.sdk.context import AppContext, ModelChoice
 from gateway.client import CallFacts, Queued
 from observability.problems import Conflict, InvalidInput, NotAllowed, NotFound, NotSignedIn, Problem, Unavailable
 from tenants.context import Actor, DataClass, Role
+from tenants.documents import AppDocuments
 
 __all__ = [
     "Actor",
     "App",
     "AppContext",
+    "AppDocuments",
     "CallFacts",
     "Conflict",
     "DataClass",

@@ -1,8 +1,9 @@
 """What an app is to the host: one folder with a manifest and a router."""
 
 import tomllib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from apps.sdk.context import AppContext
 from tenants.context import DataClass, Role
+from tenants.documents import AppDocuments
 
 
 class RiskSheet(BaseModel):
@@ -83,6 +85,8 @@ class App:
     home: Callable[[AppContext], Awaitable[HomeParts]] | None = None
     # What of this app has every word of a search on the home page; `note` says what kind of thing each is.
     search: Callable[[AppContext, str], Awaitable[tuple[HomeItem, ...]]] | None = None
+    # What people of a town sent to models through this app since, the newest first, in batches; for counting alone.
+    sent: Callable[[AppDocuments, datetime], AsyncIterator[Sequence[str]]] | None = None
 
 
 def installed_manifests() -> list[Manifest]:

@@ -5,8 +5,9 @@ import io
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, Final, Protocol
 from urllib.parse import quote
 from uuid import UUID
 
@@ -24,6 +25,9 @@ from tenants.models import BreakGlass, Report
 from tenants.retention import Records
 from tenants.settings import Settings
 from tenants.text_cells import text_cell
+
+# Characters of a reason that goes into the audit chain as it is.
+MAX_REASON: Final = 200
 
 
 @dataclass(slots=True)
@@ -74,8 +78,22 @@ class TownExits(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class WordTrial:
+    """In how many texts of how many, sent to models within so many days, at least one of the words stands.
+
+    is_cut: only the newest were looked at, for there were more than a page may take.
+    """
+
+    texts: int
+    found: int
+    days: int
+    is_cut: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Office:
     """`documents`, `records` and `receive_export` are there for the desk only: the console has no way to content.
+    `try_words` counts in the town's own history and is there for its administrator.
 
     work: `await office.work(title, work, then=fragment)` shows what takes long; see `apps.host.progress`.
     """
@@ -93,6 +111,7 @@ class Office:
     documents: AppDocuments | None = None
     records: Records | None = None
     receive_export: Callable[[], Awaitable[Path]] | None = None
+    try_words: Callable[[tuple[str, ...]], Awaitable[WordTrial]] | None = None
 
     @property
     def by(self) -> By:
@@ -133,6 +152,15 @@ def back(href: str, words: str) -> RedirectResponse:
     return response
 
 
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """What a page asks for beside a yes: why. `error` is what was wrong with what was typed."""
+
+    hint: str
+    typed: str = ""
+    error: str = ""
+
+
 async def ask(
     office: Office,
     *,
@@ -144,10 +172,15 @@ async def ask(
     back_to: str,
     fields: Sequence[tuple[str, str]] = (),
     danger: bool = False,
+    reason: Reason | None = None,
 ) -> Response:
-    """A page that names in full what will happen, before it does. The same form comes back with `confirmed`."""
+    """A page that names in full what will happen, before it does. The same form comes back with `confirmed`.
+
+    reason: asks for one too, which comes back as `reason`.
+    """
     return await office.page(
         "ui/ask.html",
+        status=HTTPStatus.UNPROCESSABLE_ENTITY if reason and reason.error else HTTPStatus.OK,
         ask_title=title,
         lines=lines,
         action=action,
@@ -156,6 +189,8 @@ async def ask(
         refuse=refuse,
         back_to=back_to,
         danger=danger,
+        reason=reason,
+        max_reason=MAX_REASON,
     )
 
 

@@ -2,14 +2,16 @@
 
 import csv
 import io
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from tests.browsers import PHONE, Visitor, assert_accessible, sign_in
 from tests.ui.test_operator import pdf_text
@@ -228,6 +230,75 @@ def test_a_policy_is_saved_after_its_changes_were_read(office: Office) -> None:
         expect(page.get_by_role("row").filter(has_text=example)).to_contain_text("入れられません")
 
 
+def told_in_the_chain(office: Office, visitor: Visitor, action: str) -> list[dict[str, Any]]:
+    """The facts of what was done of this kind in the town, in its order."""
+    with visitor.demo.database() as file:
+        rows = file.execute(
+            "select a.facts from audit a join tenant t on t.id = a.tenant_id where t.name = ? and a.action = ?"
+            " order by a.seq",
+            (office.town.name, action),
+        )
+        return [json.loads(row["facts"]) for row in rows]
+
+
+def test_where_data_may_go_is_widened_only_with_a_reason(office: Office, visitor: Visitor) -> None:
+    page = office.page
+    page.goto("/console/town/policy")
+    page.get_by_label("海外も可").check()
+    page.get_by_role("button", name="変わることを確かめる").click()
+    told = "「庁内だけ」を処理してよい場所：庁内・国内 → 庁内・国内・海外"
+    expect(page.get_by_role("listitem").filter(has_text=told)).to_be_visible()
+    assert_accessible(page)
+    page.get_by_role("button", name="このとおり変える").click()
+    expect(page.get_by_text("理由を200字までで書いてください。")).to_be_visible()
+    expect(page.get_by_label("理由")).to_be_focused()
+    assert_accessible(page)
+    page.set_viewport_size(PHONE)
+    assert_accessible(page)
+    page.get_by_label("理由").fill("情報セキュリティ規程の改正\n（令和8年11月1日）")
+    page.get_by_role("button", name="このとおり変える").click()
+    expect(page.get_by_text("設定を保存しました")).to_be_visible()
+    expect(page.get_by_label("海外も可")).to_be_checked()
+    # To narrow it takes none.
+    page.get_by_label("厳しい").check()
+    page.get_by_role("button", name="変わることを確かめる").click()
+    expect(page.get_by_label("理由")).to_have_count(0)
+    page.get_by_role("button", name="このとおり変える").click()
+    expect(page.get_by_text("設定を保存しました")).to_be_visible()
+    assert told_in_the_chain(office, visitor, "policy.set") == [
+        {"preset": "open", "reason": "情報セキュリティ規程の改正 （令和8年11月1日）"},
+        {"preset": "strict"},
+    ]
+
+
+def test_words_are_tried_on_what_was_sent_before_they_are_forbidden(office: Office, visitor: Visitor) -> None:
+    page = office.page
+
+    def told(words: str) -> Locator:
+        page.goto("/console/town/policy")
+        page.get_by_label("AIに送らない言葉").fill(words)
+        page.get_by_role("button", name="変わることを確かめる").click()
+        return page.get_by_role("listitem").filter(has_text="足す言葉があるのは")
+
+    expect(told("合併協議")).to_contain_text("質問0件のうち5件未満")
+    page.goto("/apps/chat")
+    for number in range(6):
+        page.get_by_label("質問を書く").last.fill(f"合併協議の次第{number}を作ってください")
+        page.get_by_role("button", name="送る", exact=True).click()
+        expect(page.get_by_role("article", name="回答", exact=True)).to_have_count(number + 1)
+        expect(page.locator("[aria-busy]")).to_have_count(0)
+    # A number that could be one person's is none; what is told is no exact one, or two trials would tell it.
+    expect(told("除雪")).to_contain_text("質問6件のうち5件未満")
+    expect(told("ｶﾞｯﾍﾟｲ\n合併協議")).to_contain_text("質問6件のうち約5件")
+    assert_accessible(page)
+    page.get_by_role("button", name="このとおり変える").click()
+    expect(page.get_by_text("設定を保存しました")).to_be_visible()
+    tried = told_in_the_chain(office, visitor, "policy.words_tried")
+    assert tried == [{"texts": 0, "words": 1}, {"texts": 6, "words": 1}, {"texts": 6, "words": 2}]
+    # What is there already is not tried again.
+    expect(told("合併協議")).to_have_count(0)
+
+
 def test_a_town_with_a_key_of_its_own_says_whether_the_region_s_contracts_stand_in(
     office: Office, visitor: Visitor
 ) -> None:
@@ -312,6 +383,8 @@ def test_what_the_guard_does_is_the_town_s_choice(office: Office) -> None:
     page.get_by_label("AIに送らない言葉").fill("アサガオ計画\n\nｱｻｶﾞｵ計画\n合併協議")
     page.get_by_label("回答で言い換える言葉").fill("父兄→保護者\n")
     page.get_by_label("町が公開している電話番号・住所").fill("046-822-4000")
+    # What stays at the top would cover what scrolled behind it.
+    page.evaluate("scrollTo(0, 0)")
     assert_accessible(page)
     page.get_by_role("button", name="変わることを確かめる").click()
     for line in (
@@ -348,5 +421,6 @@ def test_personal_data_in_the_country_needs_the_name_of_a_contract(office: Offic
     expect(
         page.get_by_role("listitem").filter(has_text="「個人情報あり」を処理してよい場所：庁内 → 庁内・国内")
     ).to_be_visible()
+    page.get_by_label("理由").fill("国内AI利用契約を結んだため")
     page.get_by_role("button", name="このとおり変える").click()
     expect(page.get_by_text("設定を保存しました")).to_be_visible()
