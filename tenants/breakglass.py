@@ -5,6 +5,7 @@ is opened stands in the town's chain before it is shown, and the town is told of
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, Literal
 from uuid import UUID, uuid5
@@ -157,13 +158,31 @@ async def read_report(
     return report, str((await desk.get(report.document_id, kind="report")).body["text"])
 
 
-async def notices_of(session: AsyncSession, actor: Actor) -> list[tuple[UUID, What]]:
-    """What a town's administrator has not seen yet, oldest first; nobody else is told."""
+@dataclass(frozen=True, slots=True)
+class GlassNotice:
+    """What became of one request last. `was_used`: something was opened."""
+
+    id: UUID
+    what: What
+    was_used: bool
+
+
+async def notices_of(session: AsyncSession, actor: Actor) -> list[GlassNotice]:
+    """What a town's administrator has not seen yet, oldest first; nobody else is told.
+
+    One for a request: what is over is not told as if it still stood.
+    """
     if not actor.has(Role.TOWN_ADMIN):
         return []
     query = select(Outbox).where(col(Outbox.tenant_id) == actor.tenant_id, col(Outbox.kind) == KIND)
     rows = (await session.exec(query.order_by(col(Outbox.created_at)))).all()
-    return [(row.id, row.payload["what"]) for row in rows if str(actor.person_id) not in row.payload["seen_by"]]
+    last = {row.payload["glass"]: row for row in rows}
+    used = {row.payload["glass"] for row in rows if row.payload["what"] == "use"}
+    return [
+        GlassNotice(row.id, row.payload["what"], glass in used)
+        for glass, row in sorted(last.items(), key=lambda pair: pair[1].created_at)
+        if str(actor.person_id) not in row.payload["seen_by"]
+    ]
 
 
 async def mark_seen(session: AsyncSession, actor: Actor, notice_id: UUID) -> bool:

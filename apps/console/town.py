@@ -16,7 +16,8 @@ from starlette.responses import Response
 from apps.console import town_invoice, town_keys, town_people, town_second_factor, town_settings
 from apps.console.figures import day_chart, months_until, sections_used
 from apps.sdk.dates import local
-from apps.sdk.office import Office, OfficeContext, csv_file
+from apps.sdk.office import Office, OfficeContext, csv_file, place
+from tenants.breakglass import glasses_of, is_open
 from tenants.context import Role, TenantId
 from tenants.identity.api_keys import list_keys
 from tenants.models import ApiKey, Section
@@ -54,7 +55,9 @@ async def overview(office: OfficeContext) -> Response:
         keys = await list_keys(session, tenant)
         policy, version = await load_policy(session, tenant)
         share = await read_share(session, tenant, "month", office.now)
+        glasses = [g for g in await glasses_of(session, tenant) if is_open(g, office.now)]
         once = [moved for w in POOL_WINDOWS if (moved := await _moved(session, tenant, w, office.now)) is not None]
+    titles: Mapping[str, str] = {a.id: a.title for a in office.apps}
     town = next((n for n in nodes if n.node == "town"), None)
     used = town.posted_uyen + town.held_uyen if town else 0
     limit = (town.limit_uyen or 0) if town else 0
@@ -63,6 +66,8 @@ async def overview(office: OfficeContext) -> Response:
         steps=_steps(people, sections, nodes, preset_of(policy), version),
         reports=sorted(reports, key=lambda r: r.created_at)[:REPORTS_SHOWN],
         report_count=len(reports),
+        places={r.id: place(r.page, titles) for r in reports},
+        glasses=glasses,
         kinds=KINDS,
         reporters={p.id: p for p in people},
         ends=_ends(keys, office.now),

@@ -126,9 +126,11 @@ async def _notices(own: Services, who: Signed, now: datetime) -> list[Notice]:
     if waiting:
         words = f"職員{waiting}人の「こまったとき」が返事を待っています"
         found.append(Notice("町の管理者の仕事", "warn", "flag", words, "/desk/reports"))
-    for notice_id, what in glasses:
-        words, tone = _GLASS_WORDS[what]
-        found.append(Notice("事務局の閲覧", tone, "eyeoff", words, "/desk/break-glass", f"/notices/{notice_id}/seen"))
+    for glass in glasses:
+        words, tone = _GLASS_WORDS[glass.what]
+        if glass.what == "end":
+            words += "（文が読まれました）" if glass.was_used else "（何も読まれていません）"
+        found.append(Notice("事務局の閲覧", tone, "eyeoff", words, "/desk/break-glass", f"/notices/{glass.id}/seen"))
     names = {str(s.id): s.name for s in sections}
     return found + [_told_of(limit, names) for limit in limits] + [_grant_told(notice) for notice in grants]
 

@@ -11,6 +11,7 @@ pytestmark = pytest.mark.browser
 
 REASON = "表の読み込みが途中で止まる不具合を調べるため"
 WORDS = "3行目で止まります。"
+ASKED = "事務局が、職員の付けた文を読みたいと依頼しています"
 
 
 def _seen(page: Page) -> None:
@@ -44,8 +45,18 @@ def test_an_operator_reads_what_the_town_approved_until_it_is_ended(visitor: Vis
     _seen(operator)
 
     admin = visitor.open(demo.person("town_admin"), viewport=viewport)
+    admin.goto("/console/town")
+    expect(admin.get_by_role("link", name="依頼に答える")).to_be_visible()
+    _seen(admin)
     admin.goto("/")
-    admin.get_by_role("link", name="事務局が、職員の付けた文を読みたいと依頼しています").first.click()
+    # Who has a phone sees it before the day's work.
+    told = admin.get_by_role("region", name="お知らせ").bounding_box()
+    work = admin.get_by_role("region", name="この時期の仕事").bounding_box()
+    assert told is not None
+    assert work is not None
+    assert told["y"] < work["y"] if size == "phone" else told["x"] > work["x"]
+    _seen(admin)
+    admin.get_by_role("link", name=ASKED).first.click()
     expect(admin.get_by_text(REASON).first).to_be_visible()
     _seen(admin)
     admin.get_by_role("button", name="30分間の閲覧を承認する").click()
@@ -65,6 +76,11 @@ def test_an_operator_reads_what_the_town_approved_until_it_is_ended(visitor: Vis
     admin.get_by_role("button", name="いますぐ終わらせる").click()
     expect(admin.get_by_role("heading", name="事務局に読めるものはありません")).to_be_visible()
     _seen(admin)
+    # What is over is not told as if it still stood.
+    admin.goto("/")
+    news = admin.get_by_role("region", name="お知らせ")
+    expect(news.get_by_role("link", name="事務局の閲覧が終わりました（文が読まれました）").first).to_be_visible()
+    expect(news.get_by_role("link", name=ASKED)).to_have_count(0)
     operator.reload()
     expect(operator.get_by_text(WORDS)).not_to_be_visible()
     expect(operator.get_by_role("heading", level=1)).to_be_visible()
