@@ -1,10 +1,15 @@
-import sys
-
 import pytest
 import structlog
 
-# A gateway that runs in a thread of the tests may say something while a command's output is read.
-structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.__stderr__))
+# Also a gateway that runs in a thread of the tests says what it does to the test, which shows it where it fails, and to
+# no terminal and no command's output.
+structlog.configure(
+    processors=[
+        structlog.contextvars.merge_contextvars,
+        structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+    ],
+    logger_factory=structlog.stdlib.LoggerFactory(),
+)
 
 pytest_plugins = ("tests.servers", "tests.models", "tests.sharing", "tests.demo_process", "tests.browsers")
 

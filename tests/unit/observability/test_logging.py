@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -72,3 +73,13 @@ def test_what_no_line_can_carry_breaks_nothing(lines: Any, value: object) -> Non
     structlog.get_logger("a").warning("odd", value=value)
     [line] = lines()
     assert (line["event"], line["level"]) == ("odd", "warning")
+
+
+def test_what_a_thread_of_the_tests_says_is_kept_with_the_test_and_printed_nowhere(
+    caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    thread = threading.Thread(target=lambda: structlog.get_logger("a").info("tokens_reserved", tokens=3))
+    thread.start()
+    thread.join()
+    assert [record.getMessage().split() for record in caplog.records] == [["tokens_reserved", "tokens=3"]]
+    assert capfd.readouterr() == ("", "")
