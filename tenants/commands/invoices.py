@@ -167,7 +167,9 @@ def invoice(
     town: Annotated[str, typer.Argument(help="団体コード or name; all if left out.")] = "",
     as_json: AsJson = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="As CSV.")] = False,
-    pdf: Annotated[Path | None, typer.Option(help="A folder: one PDF per town goes there.")] = None,
+    pdf: Annotated[
+        Path | None, typer.Option(help="A folder, made if it is not there: one PDF per town goes there.")
+    ] = None,
 ) -> None:
     """Make the towns' invoices of a month. The same database gives the same bytes, however often it is asked."""
 
@@ -179,8 +181,6 @@ def invoice(
 
         if sum((as_json, as_csv, pdf is not None)) > 1:
             raise InvalidInput("--json・--csv・--pdf は、どれか1つにしてください。")
-        if pdf is not None and not pdf.is_dir():
-            raise InvalidInput(f"{pdf} というフォルダーがありません。", field="pdf")
         start = parse_month(month)
         tenant_id = (await find_town(db, town))[1] if town else None
         async with db.platform_session("command", read_only=True) as session:
@@ -192,6 +192,12 @@ def invoice(
         elif pdf is not None:
             from tenants.printing import invoice_sheet
 
+            try:
+                pdf.mkdir(mode=0o700, exist_ok=True)
+            except OSError:
+                raise InvalidInput(
+                    f"{pdf} というフォルダーを作れません。場所と権限を確かめてください。", field="pdf"
+                ) from None
             for one in made:
                 path = pdf / f"invoice-{one.number}.pdf"
                 data = sheet_data(one, product_name=settings.product_name)

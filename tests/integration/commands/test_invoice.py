@@ -437,7 +437,6 @@ def test_two_processes_make_the_same_bytes(used: Office, tmp_path: Path) -> None
         assert one.returncode == 0, one.stderr
         assert one.stdout == two.stdout != ""
     for name in ("first", "second"):
-        (tmp_path / name).mkdir()
         done = used.region.command_of_its_own("invoice", "--month", MONTH, "--pdf", str(tmp_path / name))
         assert done.returncode == 0, done.stderr
     names = sorted(path.name for path in (tmp_path / "first").iterdir())
@@ -466,6 +465,8 @@ def test_a_printed_invoice_of_a_month_that_runs_says_so(agreed: Office, tmp_path
     assert OPEN in printed(tmp_path / f"invoice-{month}-{agreed.one.code}.pdf")
 
 
-def test_a_folder_that_is_not_there_is_said_plainly(agreed: Office, tmp_path: Path) -> None:
-    assert "フォルダーがありません" in agreed.refused("invoice", "--month", MONTH, "--pdf", str(tmp_path / "none"))
+def test_a_folder_that_cannot_be_made_is_said_plainly(agreed: Office, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "none" / "deeper"):
+        assert "フォルダーを作れません" in agreed.refused("invoice", "--month", MONTH, "--pdf", str(folder))
     assert "どれか1つ" in agreed.refused("invoice", "--month", MONTH, "--csv", "--json")
