@@ -120,6 +120,10 @@ class Verifier:
         told = _parsed(line, _CHECKPOINT, where)
         if told["number"] != number:
             raise AuditBroken(f"{where}の番号が続いていません。")
+        try:
+            datetime.fromisoformat(told["at"])
+        except (ValueError, TypeError) as error:
+            raise AuditBroken(f"{where}の日時を読めません。") from error
         signed = {name: value for name, value in told.items() if name != "signature"}
         self._keys.check(told["key"], told["signature"], checkpoint_message(self._tenant_id, signed), where)
         if self._checkpoints and told["seq"] < self._checkpoints[-1]["seq"]:

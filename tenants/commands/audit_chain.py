@@ -1,6 +1,7 @@
 """`kumiai audit`: check and export the audit chain."""
 
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +36,8 @@ def audit_verify(
             return
         print(f"{name}: {checked.links:,}件すべて正しくつながっています（封じた呼び出し {checked.calls:,}件）。")
         if checked.checkpoints:
-            print(f"  署名 {checked.checkpoints:,}件、最後は通番 {checked.signed_seq:,}（{checked.signed_at}）")
+            at = datetime.fromisoformat(checked.signed_at).astimezone(JST)
+            print(f"  署名 {checked.checkpoints:,}件、最後は通番 {checked.signed_seq:,}（{at:%Y-%m-%d %H:%M}）")
             print(f"  署名の鍵 {'、'.join(checked.keys)}")
         if file is not None and not key:
             print("  鍵の番号を、控えてある番号と見比べてください（--key で確かめられます）。")

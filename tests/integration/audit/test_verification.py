@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import psycopg
@@ -23,6 +24,7 @@ from tenants.audit.verification import AuditBroken, verify_chain, verify_export
 from tenants.erasure import Content, export_chain, export_tenant
 from tenants.models import AuditCheckpoint, AuditHead, AuditKey
 from tenants.quota.ledger import LedgerWriter
+from tenants.quota.windows import JST
 from tests.integration.audit.test_sealing import closed_calls
 from tests.integration.ledger.conftest import Town
 
@@ -182,6 +184,13 @@ async def test_a_cut_tail_is_said_to_be_missing(export: Path) -> None:
     )
 
 
+async def test_a_signature_of_no_time_is_said_to_be_unreadable(export: Path) -> None:
+    forger = Forger(export)
+    first, *rest = forger.lines(CHECKPOINTS)
+    timeless = canonical(json.loads(first) | {"at": "昨日"})
+    assert "日時を読めません" in forger.verdict(CHECKPOINTS, [timeless, *rest])
+
+
 async def test_a_tail_cut_with_its_signature_is_found(export: Path) -> None:
     """An earlier signature is no signature of an export."""
     forger = Forger(export)
@@ -221,6 +230,10 @@ async def test_the_command_needs_nothing_but_the_file(export: Path, tmp_path: Pa
     done = run("audit", "verify", "--file", str(export), "--json", home=home)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["links"] == 5
+    # When it was signed is told by the clock of those who read it.
+    signed = datetime.fromisoformat(json.loads(done.stdout)["signed_at"]).astimezone(JST)
+    shown = run("audit", "verify", "--file", str(export), home=home).stdout
+    assert f"最後は通番 5（{signed:%Y-%m-%d %H:%M}）" in shown
     forger = Forger(export)
     first, second, *rest = forger.lines(LINKS)
     forged = canonical(json.loads(second) | {"action": "nothing"})
