@@ -1,11 +1,12 @@
 """`kumiai budget`: limits of towns, sections, apps and models."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Final, cast
 from uuid import UUID
 
 import typer
+from sqlmodel.ext.asyncio.session import AsyncSession
 
 from observability.problems import InvalidInput, NotFound
 from tenants import audit
@@ -24,8 +25,8 @@ from tenants.db import Database
 from tenants.people import list_sections
 from tenants.quota.lending import Share
 from tenants.quota.pricing import UYEN_PER_YEN
-from tenants.quota.slots import set_slots, slots_of
-from tenants.quota.tree import Node, budget_rows, move_budget, set_budget
+from tenants.quota.slots import Slots, set_slots, slots_of
+from tenants.quota.tree import BudgetRow, Node, budget_rows, move_budget, set_budget
 from tenants.quota.window_moves import list_moves, move_for_window, undo_move
 from tenants.quota.windows import AT_ONCE, WINDOW_WORDS, WINDOWS, AccountWindow, Window, window_start
 from tenants.registry import list_tenants
@@ -112,6 +113,7 @@ def budget_show(
             codes = {t.id: t.code for t in await list_tenants(session)}
             nodes = await budget_rows(session, tenant_id=tenant_id, windows=WINDOWS)
             slots = await slots_of(session, tenant_id)
+            names = await _section_names(session, [*nodes, *slots])
         # What a section or a person used without a limit of its own is nobody's here: sums per town are.
         rows = [r for r in nodes if r.node == "town" or r.limit_uyen is not None]
         told = [
@@ -139,14 +141,25 @@ def budget_show(
         if as_json:
             print_json([*told, *at_once])
             return
-        for slot in at_once:
-            print(f"{slot['code']}  {slot['node']:<46} 同時 {slot['taken']:>10,}件 / {slot['limit']:,}件")
-        for row, raw in zip(told, rows, strict=True):
-            limit = "上限なし" if raw.limit_uyen is None else f"{raw.limit_uyen // UYEN_PER_YEN:,}円"
-            used = -(-(raw.posted_uyen + raw.held_uyen) // UYEN_PER_YEN)
-            print(f"{row['code']}  {row['node']:<46} {_PER[raw.window]:<3} {used:>10,}円 / {limit}")
+
+        def whose(row: BudgetRow | Slots) -> str:
+            name = names.get(row.node_id, row.node_id)
+            return f"{codes.get(row.tenant_id, '')}  {f'{row.node}:{name}' if name else row.node:<46}"
+
+        for slot in slots:
+            print(f"{whose(slot)} 同時 {slot.taken:>10,}件 / {slot.limit:,}件")
+        for row in rows:
+            limit = "上限なし" if row.limit_uyen is None else f"{row.limit_uyen // UYEN_PER_YEN:,}円"
+            used = -(-(row.posted_uyen + row.held_uyen) // UYEN_PER_YEN)
+            print(f"{whose(row)} {_PER[row.window]:<3} {used:>10,}円 / {limit}")
 
     run_command(work)
+
+
+async def _section_names(session: AsyncSession, rows: Iterable[BudgetRow | Slots]) -> dict[str, str]:
+    """Of the sections that have a limit, by id: what `kumiai budget set` calls them."""
+    towns = {row.tenant_id for row in rows if row.node == "section"}
+    return {str(s.id): s.name for town in towns for s in await list_sections(session, town)}
 
 
 def budget_move(

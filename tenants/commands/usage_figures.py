@@ -71,6 +71,8 @@ def usage(
             for row in found:
                 yen = -(-row["cost_uyen"] // UYEN_PER_YEN)
                 print(f"{row['code']}  {row['app'] or 'API':<14}{row['model']:<16}{row['calls']:>8,}件 {yen:>10,}円")
+            if not found:
+                print(f"{start:%Y年%-m月}の利用はありません。")
 
     run_command(work)
 

@@ -92,7 +92,10 @@ async def create_key(
     if not label or len(label) > 60:
         raise InvalidInput("鍵の名前を60字までで書いてください。", field="label")
     if unknown := scopes - SCOPES:
-        raise InvalidInput(f"使えない範囲です: {', '.join(sorted(unknown))}", field="scopes")
+        raise InvalidInput(
+            f"「{'」「'.join(sorted(unknown))}」という範囲はありません。次のどれかです：{'、'.join(sorted(SCOPES))}",
+            field="scopes",
+        )
     if expires_at is not None and expires_at <= datetime.now(UTC):
         raise InvalidInput("期限は先の日時にしてください。", field="expires_at")
     plain, secret = _new(key_environment(env))

@@ -243,7 +243,7 @@ async def moves_of(session: AsyncSession, tenant_id: TenantId, window: Window, s
 async def _found(session: AsyncSession, id: UUID) -> WindowMove:
     move = await _find(session, id)
     if move is None:
-        raise NotFound
+        raise NotFound("その期間だけ動かした予算に、この番号のものはありません。一覧で番号を確かめてください。")
     return move
 
 

@@ -102,6 +102,8 @@ def test_budget_of_a_section(region: Region) -> None:
     region.set_budget(town, 40, node="section", node_id=str(section.id))
     rows = {row["node"]: row["limit_uyen"] for row in told(region, "budget", "show", town.code)}
     assert rows == {"town": 100 * YEN, f"section:{section.id}": 40 * YEN}
+    # By the name by which it is set.
+    assert f"section:{section.name} " in region.command("budget", "show", town.code).stdout
 
 
 def test_budgets_of_a_day_a_year_and_an_app(region: Region) -> None:
@@ -240,6 +242,7 @@ def test_usage_is_what_the_budget_posted(region: Region, town: Town) -> None:
 def test_usage_of_another_month_is_empty(region: Region, town: Town) -> None:
     assert told(region, "usage", town.code, "--month", "2020-01") == []
     assert region.command("usage", town.code, "--month", "2020-01", "--csv").stdout.startswith("code,month,")
+    assert region.command("usage", town.code, "--month", "2020-01").stdout == "2020年1月の利用はありません。\n"
 
 
 def test_usage_of_all_towns_in_words(region: Region, town: Town) -> None:
@@ -325,3 +328,8 @@ def test_key_that_cannot_be(region: Region, town: Town, wrong: tuple[str, ...]) 
     assert done.returncode in (1, 2)
     assert "kmi_" not in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_a_scope_that_is_none_names_those_there_are(region: Region, town: Town) -> None:
+    done = region.command("key", "create", town.code, "--label", "a", "--scope", "everything", check=False)
+    assert "「everything」という範囲はありません。次のどれかです：audio、chat、completions、" in done.stderr

@@ -5,6 +5,7 @@ import re
 import shlex
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -120,6 +121,7 @@ def test_budget_moves_for_the_window_alone_and_back(region: Region, towns: tuple
     assert "700円 → 500円" in region.command("budget", "move-back", made["id"]).stdout
     assert "もう全額を戻して" in region.command("budget", "move-back", made["id"]).stdout
     assert "うち200円は戻しました" in region.command("budget", "moves", *year).stdout
+    assert "一覧で番号を確かめて" in refused(region, "budget", "move-back", str(UUID(int=1)))
     for town, yen in ((one, 200), (other, -200)):
         facts = [a.facts for a in _chain(region, town) if a.action == "budget.move_back"]
         assert [(f["yen"], f["reason"]) for f in facts] == [(yen, "補正予算のため")]
