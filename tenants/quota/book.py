@@ -19,7 +19,7 @@ import psycopg
 from tenants.context import new_id
 from tenants.db import SQLITE_BUSY_TIMEOUT_MS, DatabaseUrls
 from tenants.models import UNLIMITED_UYEN
-from tenants.quota.windows import AT_ONCE, AccountWindow
+from tenants.quota.windows import AT_ONCE, AccountWindow, window_start
 
 LEVELS = {"town": 1, "section": 2, "person": 3, "app": 4, "model": 5}
 
@@ -136,24 +136,6 @@ class Open:
     account_ids: tuple[UUID, ...]
 
 
-class HoldAtOnce(Protocol):
-    """A whole transaction in one trip, for holds that fit in full. None when one does not, and nothing is done.
-
-    The rows' `created_at` and `lease_until` are replaced by the database's clock, which is returned; when that is not
-    on `today` (JST), nothing is done either. A connection error leaves open whether it was committed.
-    """
-
-    def __call__(
-        self,
-        calls: Sequence[tuple[object, ...]],
-        attempts: Sequence[tuple[object, ...]],
-        held: Mapping[UUID, int],
-        *,
-        today: date,
-        lease: timedelta,
-    ) -> datetime | None: ...
-
-
 class LedgerBook(Protocol):
     """One connection, one transaction at a time."""
 
@@ -178,9 +160,21 @@ class LedgerBook(Protocol):
     def write_accounts(self, accounts: Iterable[AccountState]) -> None: ...
     def insert_calls(self, calls: Sequence[tuple[object, ...]], attempts: Sequence[tuple[object, ...]]) -> None: ...
 
-    @property
-    def hold_at_once(self) -> HoldAtOnce | None:
-        """None where there are no round trips to save."""
+    def hold_at_once(
+        self,
+        calls: Sequence[tuple[object, ...]],
+        attempts: Sequence[tuple[object, ...]],
+        held: Mapping[UUID, int],
+        *,
+        today: date,
+        lease: timedelta,
+    ) -> datetime | None:
+        """A whole transaction for holds that fit in full: their accounts are not read, the CHECK of each decides.
+
+        Returns the database's clock, which stands in the rows' `created_at` and `lease_until`. None when a hold does not
+        fit or that clock is not on `today` (JST); then nothing is done. A connection error leaves open whether it was
+        committed.
+        """
 
     def continue_call(self, attempt: tuple[object, ...], lease_until: datetime) -> None:
         """Another attempt of a call that goes on: the call is held for it now."""
@@ -522,7 +516,7 @@ def _to_sqlite(value: object) -> object:
     if isinstance(value, UUID):
         return value.hex
     if isinstance(value, datetime):
-        return value.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")
+        return value.astimezone(UTC).replace(tzinfo=None).isoformat(" ", "microseconds")
     if isinstance(value, date):
         return value.isoformat()
     return value
@@ -536,8 +530,6 @@ class SqliteBook:
     """The platform file alone: the content file is never attached here, so that money never waits for content."""
 
     connection_errors: tuple[type[Exception], ...] = (sqlite3.OperationalError, sqlite3.InterfaceError)
-    # In-process there is no trip to save.
-    hold_at_once = None
 
     def __init__(self, urls: DatabaseUrls) -> None:
         self._connection = sqlite3.connect(
@@ -631,6 +623,35 @@ class SqliteBook:
                 f'insert into "{table}" ({", ".join(columns)}) values ({marks})',  # noqa: S608 - constants
                 [[_to_sqlite(v) for v in row] for row in rows],
             )
+
+    def hold_at_once(
+        self,
+        calls: Sequence[tuple[object, ...]],
+        attempts: Sequence[tuple[object, ...]],
+        held: Mapping[UUID, int],
+        *,
+        today: date,
+        lease: timedelta,
+    ) -> datetime | None:
+        # The clock that made the rows is this database's, and so is their lease.
+        created_at = calls[0][CALL_COLUMNS.index("created_at")]
+        assert isinstance(created_at, datetime)
+        try:
+            if window_start("day", self.begin()) == today:
+                # Each account's CHECK says whether it fits.
+                changed = self._connection.executemany(
+                    "update account set held_uyen = held_uyen + ? where id = ?",
+                    [(units, account_id.hex) for account_id, units in held.items()],
+                )
+                if changed.rowcount == len(held):
+                    self.insert_calls(calls, attempts)
+                    self.commit()
+                    return created_at
+        except sqlite3.IntegrityError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_CONSTRAINT_CHECK:
+                raise
+        self.rollback()
+        return None
 
     def continue_call(self, attempt: tuple[object, ...], lease_until: datetime) -> None:
         self.insert_calls([], [attempt])
