@@ -88,7 +88,11 @@ def test_a_long_recording_tells_how_far_it_is_and_is_not_sent_before(
     # A page that is opened meanwhile goes on with it.
     chat.page.reload()
     expect(hearing).to_contain_text(BEING_HEARD)
+    chat.send.click()
+    expect(chat.problem).to_contain_text("録音をまだ聞き取っています")
     expect(hearing).to_have_count(0, timeout=PATIENT_MS)
+    # What is over is not told any more.
+    expect(chat.problem.get_by_role("alert")).to_have_count(0)
     expect(chat.waiting).to_contain_text("1分29秒の録音から")
     chat.send.click()
     chat.answered()

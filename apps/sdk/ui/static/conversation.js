@@ -459,6 +459,10 @@
       if (hadFocus) $("[data-remove]", fresh).focus();
       changed();
       say(`${chip.dataset.name}：${$("p > span", fresh).textContent}`);
+      // What could not be sent before can be now.
+      if ($("[data-hearing]", newFiles) || !$('[data-type="urn:problem:chat:not-heard-yet"]', place)) continue;
+      place.replaceChildren();
+      toast("聞き取りが終わりました。もう一度送れます");
     }
   };
   const followRecordings = () => {

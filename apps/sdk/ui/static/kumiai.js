@@ -77,7 +77,9 @@ globalThis.kumiai = (() => {
   };
   const showProblem = (place, problem) => {
     const link = problem.status === 401 ? { href: location.pathname + location.search, words: "サインインして続ける" } : null;
-    place.replaceChildren(banner(problem.title, problem.detail, problem.trace_id, link));
+    const box = banner(problem.title, problem.detail, problem.trace_id, link);
+    box.dataset.type = problem.type ?? "";
+    place.replaceChildren(box);
     place.scrollIntoView({ block: "nearest" });
   };
   const isForged = (response, problem) => response.status === 403 && String(problem.type).endsWith(":forged-request");
