@@ -519,9 +519,11 @@ async def _attach(ctx: AppContext, chat: Chat, file: UploadFile) -> service.Atta
         )
     if not is_sound:
         return await chat.attach(name, await read_upload(name, data), data)
-    check_hearing()
+    ear = await chat.ear()
+    if not ear:
+        check_hearing()
     recording = await chat.attach_recording(name, data)
-    live = ctx.live.start(recording.id, chat.hear(recording.id, data))
+    live = ctx.live.start(recording.id, chat.hear(recording.id, data, ear=ear))
     with anyio.move_on_after(_HEARD_AT_ONCE_S):
         async with aclosing(live.follow()) as steps:
             async for _ in steps:

@@ -518,16 +518,27 @@ class Chat:
         kept = body | {"original": str(original.id)}
         return _file(await self._ctx.documents.update(document.id, kept, version=document.version))
 
-    async def hear(self, file_id: UUID, data: bytes) -> AsyncGenerator[float, None]:
+    async def ear(self) -> str:
+        """The town's own model that hears recordings; empty where there is none, or nobody can be asked for it."""
+        try:
+            return await self._ctx.gateway.ear()
+        except Problem:
+            return ""
+
+    async def hear(self, file_id: UUID, data: bytes, *, ear: str = "") -> AsyncGenerator[float, None]:
         """Makes words of a recording that was attached, and tells how far it is, from 0 to 1. Whatever happens is stored
-        with the file."""
+        with the file.
+
+        ear: the model that is asked first.
+        """
+        asked = partial(self._ctx.gateway.transcribe, model=ear) if ear else None
         document = await self._ctx.documents.get(file_id, kind="file")
         body = document.body
         kept_at = datetime.now(UTC)
         reading: Reading | None = None
         lost = _HEARING_LOST
         try:
-            async with aclosing(hear_upload(data)) as steps:
+            async with aclosing(hear_upload(data, asked)) as steps:
                 async for step in steps:
                     if isinstance(step, Reading):
                         reading = step

@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import json
 import multiprocessing
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from gateway.reading import (
@@ -26,16 +26,17 @@ from gateway.reading import (
     read_file,
     speech,
 )
-from gateway.reading.aside import Broken, Busy, ReadingProcess
+from gateway.reading.aside import Answer, Broken, Busy, ReadingProcess
 from gateway.reading.confinement import confine
 from gateway.reading.pictures import is_available
 from gateway.reading.problems import FileTooLarge, ReadingTookTooLong
 from gateway.reading.report import joined
 from gateway.reading.speech import is_recording
-from observability.problems import Unavailable
+from observability.problems import Problem, Unavailable
 
 __all__ = [
     "CannotReadFile",
+    "Ear",
     "FileBrokeReader",
     "HearingFailed",
     "Kind",
@@ -66,7 +67,10 @@ MAX_RECORDING_S: Final = 60 * 60
 MAX_HEARING_S: Final = 60.0 * 60
 # How long a recording waits for those before it.
 MAX_HEARING_WAIT_S: Final = 30.0 * 60
-# How often it is told how far the listener is.
+MAX_CUTTING_S: Final = 5.0 * 60
+# What a model is given at once; the gateway listens to it before.
+PIECE_S: Final = 2 * 60
+# How often it is told how far it is.
 TELL_EVERY_S: Final = 2.0
 # The text of so many seconds stands under one label.
 _PART_S: Final = 5 * 60
@@ -172,7 +176,14 @@ async def read_upload(name: str, data: bytes, *, limits: Limits | None = None, t
 
 # ── Recordings ───────────────────────────────────────────────────────────────────────────────────────────────────
 
+# Who makes words of a piece of sound: the words, and how many seconds it has. Raises a `Problem`.
+Ear = Callable[[bytes], Awaitable[tuple[str, float]]]
+
 _listener = ReadingProcess("gateway.reading.speech", within_s=MAX_HEARING_S, makes=True, wait_s=MAX_HEARING_WAIT_S)
+# Apart, for it takes seconds: whom a model hears does not wait for those whom the listener hears.
+_cutter = ReadingProcess("gateway.reading.speech", within_s=MAX_CUTTING_S, makes=True)
+# An hour of sound is a hundred megabytes while it is heard.
+_asking_models = asyncio.Semaphore(2)
 
 
 def check_hearing() -> None:
@@ -185,43 +196,121 @@ def check_hearing() -> None:
         )
 
 
-async def hear_upload(data: bytes) -> AsyncGenerator[float | Reading, None]:
-    """How far the listener is with a recording, from 0 to 1, every few seconds, and in the end what it heard.
+async def hear_upload(data: bytes, ear: Ear | None = None) -> AsyncGenerator[float | Reading, None]:
+    """How far it is with a recording, from 0 to 1, every few seconds, and in the end what was heard in it.
 
-    It is heard on this machine, by a process that has nothing else of ours. Raises `NobodyHears`, `HearingFailed` and
-    `ReadingIsBusy`; who stops iterating ends it.
+    ear: the house's own model, which is asked first, piece by piece. Without one, or where it refuses or does not answer,
+    the recording is heard on this machine, by a process that has nothing else of ours; who heard it is told. Raises
+    `NobodyHears`, `HearingFailed` and `ReadingIsBusy`; who stops iterating ends it.
     """
+    refusal: Problem | None = None
+    way = _Way()
+    if ear is not None:
+        try:
+            async with contextlib.aclosing(_told(_by_model(ear, data, way), way)) as steps:
+                async for step in steps:
+                    yield step
+            return
+        except Problem as problem:
+            if not speech.is_available():
+                told = f"庁内のAIが聞き取れませんでした。{problem.title}。{problem.detail}"
+                raise HearingFailed(told, field="file") from problem
+            refusal = problem
     check_hearing()
-    way = 0.0
+    way.share = 0.0
+    async with contextlib.aclosing(_told(_by_this_machine(data, way, refusal), way)) as steps:
+        async for step in steps:
+            yield step
 
-    def on_way(share: float) -> None:
-        nonlocal way
-        way = share
 
-    order = {"max_seconds": MAX_RECORDING_S, "language": "ja", "hears": True, "tells_way": True}
-    asking = asyncio.ensure_future(_listener.ask([json.dumps(order).encode(), data], on_way=on_way))
+@dataclass(slots=True)
+class _Way:
+    """How far it is with a recording, from 0 to 1."""
+
+    share: float = 0.0
+
+    def go(self, share: float) -> None:
+        self.share = share
+
+
+async def _told(work: Coroutine[Any, Any, Reading], way: _Way) -> AsyncGenerator[float | Reading, None]:
+    """What is told while it is worked, and what comes of it; who stops iterating ends the work."""
+    working = asyncio.ensure_future(work)
     try:
-        while not (await asyncio.wait({asking}, timeout=TELL_EVERY_S))[0]:
-            yield way
-        told = asking.result().told
+        while not (await asyncio.wait({working}, timeout=TELL_EVERY_S))[0]:
+            yield way.share
+        yield working.result()
+    finally:
+        working.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Problem):
+            await working
+
+
+_HEARD_IN_THE_HOUSE: Final = Remark(
+    "heard", "聞き違いがないか、録音と聞き比べてください。録音は庁内から出していません。"
+)
+
+
+async def _by_model(ear: Ear, data: bytes, way: _Way) -> Reading:
+    """Piece by piece, for a model takes less at once than people record."""
+    heard: list[speech.Heard] = []
+    end_s = 0.0
+    async with _asking_models:
+        cuts: list[tuple[float, int]] = [(0.0, len(data))]
+        made, seconds = data, 0.0
+        if speech.is_available():
+            answer = await _asked(_cutter, {"cut_s": PIECE_S}, data)
+            cuts, made, seconds = answer.told["cuts"], answer.made, answer.told["milliseconds"] / 1000
+        at = 0
+        for start, size in cuts:
+            words, length_s = await ear(made[at : at + size])
+            at += size
+            end_s = start + length_s
+            if words.strip():
+                heard.append(speech.Heard(start, end_s, words.strip()))
+            way.go(min(1.0, end_s / seconds) if seconds else 0.0)
+    unsure = speech.unsure_numbers("、".join(piece.text for piece in heard))
+    return await asyncio.to_thread(_transcript, heard, seconds or end_s, unsure, "庁内のAI", [_HEARD_IN_THE_HOUSE])
+
+
+async def _by_this_machine(data: bytes, way: _Way, refusal: Problem | None) -> Reading:
+    order = {"language": "ja", "hears": True, "tells_way": True}
+    told = (await _asked(_listener, order, data, on_way=way.go)).told
+    heard = [speech.Heard(*piece) for piece in told["pieces"]]
+    who = "この画面を動かす機械"
+    remarks = [Remark("heard", "聞き違いがないか、録音と聞き比べてください。AIに渡るのは言葉だけで、音は渡りません。")]
+    if refusal is not None:
+        why = f"庁内のAIでは聞き取れませんでした（{refusal.title}）。{who}が聞き取ったため、聞き違いが多いことがあります。"
+        remarks = [_HEARD_IN_THE_HOUSE, Remark("instead", why)]
+        who = f"庁内のAIの代わりに、{who}"
+    return await asyncio.to_thread(_transcript, heard, told["milliseconds"] / 1000, tuple(told["unsure"]), who, remarks)
+
+
+async def _asked(
+    process: ReadingProcess,
+    order: dict[str, object],
+    data: bytes,
+    *,
+    on_way: Callable[[float], None] | None = None,
+) -> Answer:
+    order = order | {"max_seconds": MAX_RECORDING_S}
+    try:
+        answer = await process.ask([json.dumps(order).encode(), data], on_way=on_way)
     except Busy:
         raise ReadingIsBusy(
             "ほかの録音を聞き取っています。あとで、もう一度付けてください。", retry_after_s=600
         ) from None
     except Broken as error:
         raise HearingFailed("短く分けて、もう一度付けてください。", field="file") from error
-    finally:
-        asking.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Busy, Broken):
-            await asking
-    if "problem" in told:
-        raise HearingFailed(str(told["problem"]), field="file")
-    heard = [speech.Heard(*piece) for piece in told["pieces"]]
-    yield await asyncio.to_thread(_transcript, heard, told["milliseconds"] / 1000, tuple(told["unsure"]))
+    if "problem" in answer.told:
+        raise HearingFailed(str(answer.told["problem"]), field="file")
+    return answer
 
 
-def _transcript(heard: list[speech.Heard], seconds: float, unsure: tuple[str, ...]) -> Reading:
-    """What was heard as the reading of a file; `has_unread` where a long number may be another."""
+def _transcript(
+    heard: list[speech.Heard], seconds: float, unsure: tuple[str, ...], who: str, remarks: list[Remark]
+) -> Reading:
+    """What was heard, and by whom, as the reading of a file; `has_unread` where a long number may be another."""
     length = _clock(seconds)
     if not any(piece.text for piece in heard):
         nothing = Remark("no-text", "話している声が見つかりません。")
@@ -239,14 +328,11 @@ def _transcript(heard: list[speech.Heard], seconds: float, unsure: tuple[str, ..
         for at, texts in blocks.items()
     ]
     parts += _joined_numbers("、".join(piece.text for piece in heard))
-    warnings = [
-        *_of_unsure(unsure),
-        Remark("heard", "聞き違いがないか、録音と聞き比べてください。AIに渡るのは言葉だけで、音は渡りません。"),
-    ]
+    warnings = (*_of_unsure(unsure), *remarks)
     text = joined(tuple(parts))
     count = sum(len("".join(piece.text.split())) for piece in heard)
-    summary = f"{length}の録音から{count:,}文字を聞き取りました"
-    return Reading(Kind.RECORDING, text, tuple(parts), tuple(warnings), (), (), summary, has_unread=bool(unsure))
+    summary = f"{length}の録音から{count:,}文字を、{who}が聞き取りました"
+    return Reading(Kind.RECORDING, text, tuple(parts), warnings, (), (), summary, has_unread=bool(unsure))
 
 
 def _joined_numbers(text: str) -> list[Part]:
@@ -294,3 +380,4 @@ async def close_intake() -> None:
     """Ends the reading processes; called when the portal stops."""
     await asyncio.to_thread(partial(_reader.end, wait=True))
     await _listener.aclose()
+    await _cutter.aclose()

@@ -29,6 +29,9 @@ RATE_HZ: Final = 16_000
 # Half a minute or so of work for each of them on one core, and 25 MB, the most that OpenAI's API takes, when written anew.
 MAX_SECONDS: Final = 20 * 60
 _SHORTEST_S: Final = 0.1
+_NO_SOUND: Final = "音が入っていません。録音できているか確かめてください。"
+# Who speaks pauses within so many seconds.
+_QUIET_WITHIN_S: Final = 20
 # The name of what is told before an answer to an order with `tells_way`: how far it is, from 0 to 1.
 ON_WAY: Final = "on_way"
 # By the length of a My Number less what a listener may have missed of it.
@@ -160,7 +163,7 @@ def listen(
     samples = _decoded(data, max_seconds)
     seconds = len(samples) / RATE_HZ
     if seconds < _SHORTEST_S:
-        raise NotRead("音が入っていません。録音できているか確かめてください。")
+        raise NotRead(_NO_SOUND)
     recording = Recording(_flac(samples), round(seconds * 1000))
     if not hears:
         return recording
@@ -187,6 +190,31 @@ def listen(
     # A number may run on from one piece into the next.
     unsure += unsure_numbers("、".join(piece.text for piece in pieces))
     return Recording(recording.flac, recording.milliseconds, tuple(pieces), tuple(dict.fromkeys(unsure)))
+
+
+def cut(data: bytes, *, max_seconds: int, piece_s: int) -> tuple[int, list[tuple[float, bytes]]]:
+    """A recording's milliseconds, and its sound in pieces of `piece_s` at most: (the second each begins at, FLAC).
+
+    It is cut where it is quietest, lest a word be in two pieces. Raises `NotRead`.
+    """
+    samples = _decoded(data, max_seconds)
+    if len(samples) < _SHORTEST_S * RATE_HZ:
+        raise NotRead(_NO_SOUND)
+    starts = [0]
+    while len(samples) - starts[-1] > piece_s * RATE_HZ:
+        starts.append(_quietest(samples, starts[-1] + piece_s * RATE_HZ))
+    pieces = [samples[a:b] for a, b in zip(starts, [*starts[1:], len(samples)], strict=True)]
+    milliseconds = round(len(samples) / RATE_HZ * 1000)
+    return milliseconds, [(start / RATE_HZ, _flac(piece)) for start, piece in zip(starts, pieces, strict=True)]
+
+
+def _quietest(samples: Any, before: int) -> int:
+    """The middle of the quietest half second of the last ones before a sample."""
+    import numpy
+
+    half = RATE_HZ // 2
+    last = samples[before - _QUIET_WITHIN_S * RATE_HZ : before].astype("int64")
+    return int(before - len(last) + half * int(numpy.abs(last).reshape(-1, half).sum(axis=1).argmin()) + half // 2)
 
 
 def _decoded(data: bytes, max_seconds: int) -> Any:
@@ -250,7 +278,10 @@ def _listener() -> Any:
 
 
 def serve(into: BinaryIO, out: BinaryIO) -> None:
-    """Takes an order and a recording, gives an answer and the recording written anew, until the input ends."""
+    """Takes an order and a recording, gives an answer and the recording written anew, until the input ends.
+
+    With `cut_s` it is written anew in pieces of so many seconds, which follow one another, and nobody listens.
+    """
 
     def tell(said: dict[str, Any]) -> None:
         told = json.dumps(said).encode()
@@ -260,27 +291,33 @@ def serve(into: BinaryIO, out: BinaryIO) -> None:
     while len(head := into.read(HEAD.size)) == HEAD.size:
         order = json.loads(into.read(HEAD.unpack(head)[0]))
         data = into.read(HEAD.unpack(into.read(HEAD.size))[0])
-        flac = b""
+        made = b""
         try:
-            made = listen(
-                data,
-                max_seconds=order["max_seconds"],
-                language=order["language"],
-                hears=order["hears"],
-                on_way=(lambda way: tell({ON_WAY: way})) if order.get("tells_way") else lambda _: None,
-            )
-            flac = made.flac
-            answer: dict[str, Any] = {
-                "milliseconds": made.milliseconds,
-                "pieces": None if made.pieces is None else [[p.start, p.end, p.text] for p in made.pieces],
-                "unsure": made.unsure,
-            }
+            if "cut_s" in order:
+                milliseconds, pieces = cut(data, max_seconds=order["max_seconds"], piece_s=order["cut_s"])
+                made = b"".join(flac for _, flac in pieces)
+                cuts = [[start, len(flac)] for start, flac in pieces]
+                answer: dict[str, Any] = {"milliseconds": milliseconds, "cuts": cuts}
+            else:
+                heard = listen(
+                    data,
+                    max_seconds=order["max_seconds"],
+                    language=order["language"],
+                    hears=order["hears"],
+                    on_way=(lambda way: tell({ON_WAY: way})) if order.get("tells_way") else lambda _: None,
+                )
+                made = heard.flac
+                answer = {
+                    "milliseconds": heard.milliseconds,
+                    "pieces": None if heard.pieces is None else [[p.start, p.end, p.text] for p in heard.pieces],
+                    "unsure": heard.unsure,
+                }
         except NotRead as why:
             answer = {"problem": why.words}
         except MemoryError:
             answer = {"problem": "録音が大きすぎます。分けてください。"}
         tell(answer)
-        out.write(HEAD.pack(len(flac)) + flac)
+        out.write(HEAD.pack(len(made)) + made)
         out.flush()
 
 

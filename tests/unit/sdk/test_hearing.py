@@ -1,17 +1,20 @@
 """Recordings as words: heard by a process of its own, which says how far it is and doubts its own numbers."""
 
+import asyncio
 import importlib.util
 import io
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from apps.sdk import intake
 from apps.sdk.intake import HearingFailed, NobodyHears, Reading, close_intake, hear_upload, is_recording, read_upload
 from gateway.reading import CannotReadFile, Kind, PartState
+from observability.problems import Unavailable
 from tests.servers import not_available
 from tests.unit.reading.files import png
-from tests.voices import RATE_HZ, silence, spoken
+from tests.voices import RATE_HZ, recorded, silence, spoken
 
 PLAIN = "保育園の申し込みの期限は、来月の十五日です。"
 ONE_BY_ONE = "番号は、1、2、3、4、5、6、7、8、9、0、1、2、です。"
@@ -138,6 +141,103 @@ async def test_a_recording_is_no_file_to_read() -> None:
         assert "チャットに付けると" in refused.value.detail
     finally:
         await close_intake()
+
+
+# ── By the house's own model ─────────────────────────────────────────────────────────────────────────────────────
+
+
+class Model:
+    """Hears what it is told to hear, and keeps what it was given. refuses: from which piece on."""
+
+    def __init__(self, *said: str, refuses: int | None = None) -> None:
+        self.said = said
+        self.given: list[bytes] = []
+        self._refuses = refuses
+
+    async def __call__(self, sound: bytes) -> tuple[str, float]:
+        if len(self.given) == self._refuses:
+            raise Unavailable("あとで試してください。")
+        self.given.append(sound)
+        return self.said[len(self.given) - 1], await asyncio.to_thread(seconds_of, sound)
+
+
+def seconds_of(sound: bytes) -> float:
+    return len(samples_of(sound)) / RATE_HZ
+
+
+def samples_of(sound: bytes) -> Any:
+    """Decoded at the rate of `spoken`."""
+    import av
+    import numpy
+
+    with av.open(io.BytesIO(sound)) as container:
+        resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE_HZ)
+        frames = [f for d in container.decode(audio=0) for f in resampler.resample(d)] + resampler.resample(None)
+    return numpy.concatenate([f.to_ndarray().reshape(-1) for f in frames])
+
+
+async def heard_by(model: Model, data: bytes) -> tuple[list[float], Reading]:
+    steps = [step async for step in hear_upload(data, model)]
+    assert isinstance(steps[-1], Reading)
+    return [step for step in steps[:-1] if isinstance(step, float)], steps[-1]
+
+
+@pytest.mark.real
+@pytest.mark.usefixtures("listener")
+async def test_the_houses_model_hears_piece_by_piece_and_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake, "PIECE_S", 25)
+    monkeypatch.setattr(intake, "_PART_S", 30)
+    monkeypatch.setattr(intake, "TELL_EVERY_S", 0.001)
+    # A tone with one pause within the last seconds before each cut.
+    tone = (b"\x10\x27" * 48 + b"\xf0\xd8" * 48) * (RATE_HZ // 96)
+    data = recorded(tone * 15 + bytes(2 * RATE_HZ) + tone * 20 + bytes(2 * RATE_HZ) + tone * 5, RATE_HZ)
+    model = Model("はじめます。", "番号は、1、2、3、4、5、6、7、8、9、です。", " ")
+    way, reading = await heard_by(model, data)
+    first, second, third = [seconds_of(piece) for piece in model.given]
+    assert 15 < first < 16
+    assert 36 < first + second < 37
+    assert first + second + third == pytest.approx(42, abs=0.01)
+    assert all(piece.startswith(b"fLaC") for piece in model.given)
+    assert way == sorted(way)
+    assert reading.summary.startswith("42秒の録音から")
+    assert "庁内のAIが聞き取りました" in reading.summary
+    assert [p.label for p in reading.parts] == ["0分から", "読み上げられた番号をつなげたもの"]
+    # Whoever heard it may have misheard a digit.
+    assert reading.has_unread
+    assert "この画面を動かす機械" not in reading.all_text + str(reading.warnings)
+
+
+@pytest.mark.real
+@pytest.mark.usefixtures("listener")
+async def test_where_the_model_does_not_hear_it_this_machine_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake, "PIECE_S", 21)
+    model = Model("これは使いません。", refuses=1)
+    data = spoken(PLAIN * 5)
+    _, reading = await heard_by(model, data)
+    assert len(model.given) == 1
+    assert "保育園" in reading.text
+    assert "使いません" not in reading.text
+    assert "庁内のAIの代わりに、この画面を動かす機械が聞き取りました" in reading.summary
+    assert [w.code for w in reading.warnings] == ["heard", "instead"]
+    assert f"庁内のAIでは聞き取れませんでした（{Unavailable.title}）" in reading.warnings[1].words
+
+
+async def test_without_a_listener_the_model_gets_the_recording_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake.speech, "is_available", lambda: False)
+
+    async def ear(sound: bytes) -> tuple[str, float]:
+        assert sound == silence(2)
+        return "保育園の話です。", 2.0
+
+    [reading] = [step async for step in hear_upload(silence(2), ear) if isinstance(step, Reading)]
+    assert (reading.text, reading.summary) == ("保育園の話です。", "2秒の録音から8文字を、庁内のAIが聞き取りました")
+
+    async def none(sound: bytes) -> tuple[str, float]:
+        raise Unavailable("あとで試してください。")
+
+    with pytest.raises(HearingFailed) as refused:
+        [_ async for _ in hear_upload(silence(2), none)]
+    assert refused.value.detail.startswith("庁内のAIが聞き取れませんでした。")
 
 
 # ── Corrected by a person ────────────────────────────────────────────────────────────────────────────────────────
