@@ -691,25 +691,30 @@ class SqliteBook:
         before = {}
         for c in closings:
             key = (c.tenant_id, c.created_at)
-            row = self._run(
-                "select state from attempt where tenant_id = ? and created_at = ? and id = ?", (*key, c.attempt_id)
-            ).fetchone()
-            if row is None:
-                continue
-            before[c.attempt_id] = row[0]
-            if row[0] != "held":
-                continue
             now = datetime.now(UTC)
-            self._run(
+            ended = self._run(
                 """update attempt set state = ?, cost_uyen = ?, problem = ?, ended_at = ?
-                   where tenant_id = ? and created_at = ? and id = ?""",
+                   where tenant_id = ? and created_at = ? and id = ? and state = 'held'""",
                 (c.state, c.cost_uyen, c.problem, now, *key, c.attempt_id),
             )
+            if not ended.rowcount:
+                row = self._run(
+                    "select state from attempt where tenant_id = ? and created_at = ? and id = ?", (*key, c.attempt_id)
+                ).fetchone()
+                if row is not None:
+                    before[c.attempt_id] = row[0]
+                continue
+            before[c.attempt_id] = "held"
             self._run(
-                """update "call" set cost_uyen = cost_uyen + ?, prompt_tokens = ?, completion_tokens = ?,
-                   usage_source = ?, finish_reason = ?, problem = ?, first_byte_ms = ?, total_ms = ?
+                """update "call" set state = case when ? then state when ? and cost_uyen > 0 then 'settled' else ? end,
+                   cost_uyen = cost_uyen + ?, prompt_tokens = ?, completion_tokens = ?, usage_source = ?,
+                   finish_reason = ?, problem = ?, first_byte_ms = ?, total_ms = ?, settled_at = ?,
+                   lease_until = case when ? then lease_until end
                    where tenant_id = ? and created_at = ? and id = ?""",
                 (
+                    c.goes_on,
+                    c.state == "void",
+                    c.state,
                     c.cost_uyen,
                     c.prompt_tokens,
                     c.completion_tokens,
@@ -718,12 +723,14 @@ class SqliteBook:
                     c.problem,
                     c.first_byte_ms,
                     c.total_ms,
+                    None if c.goes_on else now,
+                    c.goes_on,
                     *key,
                     c.call_id,
                 ),
             )
             if not c.goes_on:
-                self.end_call(c)
+                self._queue_for_sealing(c)
         return before
 
     def insert_correction(self, closing: Closing, *, month: date, delta_uyen: int, reason: str, now: datetime) -> None:
