@@ -19,6 +19,7 @@ import psycopg
 from tenants.context import new_id
 from tenants.db import SQLITE_BUSY_TIMEOUT_MS, DatabaseUrls
 from tenants.models import UNLIMITED_UYEN
+from tenants.quota.terms import Copy
 from tenants.quota.windows import AT_ONCE, AccountWindow, window_start
 
 LEVELS = {"town": 1, "section": 2, "person": 3, "app": 4, "model": 5}
@@ -185,6 +186,9 @@ class LedgerBook(Protocol):
     def close_attempts(self, closings: Sequence[Closing]) -> dict[UUID, str]:
         """Ends those that are still held. Returns attempt id → state before, for every attempt that exists."""
 
+    def end_copy(self, closing: Closing, copy: Copy) -> None:
+        """Beside the attempt that `closing` has ended: the call is named after whichever of both answered."""
+
     def insert_correction(
         self, closing: Closing, *, month: date, delta_uyen: int, reason: str, now: datetime
     ) -> None: ...
@@ -220,6 +224,11 @@ def account_ids(text: str) -> tuple[UUID, ...]:
 
 def _late_state(closing: Closing) -> str:
     return closing.state if closing.state == "final" else "settled"
+
+
+def _copy_end(copy: Copy) -> tuple[str, str]:
+    """State and problem of its row."""
+    return "settled" if copy.has_left else "void", "" if copy.has_answered else copy.problem
 
 
 def _json(columns: Sequence[str], rows: Sequence[tuple[object, ...]]) -> str:
@@ -447,6 +456,23 @@ class PostgresBook:
             _CLOSE_ATTEMPTS, {"closings": orjson.dumps(closings).decode(), "since": since, "until": until}
         ).fetchall()
         return dict(rows)
+
+    def end_copy(self, closing: Closing, copy: Copy) -> None:
+        key = (closing.tenant_id, closing.created_at)
+        self._cursor.execute(
+            """update attempt set state = %s, problem = %s, ended_at = clock_timestamp()
+               where tenant_id = %s and created_at = %s and id = %s""",
+            (*_copy_end(copy), *key, copy.attempt_id),
+        )
+        if copy.has_answered:
+            self._cursor.execute(
+                "update attempt set problem = %s where tenant_id = %s and created_at = %s and id = %s",
+                (copy.problem, *key, closing.attempt_id),
+            )
+            self._cursor.execute(
+                "update call set deployment = %s where tenant_id = %s and created_at = %s and id = %s",
+                (copy.deployment, *key, closing.call_id),
+            )
 
     def insert_correction(self, closing: Closing, *, month: date, delta_uyen: int, reason: str, now: datetime) -> None:
         self._cursor.execute(
@@ -732,6 +758,23 @@ class SqliteBook:
             if not c.goes_on:
                 self._queue_for_sealing(c)
         return before
+
+    def end_copy(self, closing: Closing, copy: Copy) -> None:
+        key = (closing.tenant_id, closing.created_at)
+        self._run(
+            """update attempt set state = ?, problem = ?, ended_at = ?
+               where tenant_id = ? and created_at = ? and id = ?""",
+            (*_copy_end(copy), datetime.now(UTC), *key, copy.attempt_id),
+        )
+        if copy.has_answered:
+            self._run(
+                "update attempt set problem = ? where tenant_id = ? and created_at = ? and id = ?",
+                (copy.problem, *key, closing.attempt_id),
+            )
+            self._run(
+                'update "call" set deployment = ? where tenant_id = ? and created_at = ? and id = ?',
+                (copy.deployment, *key, closing.call_id),
+            )
 
     def insert_correction(self, closing: Closing, *, month: date, delta_uyen: int, reason: str, now: datetime) -> None:
         self._run(

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 from uuid import UUID
 
 import structlog
@@ -30,7 +30,10 @@ from tenants.quota.accounts import AccountIds, starts_of
 from tenants.quota.book import AccountState, Closing, LedgerBook, Open, open_book
 from tenants.quota.spool import Spool
 from tenants.quota.terms import (
+    CopiedReservation,
+    Copy,
     Ending,
+    FrozenPrice,
     Hold,
     LedgerUnavailable,
     NoBudget,
@@ -86,6 +89,7 @@ class _Close:
     is_written: bool = False
     # Of those that somebody waits for.
     answer: "Future[None] | None" = None
+    copy: Copy | None = None
 
     def written(self) -> None:
         self.is_written = True
@@ -114,8 +118,17 @@ class _Reserve:
 
 
 @dataclass(slots=True)
+class _Beside:
+    """The row of a copy that is about to leave. It touches no account and neither opens nor closes anything."""
+
+    row: tuple[object, ...]
+    answer: "asyncio.Future[None]"
+
+
+@dataclass(slots=True)
 class _Batch:
     reserves: list[_Reserve] = field(default_factory=list)
+    besides: list[_Beside] = field(default_factory=list)
     closes: list[_Close] = field(default_factory=list)
     deferred: list[_Close] = field(default_factory=list)
     granted: list[tuple[_Reserve, Reservation]] = field(default_factory=list)
@@ -155,7 +168,7 @@ class LedgerWriter:
         self._lease = lease
         self._spool = Spool(spool_dir, owner_epoch)
         self._max_queue_wait_s = max_queue_wait_s
-        self._queue: queue.SimpleQueue[_Reserve | _Close | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[_Reserve | _Beside | _Close | None] = queue.SimpleQueue()
         self._accounts = AccountIds()
         self._alarms: dict[asyncio.AbstractEventLoop, Alarms] = {}
         self._book: LedgerBook | None = None
@@ -165,7 +178,7 @@ class LedgerWriter:
         self._waiting: list[_Close] = []
         self._deferred: list[_Close] = []
         self._outcomes: dict[
-            asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Reservation], Reservation | Exception]]
+            asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Reservation | Exception | None]]
         ] = {}
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
         self._next_heartbeat = 0.0
@@ -190,6 +203,8 @@ class LedgerWriter:
         item = _Reserve(hold, answer, time.monotonic())
         if after is not None:
             item.after, item.number = _close_of(after, goes_on=True), after.reservation.number + 1
+            if item.after.copy is not None:
+                item.number += 1
         alarms = self._alarms.get(loop) or self._alarms.setdefault(loop, Alarms())
         self._queue.put(item)
         alarms.set(answer, loop.time() + RESERVE_S)
@@ -204,6 +219,22 @@ class LedgerWriter:
             raise
         finally:
             alarms.drop(answer)
+
+    def beside(self, first: CopiedReservation, *, zone: str, price: FrozenPrice) -> "asyncio.Future[None]":
+        """Writes down, durably, that the call of `first` is about to leave a second time, as its `copy` says.
+
+        Both are free. The first attempt stays the call's open one whatever happens, and its end is told with that of
+        the copy, whose row stands at 0 from the beginning. Nothing may be sent before this is done; whoever does not
+        want to send it any more cancels it. Raises `LedgerUnavailable`; then the call goes on without a copy.
+        """
+        assert first.copy.attempt_id is not None
+        row = (
+            first.tenant_id, first.created_at, first.copy.attempt_id, first.call_id, first.number + 1,
+            first.copy.deployment, zone, price.version, price.fx_version, 0, 0, "settled", first.copy.problem,
+        )  # fmt: skip
+        item = _Beside(row, asyncio.get_running_loop().create_future())
+        self._queue.put(item)
+        return item.answer
 
     def end(self, ending: Ending) -> None:
         """Ends an attempt and its call; commits within milliseconds, or is spooled while the database is away."""
@@ -230,7 +261,7 @@ class LedgerWriter:
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
 
-    def _deliver(self, answers: "list[tuple[asyncio.Future[Reservation], Reservation | Exception]]") -> None:
+    def _deliver(self, answers: "list[tuple[asyncio.Future[Any], Reservation | Exception | None]]") -> None:
         """In the loop that waits for them. What was held for somebody who has left is given back: nothing was sent."""
         for answer, outcome in answers:
             if answer.done():
@@ -278,7 +309,7 @@ class LedgerWriter:
         stopping = False
         while len(batch.reserves) + len(batch.closes) + self._take_ends(settles) < MAX_BATCH:
             now = time.monotonic()
-            if batch.reserves:
+            if batch.reserves or batch.besides:
                 timeout = 0.0
             elif batch.closes:
                 # Settles that a failed batch left behind.
@@ -290,7 +321,7 @@ class LedgerWriter:
             try:
                 item = self._queue.get(timeout=timeout) if timeout > 0 else self._queue.get_nowait()
             except queue.Empty:
-                if batch.reserves or batch.closes or settles or now >= idle_until:
+                if batch.reserves or batch.besides or batch.closes or settles or now >= idle_until:
                     break
                 continue
             if item is None:
@@ -298,6 +329,8 @@ class LedgerWriter:
                 break
             if isinstance(item, _Reserve):
                 batch.reserves.append(item)
+            elif isinstance(item, _Beside):
+                batch.besides.append(item)
             else:
                 settles.append(item)
         if stopping:
@@ -378,6 +411,8 @@ class LedgerWriter:
         now = time.monotonic()
         if not batch.reserves or batch.closes or any(r.after for r in batch.reserves):
             return False
+        if batch.besides:
+            return False
         if now < self._tight_until or now >= self._next_heartbeat:
             return False
         # The database says whether it is this day there, too.
@@ -420,6 +455,7 @@ class LedgerWriter:
     def _give_up(self, batch: _Batch) -> None:
         """Nobody waits for ever: reserves are refused, settles are left on disk for the next process."""
         self._disconnect()
+        self._refuse_copies(batch)
         for reserve in batch.reserves:
             self._tell(reserve, LedgerUnavailable("少し待って、もう一度送ってください。", retry_after_s=5))
             batch.closes += reserve.left_behind()
@@ -467,6 +503,8 @@ class LedgerWriter:
         # The same attempt may stand twice in a spool; the first word counts, as it would in two transactions.
         closes = {c.closing.attempt_id: c for c in reversed(batch.closes)}
         closes |= {r.after.closing.attempt_id: r.after for r in batch.reserves if r.after}
+        if batch.besides:
+            book.insert_calls([], [b.row for b in batch.besides if not b.answer.done()])
         needed = {a for c in closes.values() for a in c.account_ids} | {a for ids in accounts_of for a in ids or ()}
         states = book.lock_accounts(sorted(needed))
         before = book.close_attempts([c.closing for c in closes.values()])
@@ -526,6 +564,8 @@ class LedgerWriter:
             book.settle_late(closing, delta)
         elif before is None:
             log.error("ledger_attempt_not_found", call_id=str(closing.call_id))
+        if close.copy is not None and before in ("held", "suspense"):
+            book.end_copy(closing, close.copy)
 
     def _call_row(self, hold: Hold, reservation: Reservation, month: date) -> tuple[object, ...]:
         return (
@@ -540,8 +580,14 @@ class LedgerWriter:
             book.extend_leases(self._epoch, now + self._lease)
             self._next_heartbeat = time.monotonic() + self._lease.total_seconds() / 3
 
-    def _tell(self, reserve: _Reserve, outcome: Reservation | Exception) -> None:
-        self._outcomes.setdefault(reserve.answer.get_loop(), []).append((reserve.answer, outcome))
+    def _tell(self, item: _Reserve | _Beside, outcome: Reservation | Exception | None) -> None:
+        self._outcomes.setdefault(item.answer.get_loop(), []).append((item.answer, outcome))
+
+    def _refuse_copies(self, batch: _Batch) -> None:
+        """A copy is not worth a second try; a row of it that was written all the same says that nothing was sent."""
+        for beside in batch.besides:
+            self._tell(beside, LedgerUnavailable(retry_after_s=1))
+        batch.besides = []
 
     def _deliver_all(self) -> None:
         """Wakes a loop once for all its answers."""
@@ -556,6 +602,8 @@ class LedgerWriter:
             self._tell(reserve, reservation)
         for reserve, refusal in batch.refused:
             self._tell(reserve, refusal)
+        for beside in batch.besides:
+            self._tell(beside, None)
         self._deliver_all()
         self._open_holds = max(0, self._open_holds + len(batch.granted) - len(batch.closes))
         for close in batch.closes:
@@ -564,6 +612,7 @@ class LedgerWriter:
             self._spool.clear()
 
     def _one_by_one(self, batch: _Batch) -> None:
+        self._refuse_copies(batch)
         items: list[_Reserve | _Close] = [*batch.closes, *batch.reserves]
         for item in items:
             alone = _Batch(reserves=[item]) if isinstance(item, _Reserve) else _Batch(closes=[item])
@@ -589,6 +638,7 @@ class LedgerWriter:
 
     def _look_up(self, batch: _Batch) -> None:
         """The commit's outcome is unknown: ask a new connection whether the calls are there."""
+        self._refuse_copies(batch)
         # Closing again is harmless: only a held attempt is closed.
         self._waiting = batch.closes
         for reserve, refusal in batch.refused:
@@ -617,6 +667,7 @@ class LedgerWriter:
     def _database_away(self, batch: _Batch, error: Exception) -> None:
         """Nothing new is admitted; settles wait, on disk too, until the database is back."""
         log.warning("ledger_database_away", kind=type(error).__name__, settles=len(batch.closes))
+        self._refuse_copies(batch)
         for reserve in batch.reserves:
             self._tell(reserve, LedgerUnavailable("少し待って、もう一度送ってください。", retry_after_s=5))
             batch.closes += reserve.left_behind()
@@ -630,9 +681,7 @@ class LedgerWriter:
     def _keep(self, closes: Iterable[_Close]) -> None:
         """On disk, until the database has them; on a disk that takes nothing, in memory at least."""
         new = [close for close in closes if not close.spooled]
-        records = [
-            asdict(c.closing) | {"hold_uyen": c.hold_uyen, "account_ids": [str(a) for a in c.account_ids]} for c in new
-        ]
+        records = [_record_of(close) for close in new]
         try:
             self._spool.keep(records)
         except OSError as error:
@@ -657,15 +706,24 @@ class LedgerWriter:
         return closes
 
 
+def _record_of(close: _Close) -> dict[str, object]:
+    record = asdict(close.closing) | {"hold_uyen": close.hold_uyen, "account_ids": [str(a) for a in close.account_ids]}
+    return record if close.copy is None else record | {"copy": asdict(close.copy)}
+
+
 def _close_from(record: dict[str, object]) -> _Close:
     hold = int(str(record.pop("hold_uyen")))
     accounts = record.pop("account_ids")
     assert isinstance(accounts, list)
+    copy = None
+    if isinstance(told := record.pop("copy", None), dict):
+        copy = Copy(**told | {"attempt_id": UUID(told["attempt_id"])})
     record["tenant_id"] = UUID(str(record["tenant_id"]))
     record["call_id"] = UUID(str(record["call_id"]))
     record["attempt_id"] = UUID(str(record["attempt_id"]))
     record["created_at"] = datetime.fromisoformat(str(record["created_at"]))
-    return _Close(Closing(**record), hold, tuple(UUID(a) for a in accounts), spooled=True)  # type: ignore[arg-type]  # as written by _spool_close
+    closing = Closing(**record)  # type: ignore[arg-type]  # as written by _record_of
+    return _Close(closing, hold, tuple(UUID(a) for a in accounts), spooled=True, copy=copy)
 
 
 def _close_of(ending: Ending, *, goes_on: bool = False) -> _Close:
@@ -686,7 +744,10 @@ def _close_of(ending: Ending, *, goes_on: bool = False) -> _Close:
         total_ms=settlement.total_ms,
         goes_on=goes_on,
     )
-    return _Close(closing, reservation.hold_uyen, reservation.account_ids, time.monotonic())
+    close = _Close(closing, reservation.hold_uyen, reservation.account_ids, time.monotonic())
+    if isinstance(reservation, CopiedReservation) and reservation.copy.attempt_id is not None:
+        close.copy = replace(reservation.copy)
+    return close
 
 
 def _granted(

@@ -1,13 +1,16 @@
 """The words the ledger and its callers share: what is held, what it cost, what was refused."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from http import HTTPStatus
-from typing import Literal
+from typing import Final, Literal
 from uuid import UUID
 
 from observability.problems import Problem
 from tenants.context import DataClass, PersonId, SectionId, TenantId
+
+# How the one of two copies ended that was not waited for.
+HEDGED: Final = "hedged"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,28 @@ class Reservation:
     price: FrozenPrice
     account_ids: tuple[UUID, ...]
     number: int = 1
+
+
+@dataclass(slots=True)
+class Copy:
+    """A second copy of a call, beside its first attempt and free like it: an attempt's row that never holds anything.
+
+    It is filled as the copy runs and written when the first attempt ends. has_answered: in place of the first.
+    problem: how the one of both ended that did not answer.
+    """
+
+    attempt_id: UUID | None = None
+    deployment: str = ""
+    has_left: bool = False
+    has_answered: bool = False
+    problem: str = HEDGED
+
+
+@dataclass(frozen=True, slots=True)
+class CopiedReservation(Reservation):
+    """One whose call may be sent once more while it is held."""
+
+    copy: Copy = field(default_factory=Copy)
 
 
 @dataclass(frozen=True, slots=True)
