@@ -65,6 +65,13 @@ RETRIES = Counter(
     ("outcome",),
     registry=REGISTRY,
 )
+HEDGES = Counter(
+    "kumiai_hedges",
+    "Calls that took longer than usual and may be on two servers: who answered (first, second, neither), left when it "
+    "was ended before, held_back when no second copy was sent.",
+    ("outcome",),
+    registry=REGISTRY,
+)
 GUARD_FINDINGS = Counter(
     "kumiai_guard_findings",
     "What the guard found in calls, by kind and by what was done.",

@@ -20,6 +20,7 @@ from gateway.server.authentication import Authenticator
 from gateway.server.configuration import ConfigurationSource
 from gateway.server.edge import exchange_of
 from gateway.server.failover import FailoverTerms, Fleet
+from gateway.server.hedging import Hedging
 from gateway.server.http import AsgiReceive, AsgiScope, AsgiSend, MethodNotAllowed
 from gateway.server.idempotency import IdempotencyKeys
 from gateway.server.journal import Journal
@@ -128,26 +129,38 @@ class Gateway:
         self.speech = SpeechReader(hears=gateway_settings.speech == "auto")
         if "speech" in self.providers and not self.speech.hears:
             raise CatalogueError("KUMIAI_SPEECH=on needs make install-speech, and KUMIAI_GATEWAY_SPEECH not off")
+        fleet = Fleet(
+            FailoverTerms(
+                gateway_settings.breaker_failures,
+                gateway_settings.breaker_open_s,
+                gateway_settings.retry_share,
+                gateway_settings.first_byte_min_s,
+                gateway_settings.first_byte_timeout_s,
+            ),
+            probed={d.id for d in deployments if d.probe},
+        )
+        queue = FairQueue(
+            Capacity(
+                gateway_settings.max_calls,
+                gateway_settings.max_calls_per_town,
+                gateway_settings.max_waiting,
+                gateway_settings.queue_wait_s,
+            )
+        )
+        admission = Admission(
+            self.ledger,
+            self.configuration,
+            Slices(self.db, self.ledger, wait_s=gateway_settings.grant_wait_s),
+            self.tokenizers,
+        )
         self.pipeline = Pipeline(
             authenticator=self.authenticator,
             configuration=self.configuration,
             keys=self.keys,
             streams=self.streams,
             rates=self.rates,
-            queue=FairQueue(
-                Capacity(
-                    gateway_settings.max_calls,
-                    gateway_settings.max_calls_per_town,
-                    gateway_settings.max_waiting,
-                    gateway_settings.queue_wait_s,
-                )
-            ),
-            admission=Admission(
-                self.ledger,
-                self.configuration,
-                Slices(self.db, self.ledger, wait_s=gateway_settings.grant_wait_s),
-                self.tokenizers,
-            ),
+            queue=queue,
+            admission=admission,
             pictures=self.pictures,
             speech=self.speech,
             pumps=Pumps(most=gateway_settings.max_pumps, within_s=gateway_settings.pump_s),
@@ -161,16 +174,8 @@ class Gateway:
                 gateway_settings.total_timeout_s,
                 gateway_settings.heartbeat_s,
             ),
-            fleet=Fleet(
-                FailoverTerms(
-                    gateway_settings.breaker_failures,
-                    gateway_settings.breaker_open_s,
-                    gateway_settings.retry_share,
-                    gateway_settings.first_byte_min_s,
-                    gateway_settings.first_byte_timeout_s,
-                ),
-                probed={d.id for d in deployments if d.probe},
-            ),
+            fleet=fleet,
+            hedging=Hedging(fleet, queue, admission, self.providers),
         )
         self.prober = Prober(
             self.db,

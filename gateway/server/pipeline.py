@@ -20,6 +20,7 @@ from gateway.server.authentication import Authenticator, Caller
 from gateway.server.configuration import ConfigurationSource
 from gateway.server.edge import exchange_of, header_values
 from gateway.server.failover import Fleet, Standing
+from gateway.server.hedging import Hedge, Hedging
 from gateway.server.http import (
     EVENT_STREAM,
     LAST_WORD_S,
@@ -104,6 +105,7 @@ class Pipeline:
     streams: Streams
     deadlines: Deadlines
     fleet: Fleet
+    hedging: Hedging
     pictures: PictureReader
     speech: SpeechReader
     pumps: Pumps
@@ -219,6 +221,7 @@ class Pipeline:
         self.fleet.called()
         candidates = self.queue.roomiest_first(candidates)
         turn: Turn | None = None
+        asked_also = ""
         self.clients.add(client)
         try:
             turn = self.queue.enter_at_once(caller.tenant_id, candidates[0], weight=policy.weight, cost=tokens)
@@ -229,7 +232,7 @@ class Pipeline:
                     )
             for deployment in candidates:
                 zone_guard(policy, deployment, data_class)
-                if not self.queue.move(turn, deployment):
+                if deployment.id == asked_also or not self.queue.move(turn, deployment):
                     continue
                 standing = self.fleet.standing(deployment.id)
                 if not standing.may_be_asked():
@@ -261,13 +264,21 @@ class Pipeline:
                         # That the next best is too dear is not why the call failed.
                         raise failure or problem from None
                     raise
+                hedge = None
+                if deployment.hedge and after is None:
+                    hedge = self.hedging.of(ticket, candidates, policy, data_class, record)
+                    ticket = hedge.ticket if hedge is not None else ticket
                 try:
-                    response = await self._dispatch(ticket, standing, record, client)
+                    response = await self._dispatch(ticket, standing, record, client, hedge)
                 except UpstreamProblem as problem:
                     failure, failed = problem, ending_of(ticket, problem)
                     if not may_try_next(problem):
                         break
+                    if hedge is not None:
+                        asked_also = hedge.asked_also
                 else:
+                    if hedge is not None:
+                        ticket, standing = hedge.ticket, hedge.standing
                     await self._relay(ticket, standing, response, record, client, send, outlet)
                     return
         finally:
@@ -371,7 +382,7 @@ class Pipeline:
         return verdict, candidates, request
 
     async def _dispatch(
-        self, ticket: Ticket, standing: Standing, record: CallRecord, client: Client
+        self, ticket: Ticket, standing: Standing, record: CallRecord, client: Client, hedge: Hedge | None
     ) -> UpstreamResponse:
         """Sends to one deployment and waits for its first bytes.
 
@@ -398,7 +409,11 @@ class Pipeline:
         )
         try:
             with client:
-                response = await self.providers[deployment.provider].send(upstream)
+                if hedge is None:
+                    response = await self.providers[deployment.provider].send(upstream)
+                else:
+                    response = await hedge.send(upstream)
+                    standing = hedge.standing
         except UpstreamProblem as problem:
             if is_stream and isinstance(problem, UpstreamTimeout):
                 standing.too_late()

@@ -197,6 +197,22 @@ class FairQueue:
             if not line.waiting:
                 self._slot_lines.pop((tenant_id, str(refusal.extensions["node"])), None)
 
+    def enter_beside(self, deployment: Deployment) -> bool:
+        """A place on `deployment` for a second copy of a call that has one elsewhere; False where it is somebody's.
+
+        It is given back with `leave_beside`.
+        """
+        if self._waiting or self._running >= self._capacity.calls or not self._has_room(deployment):
+            return False
+        self._running += 1
+        self._running_on[deployment.id] += 1
+        return True
+
+    def leave_beside(self, deployment: Deployment) -> None:
+        self._running -= 1
+        self._running_on[deployment.id] -= 1
+        self._let_in()
+
     def leave(self, turn: Turn, tokens: int) -> None:
         """The call is over, and was `tokens` long in the end."""
         town = self._towns[turn.tenant_id]

@@ -26,6 +26,10 @@ class Operation(StrEnum):
     IMAGES = "images/generations"
 
 
+# The same texts give the same answer, and nothing happens by asking.
+HEDGED: Final = frozenset({Operation.EMBEDDINGS, Operation.RERANK})
+
+
 @dataclass(frozen=True, slots=True)
 class Price:
     """Micro-yen or micro-currency-units per million tokens; `currency` JPY needs no exchange rate.
@@ -71,6 +75,8 @@ class Deployment:
     concurrency: int | None = None
     # How it is found out without a town's call that it is well again: by its list of models, or by one free token.
     probe: Literal["", "models", "answer"] = ""
+    # Whether vectors and rankings may be asked of a second server of the same model when this one takes long.
+    hedge: bool = False
     # Off but for towns that have a key of their own.
     needs_own_key: bool = False
     # Whether it bills the rest of an answer whose connection was closed in the middle, as far as anybody knows.

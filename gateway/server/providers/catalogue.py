@@ -12,7 +12,7 @@ from typing import Final, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from gateway.server.providers.base import Operation
+from gateway.server.providers.base import HEDGED, Operation
 from gateway.server.tokenizing import ENCODINGS
 from tenants.context import Zone
 
@@ -75,6 +75,8 @@ class CatalogueEntry(_Entry):
     for nobody else. concurrency: how many calls each gateway process may
     have under way there; further ones wait their turn. probe: how it is found out that it is well again after a
     failure, without a town's call: by its list of `models`, or by an `answer` of one token that costs nothing.
+    hedge: whether a call for vectors or a ranking that takes longer than usual is sent to a second entry, too, that runs
+    the same model under the same alias; see docs/adr/0014.
     on_close: whether it stops, and bills no more, when the connection is closed in the middle of a streamed answer
     (`aborts_on_close`), or goes on and bills the whole (`bills_anyway`), which is presumed where nobody has confirmed it.
     tokenizer: by what the model cuts texts, if that is known for certain: an encoding of tiktoken's or the path of the
@@ -110,6 +112,7 @@ class CatalogueEntry(_Entry):
     max_output_tokens: int = Field(ge=0)
     concurrency: int | None = Field(default=None, ge=1)
     probe: Literal["", "models", "answer"] = ""
+    hedge: bool = False
     tokenizer: str = ""
     template_tokens: int = Field(default=1_024, ge=0)
     price: CataloguePrice | None
@@ -159,13 +162,22 @@ class CatalogueEntry(_Entry):
             raise ValueError("only wire `openai_wire` with a key of the region can have a `probe`")
         if self.probe == "answer" and not self._answers_for_nothing:
             raise ValueError("`probe: answer` is for chat, completions or embeddings on-prem at a price of 0")
+        if self.hedge and not (self._is_free and self.wire == "openai_wire" and HEDGED & set(self.operations)):
+            raise ValueError("`hedge` is for embeddings or rerank on-prem by the wire openai_wire at a price of 0")
+        if self.hedge and self.own_keys_only:
+            raise ValueError("an entry for own keys only has no `hedge`")
         return self
 
     @property
     def _answers_for_nothing(self) -> bool:
-        is_free = self.price is not None and not (self.price.input_u_per_mtok or self.price.output_u_per_mtok)
         can_answer = {Operation.CHAT, Operation.COMPLETIONS, Operation.EMBEDDINGS} & set(self.operations)
-        return self.zone is Zone.ONPREM and is_free and bool(can_answer)
+        return self._is_free and bool(can_answer)
+
+    @property
+    def _is_free(self) -> bool:
+        """In the house, at a price of 0."""
+        is_free = self.price is not None and not (self.price.input_u_per_mtok or self.price.output_u_per_mtok)
+        return self.zone is Zone.ONPREM and is_free
 
     def ended(self, today: date) -> bool:
         """Whether the contract or the model itself has come to its end."""

@@ -99,6 +99,7 @@ def _compiled(entry: CatalogueEntry, keys: Mapping[str, str]) -> list[Deployment
             image_tokens=entry.image_tokens,
             concurrency=entry.concurrency,
             probe=entry.probe,
+            hedge=entry.hedge,
             tokenizer=entry.tokenizer,
             template_tokens=entry.template_tokens,
             needs_own_key=entry.own_keys_only,

@@ -207,6 +207,28 @@ def test_a_probe_that_somebody_would_pay_for_is_refused(tmp_path: Path, declared
         load_catalogue(own(tmp_path, entry(**declared)))
 
 
+@pytest.mark.parametrize(
+    "declared",
+    [
+        {"price": FREE | {"input_u_per_mtok": 1}},
+        {"price": None},
+        {"zone": "domestic", "isolated": False},
+        {"operations": ["chat/completions"]},
+        {"wire": "litellm", "operations": ["embeddings"]},
+        {"own_keys_only": True},
+    ],
+    ids=str,
+)
+def test_only_what_is_free_and_does_nothing_is_asked_for_twice(tmp_path: Path, declared: dict[str, object]) -> None:
+    vectors = {"operations": ["embeddings", "rerank"], "price": FREE, "hedge": True}
+    for hedge in (True, False):
+        file = own(tmp_path, entry(**vectors | {"hedge": hedge}))
+        [allowed] = compile_all(settings(kumiai_catalogue_file=file), production=True, today=TODAY)
+        assert allowed.hedge is hedge
+    with pytest.raises(CatalogueError, match="hedge"):
+        load_catalogue(own(tmp_path, entry(**vectors | declared)))
+
+
 def test_key_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "key").write_text("secret\n")
     path = own(tmp_path, entry(key_file=str(tmp_path / "key")))
