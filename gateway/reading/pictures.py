@@ -8,15 +8,13 @@ The models lie in the wheel of the reader, whose hash is locked; nothing is fetc
 import importlib.util
 import io
 import json
-import os
 import struct
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-from gateway.reading.confinement import confine
+from gateway.reading.confinement import serve_confined
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -158,10 +156,4 @@ def serve(into: BinaryIO, out: BinaryIO) -> None:
 
 
 if __name__ == "__main__":
-    # Beside calls that wait for words, pictures can wait.
-    os.nice(10)
-    confine(4 * 1024 * 1024 * 1024)
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    # What a library prints must not stand between the answers.
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    serve(sys.stdin.buffer, answers)
+    serve_confined(serve)

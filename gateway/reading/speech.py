@@ -11,9 +11,7 @@ in its properties. So nobody further on can hear what was not heard here.
 import importlib.util
 import io
 import json
-import os
 import re
-import sys
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +19,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, BinaryIO, Final
 
-from gateway.reading.confinement import confine
+from gateway.reading.confinement import serve_confined
 from gateway.reading.pictures import HEAD, NotRead
 
 # What Whisper's models were trained on; more is not heard by any of them.
@@ -322,10 +320,4 @@ def serve(into: BinaryIO, out: BinaryIO) -> None:
 
 
 if __name__ == "__main__":
-    # Beside calls that wait for words, recordings can wait.
-    os.nice(10)
-    confine(4 * 1024 * 1024 * 1024)
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    # What a library prints must not stand between the answers.
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    serve(sys.stdin.buffer, answers)
+    serve_confined(serve)
