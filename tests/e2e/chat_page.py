@@ -77,9 +77,9 @@ class ChatPage:
         self.send.click()
         return self.answered()
 
-    def answered(self) -> Locator:
+    def answered(self, *, patience_ms: float = 30_000) -> Locator:
         """The last answer, once nothing is being written any more."""
-        expect(self.page.locator("[aria-busy]")).to_have_count(0, timeout=30_000)
+        expect(self.page.locator("[aria-busy]")).to_have_count(0, timeout=patience_ms)
         expect(self.send).to_be_visible(timeout=30_000)
         return self.answers.last
 

@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 from tests.browsers import DESKTOP, PHONE
 from tests.e2e.chat_page import ChatPage
 from tests.e2e.conftest import Abroad
-from tests.e2e.test_states import SIZES, by_size, look
+from tests.e2e.test_states import SIZES, by_size, look, open_chat
 from tests.gateways import eventually
 
 pytestmark = pytest.mark.browser
@@ -39,8 +39,7 @@ def stopped(abroad: Abroad, chat: ChatPage, text: str = LETTER) -> Page:
 
 @by_size
 def test_what_was_found_is_marked_and_three_ways_are_offered(abroad: Abroad, size: str) -> None:
-    person = abroad.visitor.demo.person("staff", nth=1)
-    chat = ChatPage(abroad.visitor.open(person, viewport=SIZES[size])).open()
+    chat = open_chat(abroad.visitor, size)
     page = stopped(abroad, chat)
     expect(page.get_by_role("heading", name=HEADING)).to_be_focused()
     expect(page.locator("#guard")).to_contain_text("「標準」は海外で処理するため、このままでは送れません。")
@@ -55,8 +54,7 @@ def test_what_was_found_is_marked_and_three_ways_are_offered(abroad: Abroad, siz
 
 @by_size
 def test_what_weighs_more_says_so_and_how_it_may_still_be_sent(abroad: Abroad, size: str) -> None:
-    person = abroad.visitor.demo.person("staff", nth=1)
-    chat = ChatPage(abroad.visitor.open(person, viewport=SIZES[size])).open()
+    chat = open_chat(abroad.visitor, size)
     page = stopped(abroad, chat, HEAVY)
     expect(page.get_by_role("heading", name="まだ送っていません。とくに重い個人の情報があります")).to_be_focused()
     expect(page.locator("#guard")).to_contain_text(

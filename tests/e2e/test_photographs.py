@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 
 from tests.e2e.chat_page import ChatPage
 from tests.e2e.conftest import Abroad
-from tests.e2e.test_states import SIZES, by_size, look
+from tests.e2e.test_states import by_size, look, open_chat
 from tests.servers import not_available
 
 pytestmark = [pytest.mark.browser, pytest.mark.real, pytest.mark.timeout(600)]
@@ -58,11 +58,6 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / name for name in contents}
 
 
-def open_chat(abroad: Abroad, size: str = "desktop") -> ChatPage:
-    person = abroad.visitor.demo.person("staff", nth=1)
-    return ChatPage(abroad.visitor.open(person, viewport=SIZES[size])).open()
-
-
 def put(chat: ChatPage, file: Path) -> None:
     """Attaches a photograph and waits for what becomes of it; a machine that is too busy to read it in time is asked
     again."""
@@ -79,11 +74,6 @@ def attach(chat: ChatPage, file: Path) -> None:
     expect(chat.waiting).to_contain_text("読み取った文を見る")
 
 
-def finished(chat: ChatPage) -> None:
-    expect(chat.page.locator("[aria-busy]")).to_have_count(0, timeout=PATIENT_MS)
-    chat.answered()
-
-
 def content(call: dict[str, Any]) -> Any:
     return call["body"]["messages"][-1]["content"]
 
@@ -92,7 +82,7 @@ def content(call: dict[str, Any]) -> Any:
 def test_what_was_found_is_shown_and_letters_are_the_rule(
     abroad: Abroad, photographs: dict[str, Path], size: str
 ) -> None:
-    chat = open_chat(abroad, size)
+    chat = open_chat(abroad.visitor, size)
     attach(chat, photographs["掲示.jpg"])
     expect(chat.waiting).to_contain_text("見つかった個人の情報：電話番号1か所")
     way = chat.waiting.get_by_role("combobox", name="掲示.jpg の送り方")
@@ -104,7 +94,7 @@ def test_what_was_found_is_shown_and_letters_are_the_rule(
 def test_a_photograph_stays_in_the_house_and_goes_there_as_it_was_read(
     abroad: Abroad, photographs: dict[str, Path]
 ) -> None:
-    chat = open_chat(abroad)
+    chat = open_chat(abroad.visitor, "desktop")
     attach(chat, photographs["看板.jpg"])
     chat.waiting.get_by_role("combobox").select_option("写真のまま送る")
     chat.box.fill("何が写っていますか")
@@ -114,7 +104,7 @@ def test_a_photograph_stays_in_the_house_and_goes_there_as_it_was_read(
     expect(guard).to_contain_text("資料「看板.jpg」：写真のまま送ると、顔など文字でないものを確かめられない")
     look(chat.page, "desktop")
     chat.page.get_by_role("button", name="庁内のAIで送る").click()
-    finished(chat)
+    chat.answered(patience_ms=PATIENT_MS)
     expect(chat.answers.last).to_contain_text("庁内")
     expect(chat.questions.last).to_contain_text("写真のまま送りました")
     look(chat.page, "desktop")
@@ -123,11 +113,11 @@ def test_a_photograph_stays_in_the_house_and_goes_there_as_it_was_read(
 
 
 def test_only_the_letters_go_where_that_is_chosen(abroad: Abroad, photographs: dict[str, Path]) -> None:
-    chat = open_chat(abroad)
+    chat = open_chat(abroad.visitor, "desktop")
     attach(chat, photographs["看板.jpg"])
     chat.box.fill("この掲示を要約してください")
     chat.send.click()
-    finished(chat)
+    chat.answered(patience_ms=PATIENT_MS)
     [call] = abroad.upstream.seen()["requests"]
     assert isinstance(content(call), str)
     assert "避難所" in content(call)
@@ -135,7 +125,7 @@ def test_only_the_letters_go_where_that_is_chosen(abroad: Abroad, photographs: d
 
 
 def test_a_card_is_not_taken(abroad: Abroad, photographs: dict[str, Path]) -> None:
-    chat = open_chat(abroad)
+    chat = open_chat(abroad.visitor, "desktop")
     put(chat, photographs["控え.jpg"])
     expect(chat.problem).to_contain_text("マイナンバーカードと思われる画像なので、受け取りませんでした")
     expect(chat.waiting).to_have_count(0)

@@ -12,7 +12,7 @@ from playwright.sync_api import Page, expect
 
 from tests.e2e.chat_page import ChatPage
 from tests.e2e.conftest import Abroad
-from tests.e2e.test_states import SIZES, by_size, look
+from tests.e2e.test_states import by_size, look, open_chat
 from tests.servers import not_available
 from tests.voices import recorded, silence, spoken
 
@@ -50,13 +50,8 @@ def attach(chat: ChatPage, file: Path) -> None:
     expect(chat.page.locator("[data-hearing]")).to_have_count(0, timeout=PATIENT_MS)
 
 
-def open_chat(abroad: Abroad, size: str = "desktop") -> ChatPage:
-    person = abroad.visitor.demo.person("staff", nth=1)
-    return ChatPage(abroad.visitor.open(person, viewport=SIZES[size])).open()
-
-
 def test_a_recording_goes_as_the_words_in_it(abroad: Abroad, recordings: dict[str, Path]) -> None:
-    chat = open_chat(abroad)
+    chat = open_chat(abroad.visitor, "desktop")
     attach(chat, recordings["期限.wav"])
     expect(chat.waiting).to_contain_text("4秒の録音から")
     with chat.page.expect_popup() as opened:
@@ -76,7 +71,7 @@ def test_a_recording_goes_as_the_words_in_it(abroad: Abroad, recordings: dict[st
 def test_a_long_recording_tells_how_far_it_is_and_is_not_sent_before(
     abroad: Abroad, recordings: dict[str, Path]
 ) -> None:
-    chat = open_chat(abroad)
+    chat = open_chat(abroad.visitor, "desktop")
     chat.attach(recordings["会議.wav"])
     hearing = chat.page.locator("[data-hearing]")
     expect(hearing).to_contain_text(BEING_HEARD)
@@ -103,7 +98,7 @@ def test_a_long_recording_tells_how_far_it_is_and_is_not_sent_before(
 def test_a_number_that_may_be_misheard_stays_in_the_house(
     abroad: Abroad, recordings: dict[str, Path], size: str
 ) -> None:
-    chat = open_chat(abroad, size)
+    chat = open_chat(abroad.visitor, size)
     attach(chat, recordings["番号.wav"])
     expect(chat.waiting).to_contain_text("聞き取りが確かでない番号")
     look(chat.page, size)
@@ -139,7 +134,7 @@ def test_without_scripts_the_page_comes_back_until_it_was_heard(abroad: Abroad, 
 def test_what_is_no_sound_says_what_to_do(abroad: Abroad, tmp_path: Path) -> None:
     broken = tmp_path / "壊れた録音.wav"
     broken.write_bytes(b"RIFF\0\0\0\0WAVE junk")
-    chat = open_chat(abroad)
+    chat = open_chat(abroad.visitor, "desktop")
     attach(chat, broken)
     expect(chat.waiting).to_contain_text("WAV・MP3・M4Aのどれかで保存し直してください")
     chat.box.fill("要約してください")

@@ -4,10 +4,10 @@ import re
 
 import pypdfium2
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from tests.browsers import Visitor, assert_accessible, sign_in
-from tests.ui.towns import PASSWORD, administrator, fill_town, free_code, make_town
+from tests.ui.towns import PASSWORD, NewTown, administrator, fill_town, free_code, make_town
 
 pytestmark = pytest.mark.browser
 
@@ -113,24 +113,25 @@ def test_budgets_change_together_after_their_effect_was_told(visitor: Visitor) -
     expect(page.get_by_label(f"{town.name}の新しい予算（円）")).to_have_value("150,000")
 
 
+def check_move(page: Page, yen: str, giver: NewTown, taker: NewTown) -> None:
+    page.get_by_label("元の町").select_option(label=giver.name)
+    page.get_by_label("先の町").select_option(label=taker.name)
+    page.get_by_label("動かす額（円）").fill(yen)
+    page.get_by_role("button", name="動かした後を確かめる").click()
+
+
 def test_budget_moves_from_town_to_town_after_both_sides_were_shown(visitor: Visitor) -> None:
     one, other = make_town(visitor), make_town(visitor)
     admin = administrator(visitor, other)
     page = visitor.open(visitor.demo.person("operator"))
     page.goto("/console/operator/budgets/pool")
-    page.get_by_label("元の町").select_option(label=one.name)
-    page.get_by_label("先の町").select_option(label=one.name)
-    page.get_by_label("動かす額（円）").fill("20,000")
-    page.get_by_role("button", name="動かした後を確かめる").click()
+    check_move(page, "20,000", one, one)
     expect(page.locator("#f-to-e")).to_contain_text("別の町")
     expect(page.get_by_label("元の町")).to_have_value(re.compile(".+"))
     assert_accessible(page)
-    page.get_by_label("先の町").select_option(label=other.name)
-    page.get_by_label("動かす額（円）").fill("120,001")
-    page.get_by_role("button", name="動かした後を確かめる").click()
+    check_move(page, "120,001", one, other)
     expect(page.locator("#f-yen-e")).to_contain_text("1円から120,000円")
-    page.get_by_label("動かす額（円）").fill("２０，０００")
-    page.get_by_role("button", name="動かした後を確かめる").click()
+    check_move(page, "２０，０００", one, other)
     for town, after in ((one, "100,000円"), (other, "140,000円")):
         expect(page.get_by_role("row", name=town.name)).to_contain_text("120,000円")
         expect(page.get_by_role("row", name=town.name)).to_contain_text(after)
@@ -155,15 +156,11 @@ def test_budget_moves_for_this_month_alone_and_back(visitor: Visitor) -> None:
     admin = administrator(visitor, other)
     page = visitor.open(visitor.demo.person("operator"))
     page.goto("/console/operator/budgets/pool")
-    page.get_by_label("元の町").select_option(label=one.name)
-    page.get_by_label("先の町").select_option(label=other.name)
     page.get_by_label("今月だけ", exact=True).check()
-    page.get_by_label("動かす額（円）").fill("120,001")
-    page.get_by_role("button", name="動かした後を確かめる").click()
+    check_move(page, "120,001", one, other)
     expect(page.locator("#f-yen-e")).to_contain_text("1円から120,000円")
     expect(page.get_by_label("今月だけ", exact=True)).to_be_checked()
-    page.get_by_label("動かす額（円）").fill("20,000")
-    page.get_by_role("button", name="動かした後を確かめる").click()
+    check_move(page, "20,000", one, other)
     for town, after in ((one, "100,000円"), (other, "140,000円")):
         expect(page.get_by_role("row", name=town.name)).to_contain_text(after)
     assert_accessible(page)

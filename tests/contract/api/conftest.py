@@ -7,11 +7,13 @@ town of its own.
 from collections.abc import Iterator
 
 import pytest
-from openai import OpenAI
 
 from loadtests.upstream import RunningUpstream, running_upstream
 from tenants.db import DatabaseUrls
 from tests.gateways import Region, RunningGateway, Town
+from tests.own_region import client
+
+__all__ = ["client"]
 
 # The aliases of the gateway below, by who answers them.
 ONPREM = "onprem"
@@ -81,9 +83,3 @@ def town(region: Region) -> Town:
 def gateway(region: Region, town: Town) -> Iterator[RunningGateway]:
     with region.gateway() as running:
         yield running
-
-
-@pytest.fixture
-def client(gateway: RunningGateway, town: Town) -> Iterator[OpenAI]:
-    with town.client(gateway.url) as client:
-        yield client

@@ -16,8 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from loadtests.upstream import PIECES, RunningUpstream
 from tenants.db import DatabaseUrls
 from tests.contract.api.conftest import ONPREM, SAMPLE
-from tests.contract.api.own_region import gateway, town
 from tests.gateways import Region, RunningGateway, Town, eventually
+from tests.own_region import gateway, town
 
 __all__ = ["gateway", "town"]
 

@@ -14,9 +14,9 @@ import pytest
 from openai import OpenAI
 
 from tenants.db import DatabaseUrls
-from tests.contract.api.own_region import client, gateway, town
 from tests.gateways import Region, RunningGateway, Town, eventually
 from tests.models import ModelServer
+from tests.own_region import client, gateway, town
 
 __all__ = ["client", "gateway", "town"]
 

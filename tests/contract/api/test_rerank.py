@@ -9,8 +9,8 @@ import yaml
 from gateway.server.providers.catalogue import load_catalogue
 from loadtests.upstream import RunningUpstream
 from tenants.db import DatabaseUrls
-from tests.contract.api.own_region import gateway, town
 from tests.gateways import Region, RunningGateway, Town, eventually
+from tests.own_region import gateway, town
 
 __all__ = ["gateway", "town"]
 

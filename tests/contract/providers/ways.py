@@ -8,7 +8,7 @@ import orjson
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from gateway.server.providers.base import Deployment, Operation, Provider, UpstreamRequest, UpstreamResponse, Usage
-from tenants.context import Zone
+from tests.deployments import a_deployment
 
 MESSAGES: Final = [
     {"role": "system", "content": "あなたは町の職員を手伝います。"},
@@ -80,21 +80,14 @@ class Answer:
 
 
 def deployment(provider: Any, upstream_model: str, base_url: str) -> Deployment:
-    return Deployment(
+    return a_deployment(
         id=f"test/{provider}/{upstream_model}",
-        alias="fast",
         provider=provider,
-        vendor="試験",
         upstream_model=upstream_model,
         base_url=base_url,
         api_key=API_KEY,
-        zone=Zone.ONPREM,
-        isolated=False,
-        owner="shared",
-        country="JP",
         operations=frozenset(Operation),
         capabilities=frozenset({"tools", "json_schema"}),
-        price=None,
         max_input_tokens=100_000,
         max_output_tokens=10_000,
     )

@@ -7,7 +7,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,9 @@ from gateway.server.settings import ProviderSettings
 from observability.problems import Problem
 from tenants.db import DatabaseUrls
 from tests.gateways import Region, RunningGateway, Town
+from tests.own_region import gateway, town
+
+__all__ = ["gateway", "town"]
 
 DOCS = Path(__file__).resolve().parents[3] / "docs" / "howto"
 API = (DOCS / "api.md").read_text("utf-8")
@@ -31,17 +33,6 @@ def blocks(text: str, language: str) -> list[str]:
 @pytest.fixture(scope="module")
 def region(tmp_path_factory: pytest.TempPathFactory, sqlite_template: DatabaseUrls) -> Region:
     return Region.on_sqlite(tmp_path_factory.mktemp("docs"), sqlite_template)
-
-
-@pytest.fixture(scope="module")
-def town(region: Region) -> Town:
-    return region.make_town()
-
-
-@pytest.fixture(scope="module")
-def gateway(region: Region, town: Town) -> Iterator[RunningGateway]:
-    with region.gateway() as running:
-        yield running
 
 
 def environment(gateway: RunningGateway, town: Town) -> dict[str, str]:

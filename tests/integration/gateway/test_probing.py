@@ -12,14 +12,13 @@ from gateway.server.failover import UNPROBED_S, FailoverTerms, Fleet, Standing
 from gateway.server.probing import GONE_AFTER_S, Prober
 from gateway.server.providers.base import (
     Deployment,
-    Operation,
     Provider,
     UpstreamRefused,
     UpstreamUnavailable,
 )
-from tenants.context import Zone
 from tenants.db import Database, DatabaseUrls
 from tenants.quota.terms import FrozenPrice, UnknownPrice
+from tests.deployments import a_deployment
 
 DOWN = UpstreamUnavailable(dispatched=False)
 TERMS = FailoverTerms(breaker_failures=1, breaker_open_s=5.0)
@@ -71,25 +70,7 @@ class Region:
     def gateway(self, name: str, probe: str = "models") -> One:
         """With an open breaker."""
         made = cast("Any", SimpleNamespace)
-        deployment = Deployment(
-            id="own/llm",
-            alias="onprem",
-            provider="openai_wire",
-            vendor="",
-            upstream_model="m",
-            base_url="",
-            api_key=None,
-            zone=Zone.ONPREM,
-            isolated=False,
-            owner="town",
-            country="JP",
-            operations=frozenset({Operation.CHAT}),
-            capabilities=frozenset(),
-            price=None,
-            max_input_tokens=1,
-            max_output_tokens=1,
-            probe=probe,
-        )  # type: ignore[arg-type]  # one of the kinds
+        deployment = a_deployment(probe=probe)
         fleet = Fleet(TERMS, lambda: self.now, probed={deployment.id})
 
         def freeze(_id: str, _at: object) -> FrozenPrice:

@@ -4,29 +4,12 @@ import asyncio
 
 import orjson
 
-from gateway.server.providers.base import Deployment, Operation, UpstreamRequest
+from gateway.server.providers.base import Operation, UpstreamRequest
 from gateway.server.providers.openai_wire import _Stream
 from gateway.server.providers.outbound import Answer
-from tenants.context import Zone
+from tests.deployments import a_deployment
 
-ONPREM = Deployment(
-    id="server/a",
-    alias="a",
-    provider="openai_wire",
-    vendor="",
-    upstream_model="a",
-    base_url="http://127.0.0.1:1/v1",
-    api_key=None,
-    zone=Zone.ONPREM,
-    isolated=False,
-    owner="shared",
-    country="JP",
-    operations=frozenset({Operation.CHAT}),
-    capabilities=frozenset(),
-    price=None,
-    max_input_tokens=1_000,
-    max_output_tokens=1_000,
-)
+ONPREM = a_deployment()
 
 
 class OnePacket:

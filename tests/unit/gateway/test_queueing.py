@@ -10,17 +10,14 @@ from hypothesis import strategies as st
 
 from gateway.server.providers.base import Deployment
 from gateway.server.queueing import Capacity, FairQueue, Overloaded, Turn
-from tenants.context import TenantId, Zone, new_id
+from tenants.context import TenantId, new_id
+from tests.deployments import a_deployment
 
 TOWNS = [TenantId(new_id()) for _ in range(3)]
 
 
 def model(name: str = "a", concurrency: int | None = None) -> Deployment:
-    return Deployment(
-        id=name, alias="standard", provider="openai_wire", vendor="", upstream_model="", base_url="", api_key=None,
-        zone=Zone.ONPREM, isolated=False, owner="shared", country="JP", operations=frozenset(),
-        capabilities=frozenset(), price=None, max_input_tokens=1, max_output_tokens=1, concurrency=concurrency,
-    )  # fmt: skip
+    return a_deployment(id=name, concurrency=concurrency)
 
 
 async def enter(queue: FairQueue, town: TenantId, deployment: Deployment, *, weight: int = 1, cost: int = 100) -> Turn:
