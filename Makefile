@@ -96,6 +96,7 @@ bench: install-dev
 # The pictures of the documentation, from the running product; needs Chromium.
 screenshots: install-dev
 	$(BIN)/python -m tests.e2e.screenshots docs/images
+	$(BIN)/python -m tests.ui.screenshots
 
 # Versions younger than a week are left to others to try. No addresses end up in the files.
 COOLDOWN = $(shell date -u -d '7 days ago' +%Y-%m-%d)

@@ -1,4 +1,4 @@
-"""`python -m tests.ui.screenshots`: the pictures of docs/howto, taken from the running product with a month of figures.
+"""The pictures of docs/howto with `make screenshots`, taken from the running product with a month of figures.
 
 Each stays below 250 KB, so that the repository does not grow with every look.
 """
@@ -75,6 +75,16 @@ def main() -> int:
             # The worker looks every two seconds.
             operator.wait_for_timeout(6_000)
             operator.goto("/console/operator/budgets/pool")
+            operator.get_by_label("元の町").select_option(label="見本町")
+            operator.get_by_label("先の町").select_option(label="北原町")
+            operator.get_by_label("今月だけ", exact=True).check()
+            operator.get_by_label("動かす額（円）").fill("20,000")
+            operator.get_by_role("button", name="動かした後を確かめる").click()
+            operator.get_by_label("理由").fill("補正予算が通るまで")
+            operator.get_by_role("button", name="今月だけ動かす").click()
+            operator.get_by_role("region", name="今月だけ動かした予算").wait_for()
+            # Without what was said once.
+            operator.reload()
             keep(operator, "operator-pool")
             admin = open_as(browser, demo, "town_admin")
             admin.goto("/console/town")

@@ -57,7 +57,7 @@ def assert_readable_on_a_phone(page: Page) -> None:
         """() => {
           const shown = (e) => e.getClientRects().length > 0;
           const bare = [...document.querySelectorAll(".p-bt td, .p-towns td, .k-table--cards td")].filter(
-            (td) => shown(td) && getComputedStyle(td).display !== "table-cell" && !td.dataset.label);
+            (td) => shown(td) && getComputedStyle(td).display !== "table-cell" && td.dataset.label === undefined);
           const narrow = [...document.querySelectorAll("main :is(td, th)")].filter((cell) => {
             const size = parseFloat(getComputedStyle(cell).fontSize);
             return shown(cell) && cell.innerText.trim().length > 2 && cell.clientHeight > 5 * size && cell.clientWidth < 4 * size;
