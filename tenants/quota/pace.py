@@ -25,8 +25,8 @@ def dry_day_of_year(used_uyen: int, limit_uyen: int, today: date, start: date) -
 
 
 def _within(today: date, days: int, days_left: int) -> date | None:
-    # Compared as a number first: a slow pace reaches beyond what a date can hold.
-    return today + timedelta(days=days) if days <= days_left else None
+    # What is enough for the days that are left is enough; as a number, for a slow pace reaches beyond what a date can hold.
+    return today + timedelta(days=days) if days < days_left else None
 
 
 def month_end(used_uyen: int, today: date) -> int:
