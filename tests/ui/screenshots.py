@@ -18,7 +18,7 @@ from tests.month import fill_month, sqlite_of
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 MAX_BYTES = 250 * 1024
-SHARES = {"見本町": 0.62, "青葉町": 0.94, "北原町": 0.985}
+SHARES = {"見本町": 0.62, "青葉町": 0.975, "北原町": 0.985}
 PEOPLE = """職員番号,氏名,所属,役割
 1003,職員,福祉課,職員
 2001,職員（採用）,総務課,職員
