@@ -177,7 +177,7 @@ def invoice(
         from tenants.quota.invoice import make_invoices
         from tenants.quota.invoice_forms import as_csv as csv_of
         from tenants.quota.invoice_forms import as_json as json_of
-        from tenants.quota.invoice_forms import as_text, last_day, sheet_data
+        from tenants.quota.invoice_forms import as_text, last_day, month_words, sheet_data
 
         if sum((as_json, as_csv, pdf is not None)) > 1:
             raise InvalidInput("--json・--csv・--pdf は、どれか1つにしてください。")
@@ -189,6 +189,8 @@ def invoice(
             print_json([json_of(one) for one in made])
         elif as_csv:
             sys.stdout.write(csv_of(made))
+        elif not made:
+            print(f"{month_words(start)}に請求する団体はありません。")
         elif pdf is not None:
             from tenants.printing import invoice_sheet
 

@@ -171,7 +171,8 @@ async def make_invoices(
     """The invoices of a month by 団体コード, in a platform session; one town's if `tenant_id` is given.
 
     by_section: with every section's part, for the town's own copy alone, which tells small sections together.
-    Every town that was there in the month must have an agreement, because the base is shared between all of them.
+    Every town that was there in the month must have an agreement, because the base is shared between all of them; of a
+    month without towns there are no invoices.
     Raises `NotAgreed` naming what to set, `InvalidInput` for a month that has not begun.
     """
     start, end = window_bounds("month", month)
@@ -186,6 +187,8 @@ async def make_invoices(
     towns = {TenantId(t.id): t for t in sorted(there, key=lambda t: (codes.get(TenantId(t.id), ""), str(t.id)))}
     if tenant_id is not None and tenant_id not in towns:
         raise InvalidInput("この月に請求する団体ではありません。", field="town")
+    if not towns:
+        return []
     agreed = await agreements(session)
     terms = {t: row for t in towns if (row := in_force_on(agreed.get(t, ()), month))}
     _refuse_without(month, [(codes.get(t, ""), towns[t].name) for t in towns if t not in terms])

@@ -465,6 +465,14 @@ def test_a_printed_invoice_of_a_month_that_runs_says_so(agreed: Office, tmp_path
     assert OPEN in printed(tmp_path / f"invoice-{month}-{agreed.one.code}.pdf")
 
 
+def test_a_month_without_towns_has_no_invoices_whatever_is_agreed(agreed: Office, tmp_path: Path) -> None:
+    """A region that begins has its first page of invoices for the month before."""
+    done = agreed.region.command("invoice", "--month", "2024-10", "--pdf", str(tmp_path / "none"))
+    assert done.stdout == "令和6年10月に請求する団体はありません。\n"
+    assert not (tmp_path / "none").exists()
+    assert agreed.invoices(month="2024-10") == []
+
+
 def test_a_folder_that_cannot_be_made_is_said_plainly(agreed: Office, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file", tmp_path / "none" / "deeper"):
