@@ -919,8 +919,10 @@ class StreamPartRow(TenantOwned, table=True):
     __table_args__: ClassVar[dict[str, str]] = {"schema": "content"}
 
 
-def _tenant_owned() -> tuple[type[TenantOwned], ...]:
-    return tuple(c for c in TenantOwned.__subclasses__() if hasattr(c, "__table__"))
+def _tables_of(mixin: type[TenantOwned]) -> tuple[type[TenantOwned], ...]:
+    """Also of the mix-ins below it: what is missing here has no application filter."""
+    below = mixin.__subclasses__()
+    return tuple(t for c in below for t in ((c,) if hasattr(c, "__table__") else _tables_of(c)))
 
 
-TENANT_TABLES = _tenant_owned()
+TENANT_TABLES = _tables_of(TenantOwned)
