@@ -70,7 +70,7 @@ async def new_chat(ctx: Context, card_id: str = "", prompt: str = "", folder: st
         saved=saved,
         typed=text,
         prompts=prompts,
-        data_class=chosen.data_class if chosen else "1",
+        data_class=chosen.data_class if chosen else _default_class(ctx),
     )
 
 
@@ -171,9 +171,9 @@ async def trash_page(ctx: Context) -> Response:
 
 
 @routes.get("/models")
-async def models_fragment(ctx: Context, data_class: str = "1", model: str = "") -> Response:
+async def models_fragment(ctx: Context, data_class: str = "", model: str = "") -> Response:
     """The choice of models for another weight of data, with why one may not be used."""
-    models, problem = await _models(ctx, _class(data_class))
+    models, problem = await _models(ctx, _class(ctx, data_class))
     return await ctx.page("_models.html", models=models, models_problem=problem, model=model)
 
 
@@ -266,7 +266,7 @@ async def send(
     text: Annotated[str, Form()] = "",
     conversation: Annotated[str, Form()] = "",
     model: Annotated[str, Form()] = "standard",
-    data_class: Annotated[str, Form()] = "1",
+    data_class: Annotated[str, Form()] = "",
     folder: Annotated[str, Form()] = "",
     card_id: Annotated[str, Form()] = "",
     file_ids: Annotated[list[str] | None, Form()] = None,
@@ -289,7 +289,7 @@ async def send(
         for unasked in shown.difference(ids):
             # One that was unticked stays here; somebody else's is not there at all.
             await chat.file(unasked)
-        data_class = _class(data_class)
+        data_class = _class(ctx, data_class)
         if way == "onprem":
             model, data_class = "onprem", max(data_class, "3C", key=service.WEIGHTS.index)
         look = None
@@ -336,7 +336,7 @@ async def send(
             typed=text,
             folder=folder,
             chosen=card(card_id),
-            data_class=data_class if data_class in service.WEIGHTS else "1",
+            data_class=data_class if data_class in service.WEIGHTS else _default_class(ctx),
             waiting=[replace(await chat.file(i), as_photo=i in shown) for i in ids],
             problem=problem,
         )
@@ -363,7 +363,7 @@ async def again(
         _uuid(question),
         text,
         model=model,
-        data_class=_class(data_class) if data_class else "",
+        data_class=_class(ctx, data_class) if data_class else "",
     )
     return await _answered(ctx, request, chat, turn)
 
@@ -792,13 +792,17 @@ async def _page(ctx: AppContext, found: Conversation | None, *, status: int = 20
     due, all_year = cards_for(ctx.actor.section_name, today)
     data_class = max(found.data_class if found else "1", facts.pop("data_class", "1"), key=service.WEIGHTS.index)
     models, models_problem = await _models(ctx, data_class)
+    usual = "standard"
+    if all(m.why_not for m in models if m.alias == usual):
+        # A page without scripts sends what is ticked, and a model that is not allowed cannot be.
+        usual = next((m.alias for m in models if not m.why_not), usual)
     defaults = {
         "conversation": found,
         "coming": None,
         "data_class": data_class,
         "models": models,
         "models_problem": models_problem,
-        "model": found.model if found else "standard",
+        "model": found.model if found else usual,
         "left": await ctx.remaining(),
         "send_key": ctx.preferences.get("send_key", ""),
         "month": today.month,
@@ -881,10 +885,17 @@ def _block(message: Message) -> Block:
     return Block("回答", message.text, f"{wareki(at.date())} {at:%-H:%M}　{meta}")
 
 
-def _class(value: str) -> str:
+def _class(ctx: AppContext, value: str) -> str:
+    """The weight that was chosen, or the town's where none was. Raises `InvalidInput`."""
+    value = value or ctx.default_class
     if value not in service.WEIGHTS:
         raise InvalidInput("情報の重さを選んでください。", field="data_class")
     return value
+
+
+def _default_class(ctx: AppContext) -> str:
+    """The town's weight for what nobody weighed, as far as a question can have it."""
+    return ctx.default_class if ctx.default_class in service.WEIGHTS else service.WEIGHTS[-1]
 
 
 def _uuid(text: str) -> UUID:

@@ -176,6 +176,7 @@ def create_context(request: Request, own: Services, who: Signed, app: App) -> Ap
         _prefer=prefer,
         preferences=who.preferences,
         kept_words="" if kept == FOREVER else rule_words(kept),
+        default_class=who.policy.default_class.value,
     )
 
 

@@ -234,6 +234,8 @@ class AppContext:
     preferences: Mapping[str, Any] = field(default_factory=dict)
     # How long the town keeps what this app stores, as a page tells it; empty: until somebody deletes it.
     kept_words: str = ""
+    # What the town takes data for whose weight nobody chose.
+    default_class: str = DataClass.C2.value
 
     async def page(self, template: str, /, *, status: int = 200, **facts: object) -> Response:
         """Renders `<app>/<template>` inside the shell."""

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 from playwright.sync_api import Page, expect
 
+from apps.chat.cards import all_cards
 from tests.browsers import DESKTOP, PHONE
 from tests.e2e.chat_page import ChatPage
 from tests.e2e.conftest import Abroad
@@ -192,3 +193,37 @@ def test_what_an_answer_says_is_noted_below_it(abroad: Abroad) -> None:
         assert "「見本の答え」は「例」と書きます（町が決めた言い換え）。" in text
     plain = ChatPage(abroad.visitor.open(abroad.visitor.demo.person("staff", 0))).open()
     expect(plain.ask("防災訓練のお知らせを書いてください")).not_to_contain_text("言い換えが要る言葉")
+
+
+def test_the_box_starts_with_the_towns_weight_and_a_model_that_may_have_it(abroad: Abroad) -> None:
+    """What a town's administrator says of information that nobody weighed holds for the clerks' question box."""
+    admin = abroad.visitor.open(abroad.visitor.demo.person("town_admin", 2))
+    # Without scripts nothing but the page itself can choose another model.
+    chat = ChatPage(abroad.visitor.open(abroad.visitor.demo.person("staff", 2), script=False)).open()
+    weights = chat.page.get_by_label("入れる情報")
+    expect(weights).to_have_value("1")
+    expect(chat.page.get_by_label("標準")).to_be_checked()
+
+    def decide(words: str) -> None:
+        admin.goto("/console/town/policy")
+        admin.get_by_role("group", name="情報の重さを選ばないときの扱い").get_by_label(words, exact=True).check()
+        admin.get_by_role("button", name="変わることを確かめる").click()
+        admin.get_by_role("button", name="このとおり変える").click()
+        expect(admin.get_by_role("status")).to_contain_text("保存しました")
+
+    decide("庁内だけ")
+    try:
+        eventually(lambda: chat.open() and weights.input_value() == "2", within_s=60)
+        expect(chat.page.get_by_label("標準")).to_be_disabled()
+        expect(chat.page.get_by_label("庁内専用")).to_be_checked()
+        chat.box.fill("課内の打合せの案内を書いてください")
+        chat.send.click()
+        expect(chat.answers.last).to_contain_text("共同の設備で処理しました")
+        expect(weights).to_have_value("2")
+        assert abroad.upstream.seen()["calls"] == 0
+        # A task card says itself how heavy its work is.
+        light = next(c for c in all_cards() if c.data_class == "1")
+        chat.open(f"?card_id={light.id}")
+        expect(weights).to_have_value("1")
+    finally:
+        decide("公開してよい")
