@@ -126,10 +126,8 @@ class Keys:
             struck = await session.exec(delete(PlatformSetting).where(col(PlatformSetting.key) == _MARK + kind))
             if struck.rowcount == 0:
                 return
-            towns = await session.exec(select(Tenant.id).where(col(Tenant.status) != "erased").order_by(col(Tenant.id)))
-            for tenant_id in towns.all():
-                facts: dict[str, int] = {"version": version} if version else {}
-                await audit.record(session, TenantId(tenant_id), by, "key.rotate", about=("key", kind), **facts)
+            facts: dict[str, int] = {"version": version} if version else {}
+            await audit.record_in_every_town(session, by, "key.rotate", about=("key", kind), **facts)
 
     async def in_use(self) -> list[InUse]:
         """What is in use, and what older versions are still needed for."""
@@ -167,8 +165,10 @@ class Keys:
             told.append(InUse("tenant", 0, {}, min(newest), is_unfinished="tenant" in unfinished))
         return told
 
-    async def retire(self, kind: KeyName) -> list[int]:
+    async def retire(self, kind: KeyName, *, by: By) -> list[int]:
         """Removes the older versions of a key file, if nothing needs them any more. Returns their numbers.
+
+        Every town's chain is told.
 
         Raises `Conflict`, saying what still does. A backup made before needs the root key of its day.
         """
@@ -182,6 +182,10 @@ class Keys:
         lives_s = {"session": self.settings.session_max_s, "delegation": delegation.LIFETIME_S}.get(kind, 0)
         if older and file.age_s(used.version) < lives_s:
             raise Conflict(f"新しい鍵を作ってから{lives_s // 60:,}分は、前の鍵で作ったものが生きています。")
+        # Told before: a key that is gone cannot be brought back when the telling fails.
+        async with self.db.platform_session("key rotation") as session:
+            for number in older:
+                await audit.record_in_every_town(session, by, "key.retire", about=("key", kind), version=number)
         for number in older:
             file.remove(number)
         return older

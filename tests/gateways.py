@@ -36,7 +36,7 @@ from tenants.db import Database, DatabaseUrls
 from tenants.identity.api_keys import create_key, load_peppers
 from tenants.identity.directories import open_directory
 from tenants.lgcode import check_digit
-from tenants.models import Attempt, Call, FxRate, Price
+from tenants.models import Attempt, Audit, Call, FxRate, Price
 from tenants.policy import Policy, bump_configuration
 from tenants.quota.pricing import register_price, set_fx_rate
 from tenants.quota.tree import BudgetRow, budget_rows, set_budget
@@ -286,6 +286,16 @@ class Region:
             async with db.platform_session("test", read_only=True) as session:
                 query = select(Attempt).where(col(Attempt.tenant_id) == town.id)
                 return list((await session.exec(query.order_by(col(Attempt.created_at), col(Attempt.number)))).all())
+
+        return self.with_database(work)
+
+    def links(self, town: Town, action: str) -> list[Audit]:
+        """What its chain tells of one kind of act, oldest first."""
+
+        async def work(db: Database) -> list[Audit]:
+            async with db.platform_session("test", read_only=True) as session:
+                query = select(Audit).where(col(Audit.tenant_id) == town.id, col(Audit.action) == action)
+                return list((await session.exec(query.order_by(col(Audit.seq)))).all())
 
         return self.with_database(work)
 

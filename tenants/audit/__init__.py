@@ -12,7 +12,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from tenants.audit.records import instant, link_hash
 from tenants.context import TenantId
-from tenants.models import Audit, AuditHead
+from tenants.models import Audit, AuditHead, Tenant
 
 ActorKind = Literal["person", "operator", "system", "command"]
 # The action of a sign-in: by it one sees whether a town was ever used.
@@ -107,3 +107,18 @@ async def record(
 ) -> None:
     """Adds a link in the caller's transaction: who, what, about which object. Writers of one chain wait in turn."""
     await record_many(session, tenant_id, by, [Entry(action, about[0], str(about[1]), facts)])
+
+
+async def record_in_every_town(
+    session: AsyncSession,
+    by: By,
+    action: str,
+    *,
+    about: tuple[str, str] = ("", ""),
+    **facts: str | int | bool | None,
+) -> None:
+    """`record` for what concerns all towns (keys, prices); takes a platform session. Erased towns are not told."""
+    # In one order, so that two of these never wait for each other.
+    towns = await session.exec(select(Tenant.id).where(col(Tenant.status) != "erased").order_by(col(Tenant.id)))
+    for tenant_id in towns.all():
+        await record(session, TenantId(tenant_id), by, action, about=about, **facts)

@@ -77,7 +77,7 @@ def keys_retire(
     async def work(settings: Settings, db: Database) -> None:
         from tenants.rotation import Keys
 
-        removed = await Keys(settings, db).retire(kind)
+        removed = await Keys(settings, db).retire(kind, by=by_command())
         print(
             f"{_KEY_WORDS[kind]}の版 {'、'.join(map(str, removed))} を消しました。"
             if removed

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from observability.problems import InvalidInput
-from tenants.commands.common import AsJson, print_json, run_command
+from tenants import audit
+from tenants.commands.common import AsJson, by_command, print_json, run_command
 from tenants.db import Database
 from tenants.models import FxRate, Price
 from tenants.policy import bump_configuration
@@ -60,6 +61,11 @@ def price_set(
             known = price.deployment in (await PriceBook.load(session)).prices
             await register_price(session, price)
             await bump_configuration(session)
+            await audit.record_in_every_town(
+                session, by_command(), "price.set", about=("price", price.version), currency=price.currency,
+                input_u_per_mtok=price.input_u_per_mtok, output_u_per_mtok=price.output_u_per_mtok,
+                cached_input_u_per_mtok=price.cached_input_u_per_mtok,
+            )  # fmt: skip
         print(f"{deployment} の価格を登録しました。")
         if not known:
             print("この名前の価格ははじめてです。kumiai price list で綴りを確かめてください。")
@@ -126,6 +132,9 @@ def price_fx(
         async with db.platform_session("command") as session:
             await set_fx_rate(session, rate)
             await bump_configuration(session)
+            await audit.record_in_every_town(
+                session, by_command(), "fx_rate.set", about=("fx_rate", rate.version), uyen_per_unit=rate.uyen_per_unit
+            )
         print(f"1{rate.currency} = {yen}円を登録しました。")
 
     run_command(work)

@@ -261,6 +261,28 @@ def test_price_is_kept_to_the_last_digit(region: Region) -> None:
     assert (row["currency"], row["cached_input_u_per_mtok"], row["source"]) == ("JPY", None, "契約書")
 
 
+def test_prices_and_rates_stand_in_every_town_s_chain(region: Region) -> None:
+    towns = [region.make_town(month_yen=100), region.make_town(month_yen=100)]
+    region.command("price", "set", "plamo/told", "--input", "1.5", "--output", "2", "--source", "契約書")
+    region.command("price", "fx", "CHF", "--yen", "180.5", "--source", "契約書")
+    for town in towns:
+        [price], [rate] = region.links(town, "price.set"), region.links(town, "fx_rate.set")
+        assert (price.actor_kind, price.object_kind, price.object_id.split("@")[0]) == (
+            "command",
+            "price",
+            "plamo/told",
+        )
+        assert price.facts == {
+            "currency": "JPY", "input_u_per_mtok": 1_500_000, "output_u_per_mtok": 2_000_000,
+            "cached_input_u_per_mtok": None,
+        }  # fmt: skip
+        assert (rate.actor_kind, rate.object_kind, rate.object_id.split("@")[0]) == ("command", "fx_rate", "CHF")
+        assert rate.facts == {"uyen_per_unit": 180_500_000}
+    # What is refused leaves no trace.
+    region.command("price", "fx", "CHF", "--yen", "0", "--source", "x", check=False)
+    assert len(region.links(towns[0], "fx_rate.set")) == 1
+
+
 @pytest.mark.parametrize("amount", ["-1", "0.0000001", "NaN", "1e400", "安い"])
 def test_price_that_is_none(region: Region, amount: str) -> None:
     done = region.command("price", "set", "plamo/bad", f"--input={amount}", "--source", "x", check=False)

@@ -81,10 +81,14 @@ class Site:
 
     async def told(self) -> list[str]:
         """The rotations in the first town's chain."""
+        return [kind for kind, _ in await self.links(self.towns[0], "key.rotate")]
+
+    async def links(self, town: TenantId, action: str) -> list[tuple[str, dict[str, object]]]:
+        """Key and facts of what stands in a town's chain."""
         async with self.db.platform_session("test", read_only=True) as session:
             found = await session.exec(
-                select(Audit.object_id)
-                .where(col(Audit.tenant_id) == self.towns[0], Audit.action == "key.rotate")
+                select(Audit.object_id, Audit.facts)
+                .where(col(Audit.tenant_id) == town, Audit.action == action)
                 .order_by(col(Audit.seq))
             )
             return list(found.all())
@@ -248,9 +252,20 @@ async def test_killed_between_any_two_transactions_it_goes_on_where_it_was(site:
 
 async def test_an_old_root_key_goes_when_nothing_needs_it(site: Site) -> None:
     await site.keys.rotate(["root"], by=BY)
-    assert await site.keys.retire("root") == [1]
+    assert await site.keys.retire("root", by=BY) == [1]
     assert not site.settings.key_path("root").exists()
     assert (await site.in_use())["root"].kept == {2: 5 - 2}
+    assert await site.is_whole()
+
+
+async def test_a_retired_key_stands_in_every_town_s_chain(site: Site) -> None:
+    await site.keys.rotate(["root"], by=BY)
+    await site.keys.rotate(["root"], by=BY)
+    assert await site.keys.retire("root", by=BY) == [2, 1]
+    for town in site.towns:
+        assert await site.links(town, "key.retire") == [("root", {"version": 2}), ("root", {"version": 1})]
+    assert await site.keys.retire("root", by=BY) == []
+    assert len(await site.links(site.towns[0], "key.retire")) == 2
     assert await site.is_whole()
 
 
@@ -258,12 +273,13 @@ async def test_an_old_key_that_is_needed_stays(site: Site) -> None:
     await site.keys.rotate(KINDS, by=BY)
     for kind, words in (("pepper", "1件"), ("session", "600分"), ("delegation", "5分")):
         with pytest.raises(Conflict, match=words):
-            await site.keys.retire(kind)
+            await site.keys.retire(kind, by=BY)
+    assert await site.links(site.towns[0], "key.retire") == []
     assert await site.is_whole()
     # A root key that a town has not been moved away from, as after a rotation that was begun.
     site.settings.key_file("root").add(3)
     with pytest.raises(Conflict, match="まだ5件"):
-        await site.keys.retire("root")
+        await site.keys.retire("root", by=BY)
 
 
 async def test_without_the_root_key_nothing_opens(site: Site) -> None:
@@ -279,5 +295,5 @@ async def test_keys_retire_after_their_time(site: Site) -> None:
     newest = site.settings.key_path("delegation").with_name("delegation.2")
     long_ago = (datetime.now(UTC) - timedelta(minutes=6)).timestamp()
     os.utime(newest, (long_ago, long_ago))
-    assert await site.keys.retire("delegation") == [1]
+    assert await site.keys.retire("delegation", by=BY) == [1]
     assert list(site.settings.key_file("delegation").versions()) == [2]
