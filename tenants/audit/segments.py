@@ -7,6 +7,8 @@ segment keeps its leaves as they were, so a correction adds a leaf and breaks no
 
 from typing import Final
 
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import and_, col, delete, select
 
 from tenants.audit import By, Entry, add_link, locked_head
@@ -15,15 +17,30 @@ from tenants.context import TenantId
 from tenants.db import Database
 from tenants.models import Call, SealQueue
 
+log = structlog.get_logger("audit")
+
 MAX_LEAVES: Final = 1_000
 SEALER: Final = By("system", "seal")
 
 
 async def seal_calls(db: Database) -> int:
-    """Seals what has been closed in all towns; returns how many leaves."""
+    """Seals what has been closed in all towns; returns how many leaves.
+
+    A town that cannot be sealed holds up no other; its `SQLAlchemyError` is raised when all have had their turn.
+    """
     async with db.platform_session("audit seal", read_only=True) as session:
         waiting = (await session.exec(select(SealQueue.tenant_id).distinct())).all()
-    return sum([await seal_town(db, TenantId(tenant_id)) for tenant_id in waiting])
+    sealed = 0
+    failed: SQLAlchemyError | None = None
+    for tenant_id in waiting:
+        try:
+            sealed += await seal_town(db, TenantId(tenant_id))
+        except SQLAlchemyError as error:
+            log.warning("town_not_sealed", tenant_id=str(tenant_id), error=type(error).__name__)
+            failed = error
+    if failed is not None:
+        raise failed
+    return sealed
 
 
 async def seal_town(db: Database, tenant_id: TenantId) -> int:

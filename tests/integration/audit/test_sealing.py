@@ -7,21 +7,23 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
 import pytest
+from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import col, func, select
 
 from kumiai.worker import Worker, work
 from tenants.audit.records import LEAF_COLUMNS, SEGMENT, merkle_root
 from tenants.audit.segments import MAX_LEAVES, seal_calls
 from tenants.audit.verification import verify_chain
-from tenants.context import new_id
-from tenants.models import Audit, Call, SealQueue
+from tenants.context import TenantId, new_id
+from tenants.models import Audit, Call, SealQueue, Tenant
 from tenants.quota.ledger import LEASE, LedgerWriter, sweep
 from tenants.quota.terms import Ending, Reservation, Settlement
 from tenants.settings import Settings
@@ -134,6 +136,46 @@ async def test_two_sealers_share_the_work(town: Town, ledger: LedgerWriter) -> N
     assert len({one["id"] for one in await leaves(town)}) == 40
 
 
+@contextmanager
+def unable(town: Town) -> Iterator[None]:
+    """Nothing enters the town's chain for a while."""
+    if town.db.is_sqlite:
+        with closing(sqlite3.connect(town.urls.sqlite_path)) as file, file:
+            file.execute(
+                f"create trigger unable before insert on audit when new.tenant_id = '{town.id.hex}'"
+                " begin select raise(abort, 'unable'); end"
+            )
+    else:
+        with psycopg.connect(town.urls.owner) as connection:
+            connection.execute(f"alter table audit add constraint unable check (tenant_id <> '{town.id}') not valid")
+    yield
+    if town.db.is_sqlite:
+        with closing(sqlite3.connect(town.urls.sqlite_path)) as file, file:
+            file.execute("drop trigger unable")
+    else:
+        with psycopg.connect(town.urls.owner) as connection:
+            connection.execute("alter table audit drop constraint unable")
+
+
+async def test_a_town_that_cannot_be_sealed_holds_up_no_other(town: Town, ledger: LedgerWriter) -> None:
+    other = replace(town, id=TenantId(new_id()))
+    async with town.db.platform_session("test") as session:
+        session.add(Tenant(id=other.id, name="別の町", alias=f"t{other.id.hex}"))
+    for one in (town, other):
+        await one.set_budget(1000 * YEN)
+    # Each in its turn, for one of them is sealed first.
+    for failing, well in ((town, other), (other, town)):
+        for one in (town, other):
+            await closed_calls(one, ledger, 2)
+        before = len(await leaves(well)), len(await leaves(failing))
+        with unable(failing):
+            with pytest.raises(SQLAlchemyError):
+                await seal_calls(town.db)
+            assert (len(await leaves(well)), len(await leaves(failing))) == (before[0] + 2, before[1])
+        assert await seal_calls(town.db) == 2
+    assert [(await verify_chain(town.db, one.id)).calls for one in (town, other)] == [4, 4]
+
+
 SEALER = """
 import asyncio, json, sys
 from tenants.audit.segments import seal_calls
@@ -174,7 +216,7 @@ async def test_killed_sealers_lose_and_double_no_call(town: Town, ledger: Ledger
 
 
 async def test_the_worker_seals_and_signs_without_being_asked(town: Town, ledger: LedgerWriter, tmp_path: Path) -> None:
-    await town.set_budget(100 * YEN)
+    await town.set_budget(200 * YEN)
     await closed_calls(town, ledger, 1)
     settings = Settings(
         env="test", home=tmp_path, database_url=town.urls.app, platform_database_url=town.urls.platform,
@@ -182,11 +224,16 @@ async def test_the_worker_seals_and_signs_without_being_asked(town: Town, ledger
     )  # type: ignore[arg-type]  # pydantic makes secrets of texts  # fmt: skip
     stop = asyncio.Event()
     working = asyncio.create_task(work(settings, stop))
-    while not (checked := await verify_chain(town.db, town.id)).calls:
-        await asyncio.sleep(0.1)
+    # Not once alone: what is closed later is sealed too, and not at some later turn of ten minutes.
+    async with asyncio.timeout(90):
+        while (await verify_chain(town.db, town.id)).calls < 1:
+            await asyncio.sleep(0.1)
+        await closed_calls(town, ledger, 1)
+        while (checked := await verify_chain(town.db, town.id)).calls < 2:
+            await asyncio.sleep(0.1)
     stop.set()
     await working
-    assert checked.calls == 1
+    assert checked.calls == 2
     worker = Worker(settings)
     await worker.checkpoints()
     await worker.close()
