@@ -102,6 +102,49 @@ def test_a_my_number_goes_nowhere_wherever_it_stands(
     assert "my_number" not in ask(gateway, town, place("町の番号札")).text
 
 
+def in_parameters(schema: Body) -> Body:
+    return said("調べて") | {"tools": [{"type": "function", "function": {"name": "find", "parameters": schema}}]}
+
+
+HIDDEN: dict[str, Callable[[str], Body]] = {
+    "a field's name": lambda number: in_parameters({"type": "object", "properties": {number: {"type": "string"}}}),
+    "a number to choose": lambda number: in_parameters({"type": "object", "enum": [int(number)]}),
+    "a number with a point": lambda number: in_parameters({"type": "object", "default": float(number)}),
+    "no picture": lambda number: in_parameters(
+        {"type": "object", "default": {"url": f"x;base64,マイナンバー{number} 山田太郎"}}
+    ),
+    "a picture's look": lambda number: in_parameters(
+        {"default": {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{number}"}}}
+    ),
+    "the seed": lambda number: said("調べて") | {"seed": int(number)},
+}
+
+
+@pytest.mark.parametrize("place", HIDDEN.values(), ids=HIDDEN)
+def test_nor_where_no_text_is_expected(
+    gateway: RunningGateway, town: Town, onprem: RunningUpstream, place: Callable[[str], Body]
+) -> None:
+    assert outcome(ask(gateway, town, place("123456789018"))) == (403, "my_number_found")
+    assert onprem.seen()["calls"] == 0
+    # Ten digits are nobody's My Number.
+    assert "my_number" not in ask(gateway, town, place("1234567890")).text
+
+
+def test_personal_data_in_the_name_of_a_field_raises_the_class(
+    gateway: RunningGateway, town: Town, overseas: RunningUpstream
+) -> None:
+    def named(name: str) -> Body:
+        schema = {"type": "object", "properties": {name: {"type": "string"}}}
+        form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+        return said("調べて", OVERSEAS) | {"response_format": form}
+
+    refused = ask(gateway, town, named("090-1234-5678 tanaka@example.com"))
+    assert outcome(refused) == (403, "personal_data_found")
+    assert "電話番号1か所、メールアドレス1か所" in refused.json()["error"]["message"]
+    assert overseas.seen()["calls"] == 0
+    assert "personal_data" not in ask(gateway, town, named("address_2")).text
+
+
 def test_neither_as_an_embedding_nor_as_a_completion(
     gateway: RunningGateway, town: Town, onprem: RunningUpstream
 ) -> None:

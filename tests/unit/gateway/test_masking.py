@@ -96,6 +96,26 @@ def test_a_name_in_base64_does_not_slip_through() -> None:
     assert slipped(masked.body, masked.originals) == "氏名1"
 
 
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        {"tools": [{"function": {"parameters": {"enum": [4111111111111111]}}}]},
+        {"tools": [{"function": {"parameters": {"default": {"url": "x;base64,4111-1111-1111-1111"}}}}]},
+        {"messages": [{"role": "tool", "tool_call_id": "4111111111111111", "content": "なし"}]},
+    ],
+)
+def test_what_cannot_be_replaced_does_not_slip_through(hidden: dict[str, object]) -> None:
+    masked = mask({"messages": [{"role": "user", "content": "要約"}], **hidden})
+    assert list(masked.originals) == ["カード1"]
+    assert slipped(masked.body, masked.originals) == "カード1"
+
+
+def test_the_name_of_a_field_is_replaced() -> None:
+    masked = mask({"tools": [{"function": {"parameters": {"properties": {"090-1234-5678": {"type": "string"}}}}}]})
+    assert "⟦電話1⟧" in json.dumps(masked.body, ensure_ascii=False)
+    assert slipped(masked.body, masked.originals) is None
+
+
 # ── the way back ─────────────────────────────────────────────────────────────────────────────────────────────────
 
 ORIGINALS = {"氏名1": '山田"太郎', "電話1": "090-1234-5678"}
