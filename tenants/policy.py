@@ -59,7 +59,7 @@ class GuardAction(StrEnum):
     """What becomes of a finding when the model that was asked for may not process it.
 
     WARN lets it pass and says so; MASK sends placeholders in its stead; REROUTE takes the model for personal data;
-    BLOCK sends nothing. Each but WARN raises the class of the call.
+    BLOCK sends nothing. Each but WARN raises the class of the call; what weighs 3B or more raises it with WARN as well.
     """
 
     WARN = "warn"

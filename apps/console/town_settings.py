@@ -259,7 +259,7 @@ async def save(
 ) -> Response:
     """Everything on the page at once. First what would change is told; saved when that is confirmed.
 
-    What loosens where data may go takes a reason. Words to be forbidden are tried on what was sent lately.
+    What loosens a rule takes a reason. Words to be forbidden are tried on what was sent lately.
     """
     async with office.db.tenant_session(office.actor.context, read_only=True) as session:
         policy, _ = await load_policy(session, office.actor.tenant_id)
@@ -287,7 +287,7 @@ async def save(
             return back(POLICY, "変わったところはありません")
         # Nothing changes, but the town has looked at it: that is kept as a version of its own.
         lines = ["設定は今のままです。町で確かめたことを記録します。"]
-    loosens = any(changed.allows(c, z, isolated=i) and not policy.allows(c, z, isolated=i) for c, z, i in _PLACES)
+    loosens = _loosens(policy, changed)
     reason = " ".join(reason.split())
     is_told = not loosens or 1 <= len(reason) <= MAX_REASON
     if not (confirmed and is_told):
@@ -308,7 +308,8 @@ async def save(
             refuse="変えない",
             back_to=POLICY,
             reason=Reason(
-                "処理してよい場所を広げるときに要ります。根拠にした規程や決裁など。町の監査の記録に、このまま残ります。",
+                "処理してよい場所を広げる、知らせるだけで送る、送らない言葉を外すなど、決まりをゆるめるときに要ります。"
+                "根拠にした規程や決裁など。町の監査の記録に、このまま残ります。",
                 reason,
                 f"理由を{MAX_REASON}字までで書いてください。" if confirmed else "",
             )
@@ -323,6 +324,19 @@ async def save(
     except Conflict as problem:
         return await _policy_page(office, problem)
     return back(POLICY, "設定を保存しました")
+
+
+def _loosens(old: Policy, new: Policy) -> bool:
+    """Whether something may go where it could not before: by a zone, unasked, as found but only told, by a word."""
+    return (
+        any(new.allows(c, z, isolated=i) and not old.allows(c, z, isolated=i) for c, z, i in _PLACES)
+        or old.default_class.at_least(new.default_class) is not new.default_class
+        or any(
+            new.guard.action(k.value) is GuardAction.WARN and old.guard.action(k.value) is not GuardAction.WARN
+            for k in Kind
+        )
+        or not set(old.guard.ng_words) <= set(new.guard.ng_words)
+    )
 
 
 async def _trial(office: Office, old: Policy, new: Policy) -> list[str]:

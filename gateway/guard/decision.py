@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gateway.guard.findings import Finding, Kind
+from gateway.guard.weights import HEAVY
 from tenants.context import DataClass, Zone
 from tenants.policy import GuardAction, GuardPolicy, Policy
 
@@ -40,7 +41,7 @@ class Verdict:
 
 
 def decide(guard: GuardPolicy, declared: DataClass, findings: Collection[Finding]) -> Verdict:
-    """Weighs what was found. Detectors only raise."""
+    """Weighs what was found. Detectors only raise. To be told only is a town's choice for 3C; what is heavier counts."""
     if not findings:
         return Verdict(declared, declared)
     counts: Counter[Kind] = Counter()
@@ -52,7 +53,7 @@ def decide(guard: GuardPolicy, declared: DataClass, findings: Collection[Finding
         action = action_for(guard, finding.kind)
         if finding.kind is Kind.MY_NUMBER or (finding.kind is Kind.NG_WORD and action is GuardAction.BLOCK):
             banned = Kind.MY_NUMBER if Kind.MY_NUMBER in (banned, finding.kind) else Kind.NG_WORD
-        elif finding.data_class is not None and action is not GuardAction.WARN:
+        elif finding.data_class is not None and (action is not GuardAction.WARN or finding.data_class in HEAVY):
             data_class = data_class.at_least(finding.data_class)
             remedy = _stricter(remedy, action)
     ordered = tuple(sorted(counts.items(), key=lambda item: list(Kind).index(item[0])))
@@ -61,7 +62,7 @@ def decide(guard: GuardPolicy, declared: DataClass, findings: Collection[Finding
 
 def _stricter(remedy: Remedy, action: GuardAction) -> Remedy:
     """One finding that may only go to the house takes the others along; one that may not go at all stops them."""
-    if action is GuardAction.BLOCK or remedy == "block":
+    if action in (GuardAction.BLOCK, GuardAction.WARN) or remedy == "block":
         return "block"
     return "reroute" if action is GuardAction.REROUTE else remedy
 

@@ -17,6 +17,8 @@ from tenants.context import DataClass
 AS_OF: Final = date(2026, 11, 28)
 # 個人情報の保護に関する法律施行規則43条4号: 保有個人情報に係る本人の数が百人を超える.
 PERSONS: Final = 100
+# No town's choice lets these pass where their class may not go.
+HEAVY: Final = frozenset({DataClass.C3B, DataClass.C3A})
 
 
 @dataclass(frozen=True, slots=True)

@@ -271,6 +271,37 @@ def test_where_data_may_go_is_widened_only_with_a_reason(office: Office, visitor
     ]
 
 
+def test_a_rule_that_is_loosened_takes_a_reason(office: Office, visitor: Visitor) -> None:
+    page = office.page
+
+    def save(reason: str = "") -> None:
+        page.get_by_role("button", name="変わることを確かめる").click()
+        if reason:
+            page.get_by_role("button", name="このとおり変える").click()
+            expect(page.get_by_text("理由を200字までで書いてください。")).to_be_visible()
+            page.get_by_label("理由").fill(reason)
+        else:
+            expect(page.get_by_label("理由")).to_have_count(0)
+        page.get_by_role("button", name="このとおり変える").click()
+        expect(page.get_by_text("設定を保存しました")).to_be_visible()
+
+    page.goto("/console/town/policy")
+    page.get_by_label("氏名だけのときも同じに扱う").check()
+    page.get_by_label("AIに送らない言葉").fill("合併協議")
+    save()
+    page.get_by_label("氏名だけのときも同じに扱う").uncheck()
+    save("氏名")
+    page.get_by_label("AIに送らない言葉").fill("")
+    save("言葉")
+    page.get_by_role("group", name="情報の重さを選ばないときの扱い").get_by_label("公開してよい").check()
+    save("重さ")
+    page.get_by_label("知らせるだけで送る").check()
+    save("知らせる")
+    assert [facts.get("reason") for facts in told_in_the_chain(office, visitor, "policy.set")] == [
+        None, "氏名", "言葉", "重さ", "知らせる",
+    ]  # fmt: skip
+
+
 def test_words_are_tried_on_what_was_sent_before_they_are_forbidden(office: Office, visitor: Visitor) -> None:
     page = office.page
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gateway.guard.findings import Kind
 from loadtests.upstream import RunningUpstream
 from tenants.context import DataClass
 from tenants.policy import GuardAction, GuardPolicy, Policy
@@ -35,13 +36,18 @@ def closed(
 
 @pytest.fixture(scope="module")
 def towns(region: Region, closed: RunningGateway) -> dict[str, Town]:
-    """A town of the first rules, and one that has what was found led to the closed segment."""
+    """A town of the first rules, one that has what was found led to the closed segment, one that is only told."""
     made = {
         "plain": region.make_town(),
         "led": region.make_town(
             policy=Policy(
                 default_class=DataClass.C1,
                 guard=GuardPolicy(actions={"sensitive": GuardAction.REROUTE}, reroute_to=CLOSED),
+            )
+        ),
+        "told": region.make_town(
+            policy=Policy(
+                default_class=DataClass.C1, guard=GuardPolicy(actions={kind.value: GuardAction.WARN for kind in Kind})
             )
         ),
     }
@@ -88,6 +94,16 @@ def test_masked_it_tells_of_nobody(closed: RunningGateway, towns: dict[str, Town
     assert "山田" not in sent
 
 
+def test_to_be_told_only_sends_it_nowhere_else(
+    closed: RunningGateway, towns: dict[str, Town], onprem: RunningUpstream, overseas: RunningUpstream
+) -> None:
+    for model in (ONPREM, OVERSEAS):
+        assert outcome(ask(closed, towns["told"], said(ILLNESS, model))) == (403, "personal_data_found")
+    assert (onprem.seen()["calls"], overseas.seen()["calls"]) == (0, 0)
+    answered = ask(closed, towns["told"], said("山田太郎さんの電話は090-1234-5678です。", OVERSEAS))
+    assert (outcome(answered), answered.headers["kumiai-guard"]) == ((200, "overseas"), "phone=1")
+
+
 def test_a_town_may_have_it_led_there(closed: RunningGateway, towns: dict[str, Town]) -> None:
     answered = ask(closed, towns["led"], said(ILLNESS, OVERSEAS))
     assert outcome(answered) == (200, "onprem")
@@ -100,6 +116,7 @@ def test_a_town_may_have_it_led_there(closed: RunningGateway, towns: dict[str, T
         ("plain", OVERSEAS, "block", True, None),
         ("plain", CLOSED, "warn", True, None),
         ("led", OVERSEAS, "reroute", True, CLOSED),
+        ("told", OVERSEAS, "block", True, None),
     ],
 )
 def test_inspect_tells_what_raised_it(

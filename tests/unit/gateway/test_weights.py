@@ -107,10 +107,25 @@ def test_masked_it_is_nobody_s_any_more() -> None:
     assert weight(masked(codes)) is DataClass.C3B
 
 
-def test_a_town_may_only_be_told() -> None:
-    rules = GuardPolicy(actions={"sensitive": GuardAction.WARN})
-    verdict = decide(rules, DataClass.C1, inspect("山田太郎さんは統合失調症です。"))
-    assert (verdict.data_class, verdict.header) == (DataClass.C1, "name=1, sensitive=1")
+TOLD = GuardPolicy(actions={kind.value: GuardAction.WARN for kind in Kind})
+
+
+@pytest.mark.parametrize(
+    ("text", "header"),
+    [
+        ("山田太郎さんは統合失調症です。", "name=1, sensitive=1"),
+        ("住民票コード 12345678901", "resident_code=1"),
+        ("\n".join(["氏名,地区", *(f"見本{n}太,川西" for n in range(PERSONS + 1))]), "people_list=1"),
+    ],
+)
+def test_to_be_told_only_lets_nothing_heavy_pass(text: str, header: str) -> None:
+    verdict = decide(TOLD, DataClass.C1, inspect(text))
+    assert (verdict.data_class, verdict.remedy, verdict.header) == (DataClass.C3B, "block", header)
+
+
+def test_a_town_may_only_be_told_of_what_is_not_heavy() -> None:
+    verdict = decide(TOLD, DataClass.C1, inspect("山田太郎さんの電話は090-1234-5678です。"))
+    assert (verdict.data_class, verdict.header) == (DataClass.C1, "phone=1, name=1")
 
 
 @pytest.mark.parametrize(
