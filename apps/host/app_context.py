@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 from fastapi import Request
@@ -191,10 +192,18 @@ def choices(
         if model is None:
             continue
         facts: dict[str, object] = model["kumiai"]  # type: ignore[assignment]  # our own gateway's answer
-        zones = [Zone(z) for z in facts["zones"]]  # type: ignore[attr-defined]  # a list of names
-        is_isolated = bool(facts.get("isolated"))
-        allowed = [z for z in zones if policy.allows(data_class, z, isolated=is_isolated and z is Zone.ONPREM)]
-        zone = (allowed or zones)[0]
+        # While a release rolls out the gateway may be the one before, which tells of zones only.
+        known = [
+            {"zone": z, "isolated": z == Zone.ONPREM and facts["isolated"], "zone_owner": "", "vendor_country": ""}
+            for z in facts["zones"]  # type: ignore[attr-defined]  # a list of names
+        ]
+        places: list[dict[str, Any]] = facts.get("places", known)  # type: ignore[assignment]  # our own gateway's answer
+        allowed = [p for p in places if policy.allows(data_class, Zone(p["zone"]), isolated=p["isolated"])]
+        zone = Zone((allowed or places)[0]["zone"])
+        # A call may go to any of these.
+        same_zone = [p for p in allowed or places if p["zone"] == zone]
+        owners = {str(p["zone_owner"]) for p in same_zone}
+        countries = {str(p["vendor_country"]) for p in same_zone}
         heaviest = max(
             (c for c in DataClass if policy.allows(c, zone, isolated=False)), key=lambda c: c.weight, default=None
         )
@@ -208,11 +217,12 @@ def choices(
                 alias,
                 MODEL_WORDS.get(alias, alias),
                 zone.value,
-                str(facts["zone_owner"]),
+                owners.pop() if len(owners) == 1 else "",
                 note,
                 why_not,
                 sample,
                 sees="images" in facts["capabilities"],  # type: ignore[operator]  # a list of names
+                country=countries.pop() if len(countries) == 1 else "",
             )
         )
     return tuple(found)

@@ -25,7 +25,8 @@ _TRANSCRIBE_S: Final = 300.0
 @dataclass(frozen=True, slots=True)
 class ModelChoice:
     """A model as a clerk sees it. `why_not` is set when it may not be used for the chosen weight of data. `sees`: it
-    takes pictures."""
+    takes pictures. `zone_owner` and `country` (of the vendor, ISO 3166) are empty where places differ or nobody knows.
+    """
 
     alias: str
     name: str
@@ -35,6 +36,7 @@ class ModelChoice:
     why_not: str = ""
     sample: bool = False
     sees: bool = False
+    country: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,7 +150,7 @@ def test_a_model_that_is_away_is_told_with_ways_on(abroad: Abroad) -> None:
     expect(page.get_by_label("庁内専用")).to_be_checked()
     page.get_by_label("標準").check()
     answer = chat.ask("もう少し短くしてください")
-    expect(answer.locator(".p-msg__where")).to_contain_text("海外の事業者のサーバーで処理しました")
+    expect(answer.locator(".p-msg__where")).to_contain_text("海外のサーバーで処理しました")
 
 
 def test_what_came_before_a_break_is_kept_and_continued(abroad: Abroad) -> None:
@@ -173,6 +173,7 @@ def test_personal_information_keeps_a_conversation_in_the_house(abroad: Abroad) 
     chat = abroad.chat()
     page = chat.page
     expect(page.locator(".p-model").filter(has_text="標準")).to_contain_text("海外で処理")
+    expect(page.locator(".p-model").filter(has_text="庁内専用")).to_contain_text("共同の設備。個人の情報も扱えます")
     page.get_by_label("入れる情報").select_option("個人情報あり")
     expect(page.get_by_text("「標準」では扱えないため、「庁内専用」に替えました")).to_be_visible()
     expect(page.get_by_label("標準")).to_be_disabled()

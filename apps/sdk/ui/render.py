@@ -27,6 +27,12 @@ CLASS_WORDS: Final[Mapping[str, str]] = {
     "3B": "個人情報あり（重い）",
     "3A": "秘密文書にあたる",
 }
+_OWNER_WORDS: Final[Mapping[str, str]] = {"town": "町の設備", "shared": "共同の設備"}
+# Countries that vendors of models are of.
+_COUNTRY_WORDS: Final[Mapping[str, str]] = {
+    "JP": "日本", "US": "米国", "CA": "カナダ", "CN": "中国", "DE": "ドイツ", "FR": "フランス", "GB": "英国", "IL": "イスラエル",
+    "KR": "韓国", "SG": "シンガポール", "TW": "台湾",
+}  # fmt: skip
 ROLE_WORDS: Final[Mapping[str, str]] = {
     "staff": "職員",
     "section_admin": "課長",
@@ -69,14 +75,22 @@ def share_words(share: Fraction) -> str:
 
 
 def where_words(zone: str, zone_owner: str = "", country: str = "") -> str:
-    """Where an answer was made, in one sentence."""
+    """Where an answer was made and whose the machines are, in one sentence; what is not known is not said."""
+    if not zone:
+        return ""
+    owner = owner_words(zone, zone_owner, country)
     if zone == "onprem":
-        return "町の設備で処理しました。庁外に出ていません。" if zone_owner == "town" else "共同の設備で処理しました。"
-    if zone == "domestic":
-        return "国内の事業者のサーバーで処理しました。"
-    if zone == "overseas":
-        return "海外の事業者のサーバーで処理しました。"
-    return ""
+        stayed = "庁外に出ていません。" if zone_owner == "town" else ""
+        return f"{owner or ZONE_WORDS[zone]}で処理しました。{stayed}"
+    return f"{ZONE_WORDS[zone]}のサーバーで処理しました{f'（{owner}）' if owner else ''}。"
+
+
+def owner_words(zone: str, zone_owner: str, country: str) -> str:
+    """Whose the machines of a model are: 町の設備 or 共同の設備 in the house, else the vendor's country (ISO 3166), such
+    as 米国の事業者; empty where that is not known."""
+    if zone == "onprem":
+        return _OWNER_WORDS.get(zone_owner, "")
+    return f"{_COUNTRY_WORDS.get(country, '外国')}の事業者" if country else ""
 
 
 def yen(uyen: int) -> str:
@@ -259,6 +273,7 @@ def create_environment(app_folders: Mapping[str, Path]) -> Environment:
         "role_words": ROLE_WORDS,
         "model_words": MODEL_WORDS,
         "where_words": where_words,
+        "owner_words": owner_words,
         "asset": asset,
     }
     return environment

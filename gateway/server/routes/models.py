@@ -50,7 +50,10 @@ def router(authenticator: Authenticator, configuration: ConfigurationSource) -> 
 
 
 def _model(alias: str, deployments: tuple[Deployment, ...]) -> dict[str, Any]:
-    """OpenAI's object; `kumiai` adds where it runs, whose model it is and what it can do."""
+    """OpenAI's object; `kumiai` adds where it runs, whose model it is and what it can do.
+
+    places: each in the order in which they are tried; `zone_owner` and `vendor_country` beside them are the first's.
+    """
     first = deployments[0]
     return {
         "id": alias,
@@ -62,6 +65,12 @@ def _model(alias: str, deployments: tuple[Deployment, ...]) -> dict[str, Any]:
             "isolated": any(d.isolated for d in deployments),
             "zone_owner": first.owner,
             "vendor_country": first.country,
+            "places": [
+                {"zone": zone.value, "isolated": isolated, "zone_owner": owner, "vendor_country": country}
+                for zone, isolated, owner, country in dict.fromkeys(
+                    (d.zone, d.isolated, d.owner, d.country) for d in deployments
+                )
+            ],
             "operations": sorted({o.value for d in deployments for o in d.operations}),
             "capabilities": sorted(first.capabilities),
             "sample": first.provider == "demo",

@@ -17,6 +17,10 @@ def test_models_are_listed_with_their_zones(client: OpenAI) -> None:
     extra = found[EITHER].model_extra
     assert extra is not None
     assert extra["kumiai"]["zones"] == ["domestic", "onprem", "overseas"]
+    places = extra["kumiai"]["places"]
+    assert {p["zone"] for p in places} == set(extra["kumiai"]["zones"])
+    assert all(set(p) == {"zone", "isolated", "zone_owner", "vendor_country"} for p in places)
+    assert {p["zone_owner"] for p in places if p["zone"] != "onprem"} == {"vendor"}
 
 
 def test_one_model_is_shown(client: OpenAI) -> None:

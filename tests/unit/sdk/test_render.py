@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from apps.sdk.ui.render import GrowingMarkdown, render_markdown
+from apps.sdk.ui.render import GrowingMarkdown, render_markdown, where_words
 
 ANSWER = """### 地区別の整理
 
@@ -103,3 +103,23 @@ def test_only_a_wide_table_says_that_it_moves_sideways() -> None:
 def test_what_scrolls_can_be_reached_by_the_keyboard() -> None:
     html = str(render_markdown("```\nx\n```\n\n| a |\n|---|\n| 1 |"))
     assert html.count('tabindex="0"') == 2
+
+
+@pytest.mark.parametrize(
+    ("zone", "owner", "country", "words"),
+    [
+        ("onprem", "town", "JP", "町の設備で処理しました。庁外に出ていません。"),
+        ("onprem", "shared", "JP", "共同の設備で処理しました。"),
+        ("onprem", "", "", "庁内で処理しました。"),
+        ("domestic", "vendor", "JP", "国内のサーバーで処理しました（日本の事業者）。"),
+        ("domestic", "vendor", "US", "国内のサーバーで処理しました（米国の事業者）。"),
+        ("domestic", "vendor", "", "国内のサーバーで処理しました。"),
+        ("overseas", "vendor", "US", "海外のサーバーで処理しました（米国の事業者）。"),
+        ("overseas", "vendor", "XX", "海外のサーバーで処理しました（外国の事業者）。"),
+        ("", "", "", ""),
+    ],
+)
+def test_where_an_answer_was_made_says_whose_machines_these_are(
+    zone: str, owner: str, country: str, words: str
+) -> None:
+    assert where_words(zone, owner, country) == words
