@@ -13,7 +13,7 @@ from gateway.guard.answers import AnswerRules, AnswerWatch, Asked
 from gateway.guard.decision import Verdict, decide, wants_names
 from gateway.guard.findings import Finding, Kind
 from gateway.guard.inspection import inspect, inspect_long
-from gateway.guard.masking import Restorer, mask, slipped
+from gateway.guard.masking import MASKABLE, Restorer, mask, slipped
 from gateway.guard.misread import find_misread_numbers
 from gateway.guard.sensitive import may_be_sensitive
 from gateway.guard.texts import BETWEEN, texts_of
@@ -258,32 +258,41 @@ def rerouted(
     return replace(request, model=alias)
 
 
-def refusal(verdict: Verdict) -> PersonalDataFound:
+def refusal(policy: Policy, verdict: Verdict, other: str) -> PersonalDataFound:
+    """other: which model may have it, in a clerk's words; empty where the town has none. So for the next two."""
+    can_mask = policy.guard.masking and not verdict.is_masked and any(kind in MASKABLE for kind, _ in verdict.counts)
     match verdict.data_class:
         case DataClass.C3A:
             way_out = "秘密文書にあたる情報は、どこでもAIに送れません。"
         case DataClass.C3B:
             way_out = (
-                "町の閉じた設備のモデルのほかでは扱えません。だれのことか分かる部分を消すか、伏せて送ってください。"
+                "町の閉じた設備のモデルのほかでは扱えません。だれのことか分かる部分を"
+                f"{'消すか、伏せて送って' if can_mask else '消して'}ください。"
             )
+        case _ if other:
+            way_out = f"その部分を消すか、{'伏せて送るか、' if can_mask else ''}{other}を選んでください。"
         case _:
-            way_out = "その部分を消すか、庁内専用のモデルを選んでください。"
+            way_out = (
+                "この町では、このまま送れません。その部分を"
+                f"{'消すか、伏せて送って' if can_mask else '消して'}ください。"
+            )
     return PersonalDataFound(f"{verdict.words}があります。{way_out}", data_class=verdict.data_class.value)
 
 
-def picture_refusal(verdict: Verdict) -> ZoneRefused:
+def picture_refusal(verdict: Verdict, other: str) -> ZoneRefused:
     """Letters can be read in a picture, a face cannot: it stays personal data whatever was read."""
+    way_out = f"画像を外すか、{other}を選んでください。" if other else "この町では送れません。画像を外してください。"
     return ZoneRefused(
-        "画像には顔や書類が写っていることがあるため、個人情報として扱います。"
-        "画像を外すか、庁内専用のモデルを選んでください。",
+        f"画像には顔や書類が写っていることがあるため、個人情報として扱います。{way_out}",
         data_class=verdict.data_class.value,
     )
 
 
-def recording_refusal(verdict: Verdict) -> ZoneRefused:
+def recording_refusal(verdict: Verdict, other: str) -> ZoneRefused:
     """A voice is a person's, whatever it says."""
+    way_out = f"{other}を選んでください。" if other else "この町では送れません。必要なことを文字で書いてください。"
     return ZoneRefused(
-        "音声には声や名前が入るため、個人情報として扱います。庁内専用のモデルを選んでください。",
+        f"音声には声や名前が入るため、個人情報として扱います。{way_out}",
         data_class=verdict.data_class.value,
     )
 

@@ -57,7 +57,7 @@ from gateway.server.pumps import Pumped, Pumps
 from gateway.server.queueing import FairQueue, Teller, Turn
 from gateway.server.rates import RateExceeded, Rates, Taken
 from gateway.server.record import CallRecord, Recorder, parent_of
-from gateway.server.routing import ZoneRefused, route, without_shared_after_own, zone_guard
+from gateway.server.routing import ZoneRefused, other_model, route, without_shared_after_own, zone_guard
 from gateway.server.speech import SpeechReader
 from gateway.server.streams import Outlet, Streams, is_resumable
 from gateway.server.wires import transcriptions
@@ -358,27 +358,37 @@ class Pipeline:
                 needs=needed_capabilities(asked),
             )
 
+        def other() -> str:
+            return other_model(
+                deployments,
+                policy,
+                allowed_aliases=caller.models,
+                operation=Operation(request.operation),
+                data_class=verdict.data_class,
+                needs=needed_capabilities(request),
+            )
+
         try:
             candidates = routed(request, verdict)
             guarding.count(verdict, "mask" if verdict.is_masked else "pass")
         except ZoneRefused:
             if verdict.data_class is verdict.declared:
                 if request.images and verdict.data_class is CLASS_OF_UNREADABLE:
-                    raise guarding.picture_refusal(verdict) from None
+                    raise guarding.picture_refusal(verdict, other()) from None
                 if request.recording is not None and verdict.data_class is CLASS_OF_UNREADABLE:
-                    raise guarding.recording_refusal(verdict) from None
+                    raise guarding.recording_refusal(verdict, other()) from None
                 raise
             if verdict.remedy == "mask" and not verdict.is_masked:
                 verdict, request = await guarding.masked(policy, request, verdict)
                 candidates = routed(request, verdict)
                 guarding.count(verdict, "mask")
-            elif other := guarding.rerouted(policy, request, verdict, deployments):
-                request, candidates = other, routed(other, verdict)
-                record.rerouted(other.model)
+            elif instead := guarding.rerouted(policy, request, verdict, deployments):
+                request, candidates = instead, routed(instead, verdict)
+                record.rerouted(instead.model)
                 guarding.count(verdict, "reroute")
             else:
                 guarding.count(verdict, "block")
-                raise guarding.refusal(verdict) from None
+                raise guarding.refusal(policy, verdict, other()) from None
         return verdict, candidates, request
 
     async def _dispatch(

@@ -1,14 +1,15 @@
 """Which deployments may serve a call: alias × tenant's policy × class × zone. Deny wins, nothing spills over."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from http import HTTPStatus
 
 from gateway.server.providers.base import Deployment, Operation
 from observability.problems import Problem
-from tenants.context import DataClass
+from tenants.context import DataClass, Zone
 from tenants.policy import Policy
 
 ZONE_WORDS = {"onprem": "庁内", "domestic": "国内", "overseas": "海外"}
+_NOT_HERE = "この町には、それを扱えるモデルがないため、この町では送れません。町の管理者に相談してください。"
 
 
 class UnknownModel(Problem):
@@ -36,23 +37,43 @@ class NotSupported(Problem):
 def zone_guard(policy: Policy, deployment: Deployment, data_class: DataClass) -> None:
     """Stands before every egress: first try, retry, fallback, embedding. Raises `ZoneRefused`."""
     if not policy.allows(data_class, deployment.zone, isolated=deployment.isolated):
-        if data_class is DataClass.C3A:
-            raise ZoneRefused(
-                "秘密文書にあたる情報は、どこでもAIに送れません。",
-                zone=str(deployment.zone),
-                data_class=str(data_class),
-            )
-        raise ZoneRefused(
-            "この町の決まりでは、この重さの情報を"
-            f"{ZONE_WORDS[deployment.zone]}で処理することはできません。庁内専用のモデルを選ぶか、"
-            "町の管理者に相談してください。",
-            zone=str(deployment.zone),
-            data_class=str(data_class),
-        )
+        raise _refused(deployment, data_class, "町の管理者に相談してください。")
+
+
+def _refused(deployment: Deployment, data_class: DataClass, way_out: str) -> ZoneRefused:
+    words = f"この町の決まりでは、この重さの情報を{ZONE_WORDS[deployment.zone]}で処理することはできません。{way_out}"
+    if data_class is DataClass.C3A:
+        words = "秘密文書にあたる情報は、どこでもAIに送れません。"
+    return ZoneRefused(words, zone=str(deployment.zone), data_class=str(data_class))
+
+
+def other_model(
+    deployments: Mapping[str, tuple[Deployment, ...]],
+    policy: Policy,
+    *,
+    allowed_aliases: Collection[str],
+    operation: Operation,
+    data_class: DataClass,
+    needs: frozenset[str],
+) -> str:
+    """Which model may have what another was refused, as it is told: 庁内専用のモデル; empty where there is none."""
+    allowed = frozenset(allowed_aliases)
+    zones = {
+        d.zone
+        for alias, those in deployments.items()
+        if policy.allows_model(alias) and (not allowed or alias in allowed)
+        for d in those
+        if operation in d.operations
+        and needs <= d.capabilities
+        and policy.allows(data_class, d.zone, isolated=d.isolated)
+    }
+    if Zone.ONPREM in zones:
+        return "庁内専用のモデル"
+    return "国内で処理するモデル" if Zone.DOMESTIC in zones else ""
 
 
 def check_alias(
-    deployments: Mapping[str, tuple[Deployment, ...]], policy: Policy, *, alias: str, allowed_aliases: Iterable[str]
+    deployments: Mapping[str, tuple[Deployment, ...]], policy: Policy, *, alias: str, allowed_aliases: Collection[str]
 ) -> tuple[Deployment, ...]:
     """Everything that answers to `alias`, whatever it can do and wherever it is; see `route`. Raises `UnknownModel`."""
     allowed = frozenset(allowed_aliases)
@@ -69,7 +90,7 @@ def route(
     policy: Policy,
     *,
     alias: str,
-    allowed_aliases: Iterable[str],
+    allowed_aliases: Collection[str],
     operation: Operation,
     data_class: DataClass,
     needs: frozenset[str],
@@ -86,7 +107,16 @@ def route(
         raise NotSupported(f"モデル「{alias}」にない機能です: {', '.join(missing) or operation.value}", param="model")
     permitted = [d for d in able if policy.allows(data_class, d.zone, isolated=d.isolated)]
     if not permitted:
-        zone_guard(policy, able[0], data_class)
+        other = other_model(
+            deployments,
+            policy,
+            allowed_aliases=allowed_aliases,
+            operation=operation,
+            data_class=data_class,
+            needs=needs,
+        )
+        way_out = f"{other}を選ぶか、町の管理者に相談してください。" if other else _NOT_HERE
+        raise _refused(able[0], data_class, way_out)
     return tuple(permitted)
 
 

@@ -170,6 +170,22 @@ def test_personal_data_raises_the_class(gateway: RunningGateway, town: Town, ove
     assert "kumiai-guard" not in plain.headers
 
 
+def test_a_town_without_a_house_is_not_sent_there(gateway: RunningGateway, region: Region, town: Town) -> None:
+    policy = Policy(default_class=DataClass.C1, models=frozenset({OVERSEAS}))
+    bare = region.make_town(policy=policy)
+    eventually(lambda: known(gateway, bare))
+
+    def told(of: Town, body: Body, **headers: str) -> str:
+        refused = ask(gateway, of, body, **headers)
+        assert refused.status_code == 403, refused.text
+        return str(refused.json()["error"]["message"])
+
+    for body, headers in ((said(PHONE, OVERSEAS), {}), (said("要約", OVERSEAS), {"kumiai-data-class": "3C"})):
+        assert "庁内専用のモデル" in told(town, body, **headers)
+        assert "庁内専用のモデル" not in (words := told(bare, body, **headers))
+        assert "この町では" in words
+
+
 def test_detectors_never_lower_a_class(gateway: RunningGateway, town: Town) -> None:
     assert outcome(ask(gateway, town, said(PHONE), **{"kumiai-data-class": "3B"})) == (403, "zone_refused")
 
