@@ -29,6 +29,8 @@ class ProviderSettings(BaseSettings):
     kumiai_openai_compatible_base_url: str = ""
     kumiai_openai_compatible_api_key: SecretStr = SecretStr("")
     kumiai_openai_compatible_zone: Literal["", "onprem", "domestic", "overseas"] = ""
+    # Whose company runs it (ISO 3166), which its place does not tell.
+    kumiai_openai_compatible_country: str = Field(default="", pattern=r"^([A-Z]{2})?$")
     # One name or several with commas between them; the first answers to the staff's names.
     kumiai_openai_compatible_model: str = ""
     kumiai_openai_compatible_embedding_model: str = ""

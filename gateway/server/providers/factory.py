@@ -151,7 +151,7 @@ def _compatible(settings: ProviderSettings) -> Iterable[Deployment]:
             zone=zone,
             isolated=False,
             owner="shared" if zone is Zone.ONPREM else "vendor",
-            country="JP" if zone is not Zone.OVERSEAS else "",
+            country=settings.kumiai_openai_compatible_country or ("JP" if zone is Zone.ONPREM else ""),
             operations=operations,
             capabilities=_ALL_CAPABILITIES,
             price=Price(f"{upstream_model}@0", "JPY", 0, 0, None, "explicit 0 for a server of one's own", ""),

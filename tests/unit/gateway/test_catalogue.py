@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from pydantic import SecretStr
+from pydantic import SecretStr, ValidationError
 
 from gateway.server.configuration import with_own_keys
 from gateway.server.probing import BODIES
@@ -127,6 +127,32 @@ def test_zone_of_a_base_url(url: str, given: str, zone: Zone) -> None:
     assert {d.zone for d in found} == {zone}
     assert ("onprem" in {d.alias for d in found}) == (zone is Zone.ONPREM)
     assert {(d.price.input_u_per_mtok, d.price.output_u_per_mtok) for d in found if d.price} == {(0, 0)}
+
+
+@pytest.mark.parametrize(
+    ("zone", "given", "country"),
+    [
+        ("onprem", "", "JP"), ("domestic", "", ""), ("overseas", "", ""),
+        ("onprem", "US", "US"), ("domestic", "US", "US"), ("domestic", "JP", "JP"), ("overseas", "FR", "FR"),
+    ],
+)  # fmt: skip
+def test_whose_server_in_the_country_it_is_has_to_be_said(zone: str, given: str, country: str) -> None:
+    found = compile_all(
+        settings(
+            kumiai_openai_compatible_base_url="https://llm.example.jp/v1",
+            kumiai_openai_compatible_zone=zone,
+            kumiai_openai_compatible_country=given,
+            kumiai_openai_compatible_model="llm",
+        ),
+        production=True,
+        today=TODAY,
+    )
+    assert {d.country for d in found} == {country}
+
+
+def test_a_country_is_two_letters() -> None:
+    with pytest.raises(ValidationError, match="kumiai_openai_compatible_country"):
+        ProviderSettings(kumiai_openai_compatible_country="Japan")
 
 
 def test_several_models_of_one_server() -> None:
