@@ -9,6 +9,7 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NoReturn
 
 import aiohttp
@@ -69,6 +70,7 @@ class Outbound:
                 auto_decompress=True,
                 trust_env=False,
                 cookie_jar=aiohttp.DummyCookieJar(),
+                trace_configs=[_departures()],
             )
         return self._session
 
@@ -111,23 +113,25 @@ class Outbound:
     ) -> "_Proxied":
         timeout = aiohttp.ClientTimeout(
             total=request.total_timeout_s,
-            sock_connect=request.connect_timeout_s,
+            # The proxy's own word included: until then nothing of the call has left.
+            connect=request.connect_timeout_s,
             sock_read=max(request.first_byte_timeout_s, request.between_chunks_timeout_s),
         )
+        way = _Way()
         try:
             async with asyncio.timeout(request.first_byte_timeout_s):
                 return _Proxied(
                     await self._open().post(
                         url, data=body, headers=headers, timeout=timeout, proxy=self._egress.proxy,
-                        allow_redirects=False,
+                        allow_redirects=False, trace_request_ctx=way,
                     )
                 )  # fmt: skip
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise UpstreamUnavailable(_TRY_AGAIN, dispatched=False) from error
         except TimeoutError as error:
+            if not way.has_left:
+                raise UpstreamUnavailable(_TRY_AGAIN, dispatched=False) from error
             raise UpstreamTimeout(_TRY_AGAIN, dispatched=True) from error
         except aiohttp.ClientError as error:
-            raise UpstreamUnavailable(_TRY_AGAIN, dispatched=True) from error
+            raise UpstreamUnavailable(_TRY_AGAIN, dispatched=way.has_left) from error
 
     async def get_json(self, request: UpstreamRequest, url: str, headers: dict[str, str]) -> object:
         """A GET beside the hot path (lists of models)."""
@@ -153,6 +157,25 @@ class Outbound:
             self._connections.close()
 
 
+@dataclass(slots=True)
+class _Way:
+    """has_left: the call itself, not only the word to the proxy."""
+
+    has_left: bool = False
+
+
+def _departures() -> aiohttp.TraceConfig:
+    """Tells a call's `_Way` when its first byte is about to go to the provider."""
+
+    async def leaves(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: object) -> None:
+        if isinstance(way := context.trace_request_ctx, _Way):
+            way.has_left = True
+
+    config = aiohttp.TraceConfig()
+    config.on_request_headers_sent.append(leaves)
+    return config
+
+
 class _Proxied:
     """An answer that came through the proxy."""
 
@@ -168,6 +191,9 @@ class _Proxied:
         try:
             async with asyncio.timeout_at(until):
                 return await self._response.content.readany()
+        except TimeoutError:
+            # aiohttp's own are errors of its client, too.
+            raise
         except aiohttp.ClientError as error:
             raise ConnectionBroken(type(error).__name__) from error
 
