@@ -48,6 +48,8 @@ _WITHIN: Final = rf"[ \t\u3000\n.・_(){_HYPHEN}．＿（）…]"
 _MANY_DIGITS: Final = re.compile(f"[{_COMMON_DIGIT}](?:{_WITHIN}*[{_COMMON_DIGIT}]){{6}}")
 _HOUSE: Final = re.compile(f"[{_COMMON_DIGIT}十百千](?:[ \\t\u3000]?[番丁]|[{_HYPHEN}のノ][{_COMMON_DIGIT}])")
 _BORN: Final = re.compile(f"生(?:年|まれ)|誕生|出生|[日{_COMMON_DIGIT}十)）][ \\t\u3000]?日?生")
+# Digits with a space between each take some 20 µs a digit, because any ten to sixteen of them may be a number.
+_DENSE: Final = 60
 _AT_WORD: Final = re.compile(r"[(\[（［][ \u3000]?(?:[aA][tT]|アット)")
 _MAY_BE_PUBLIC: Final = frozenset({Kind.PHONE, Kind.EMAIL, Kind.ADDRESS, Kind.NAME, Kind.BANK})
 
@@ -60,11 +62,11 @@ def inspect(
     ng_words: as `clean_words` made them. public: telephone numbers, addresses and names that the town itself
     publishes, as it writes them. names: also look for people's names, which takes ten times as long.
     """
-    is_plain = text.count("\n") < PERSONS and _is_plain(text)
-    if is_plain and not ng_words and not names:
+    has_nothing_else = is_plain(text)
+    if has_nothing_else and not ng_words and not names:
         return ()
     folded = Folded(text)
-    found = [] if is_plain else [*_all(folded), *find_in_columns(text)]
+    found = [] if has_nothing_else else [*_all(folded), *find_in_columns(text)]
     if ng_words:
         found += find_ng_words(folded, ng_words)
     if names:
@@ -121,13 +123,20 @@ def inspect_long(
     return without_overlaps(found.values())
 
 
-def _is_plain(text: str) -> bool:
+def is_plain(text: str) -> bool:
     """Whether one quick look shows that nothing but a name or a word of the town's can be in it."""
+    if text.count("\n") >= PERSONS:
+        return False
     if text.isascii():
         return "@" not in text and "at)" not in text and "at]" not in text and _SIX_DIGITS.search(text) is None
     if STRANGE.search(text) is None:
         return _is_plainly_harmless(text)
     return len(_DIGITS.findall(text)) <= _FEW_DIGITS and _BESIDE_FEW.search(text) is None
+
+
+def is_dense(text: str) -> bool:
+    """Whether a text that is not plain has so many digits that a look at it takes more than some milliseconds."""
+    return len(text) > _DENSE and len(_DIGITS.findall(text)) > _DENSE
 
 
 def _is_plainly_harmless(text: str) -> bool:

@@ -12,7 +12,7 @@ from gateway.contracts import WORDLESS, BadRequest, ModelRequest
 from gateway.guard.answers import AnswerRules, AnswerWatch, Asked
 from gateway.guard.decision import Verdict, decide, wants_names
 from gateway.guard.findings import Finding, Kind
-from gateway.guard.inspection import inspect, inspect_long
+from gateway.guard.inspection import inspect, inspect_long, is_dense, is_plain
 from gateway.guard.masking import MASKABLE, Restorer, mask, slipped
 from gateway.guard.misread import find_misread_numbers
 from gateway.guard.sensitive import may_be_sensitive
@@ -237,7 +237,10 @@ async def _find(policy: Policy, request: ModelRequest, *, names: bool) -> tuple[
         wanted = names or may_be_sensitive(text)
         return inspect_long(text, ng_words=guard.ng_words, public=guard.public, names=wanted)
 
-    if len(text) <= _AT_ONCE and not names and not may_be_sensitive(text):
+    is_short = len(text) <= _AT_ONCE and not names and not may_be_sensitive(text)
+    if is_short and not guard.ng_words and is_plain(text):
+        found: tuple[Finding, ...] = ()
+    elif is_short and not is_dense(text):
         found = inspect(text, ng_words=guard.ng_words, public=guard.public, names=False)
     else:
         found = await read_aside(whole)

@@ -12,7 +12,7 @@ from gateway.guard.check_digits import is_corporate_number, my_number
 from gateway.guard.columns import find_in_columns
 from gateway.guard.findings import Kind
 from gateway.guard.fold import FOLDING, SHOWING, STRANGE, Folded, fold
-from gateway.guard.inspection import _all, _is_plain, inspect, inspect_long
+from gateway.guard.inspection import _all, inspect, inspect_long, is_dense, is_plain
 from gateway.guard.ng_words import clean_words
 from tenants.context import DataClass
 
@@ -232,7 +232,7 @@ def test_findings_lie_in_the_text_and_do_not_overlap(text: str) -> None:
     )
 )
 def test_the_quick_look_passes_nothing_that_the_long_one_would_find(text: str) -> None:
-    assert not (_is_plain(text) and _all(Folded(text)))
+    assert not (is_plain(text) and _all(Folded(text)))
 
 
 COMMON = [*"0129０９一二〇十百 　\n-ー〜～－のノ号丁番地町市区生年月日元昭出誕SあいAt@(（)）[]・._…、。,記口座普電話秘", "被保険者番号", "アット", "birth"]  # fmt: skip
@@ -240,7 +240,7 @@ COMMON = [*"0129０９一二〇十百 　\n-ー〜～－のノ号丁番地町市
 
 @given(st.lists(st.sampled_from(COMMON), max_size=24).map("".join))
 def test_neither_does_the_quicker_one_at_texts_of_common_signs(text: str) -> None:
-    assert not (_is_plain(text) and [*_all(Folded(text)), *find_in_columns(text)])
+    assert not (is_plain(text) and [*_all(Folded(text)), *find_in_columns(text)])
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,19 @@ def test_neither_does_the_quicker_one_at_texts_of_common_signs(text: str) -> Non
     ],
 )
 def test_dates_and_counts_do_not_need_the_long_look(text: str) -> None:
-    assert _is_plain(text)
+    assert is_plain(text)
+
+
+@pytest.mark.parametrize("digits", ["1 2 3 4 5 6 ", "１２３４　", "一二三-四五六 ", "123456789018、", "①②③ "])
+def test_a_text_full_of_digits_is_dense(digits: str) -> None:
+    assert is_dense(digits * 30)
+
+
+@pytest.mark.parametrize(
+    "text", ["090-1234-5678へ。" * 5, "令和8年4月1日の会議の議事録を要点だけにまとめる。" * 9, "1 " * 30, "あ" * 4_000]
+)
+def test_a_text_with_some_is_not(text: str) -> None:
+    assert not is_dense(text)
 
 
 @pytest.mark.parametrize(
