@@ -35,6 +35,13 @@ _MOBILE_SHAPES: Final = frozenset({(11,), (3, 4, 4), (3, 8), (7, 4)})
 _PUBLIC_LINES: Final = ("0120", "0800", "0570", "0990", "0180")
 # As it is printed. One run of thirteen digits in nine passes its check, however it was put together.
 _CORPORATE_SHAPES: Final = frozenset({(13,), (1, 12), (1, 4, 4, 4)})
+# 会社法人等番号: twelve digits as a company's register prints them, which nobody does with a person's.
+_REGISTER_SHAPE: Final = (4, 2, 6)
+# Directly before a number it says what is counted by it. Farther away these words say nothing: 注文した人の番号.
+_OF_A_THING: Final = re.compile(
+    r"(?:議案第|(?:注文|追跡|統計表)(?:番号|no\.?|id)?|(?:申請|受付)(?:no\.?|id))[ :#(]{0,2}\Z", re.IGNORECASE
+)
+_LONGEST_OF_A_THING: Final = 12
 _CARD_SHAPES: Final = frozenset({(16,), (15,), (14,), (4, 4, 4, 4), (4, 6, 5), (4, 6, 4)})
 
 
@@ -205,7 +212,7 @@ def _my_number(window: Window, labels: Labels) -> _Found:
         return Kind.LICENCE, _with_check("「免許」という言葉のそばに、12桁の番号があります", is_checked)
     if label is Label.MY_NUMBER and (fits or window.is_one_number):
         return Kind.MY_NUMBER, _with_check("「マイナンバー」という言葉のそばに、12桁の番号があります", fits)
-    if label is None and fits and not _is_something_else(window):
+    if label is None and fits and not _is_something_else(window) and not _is_of_a_thing(window):
         return Kind.MY_NUMBER, "12桁で、最後の数字がマイナンバーの計算に合います。"
     return None
 
@@ -291,6 +298,13 @@ def _is_issued(digits: str) -> bool:
 
 def _is_something_else(window: Window) -> bool:
     return window.is_counted or window.is_part_of_a_word or _is_moment(window)
+
+
+def _is_of_a_thing(window: Window) -> bool:
+    """A company's in its register, or the number of what stands directly before it: an order, a bill, a form."""
+    if window.is_whole_run and window.shape == _REGISTER_SHAPE and window.separators == {"-"}:
+        return True
+    return _OF_A_THING.search(window.text, max(0, window.start - _LONGEST_OF_A_THING), window.start) is not None
 
 
 def _is_moment(window: Window) -> bool:
