@@ -204,10 +204,12 @@ def test_the_box_starts_with_the_towns_weight_and_a_model_that_may_have_it(abroa
     expect(weights).to_have_value("1")
     expect(chat.page.get_by_label("標準")).to_be_checked()
 
-    def decide(words: str) -> None:
+    def decide(words: str, *, reason: str = "") -> None:
         admin.goto("/console/town/policy")
         admin.get_by_role("group", name="情報の重さを選ばないときの扱い").get_by_label(words, exact=True).check()
         admin.get_by_role("button", name="変わることを確かめる").click()
+        if reason:
+            admin.get_by_label("理由").fill(reason)
         admin.get_by_role("button", name="このとおり変える").click()
         expect(admin.get_by_role("status")).to_contain_text("保存しました")
 
@@ -226,4 +228,4 @@ def test_the_box_starts_with_the_towns_weight_and_a_model_that_may_have_it(abroa
         chat.open(f"?card_id={light.id}")
         expect(weights).to_have_value("1")
     finally:
-        decide("公開してよい")
+        decide("公開してよい", reason="試験の前の設定に戻す")
