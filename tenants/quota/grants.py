@@ -415,7 +415,7 @@ async def set_pool(session: AsyncSession, window: Window, yen: int, *, by: By, n
             update(Pool).where(col(Pool.window) == window).values(limit_uyen=limit, set_by=_person(by), set_at=utcnow())
         )
         region.limit_uyen = limit
-    await _record_everywhere(session, by, "pool.set", window=window, yen=yen)
+    await audit.record_in_every_town(session, by, "pool.set", about=("pool", window), window=window, yen=yen)
     return region
 
 
@@ -486,7 +486,7 @@ async def end_pool(session: AsyncSession, window: Window, *, by: By) -> None:
     await session.exec(delete(PoolMove).where(*running))
     await session.exec(delete(PoolShare).where(col(PoolShare.window) == window))
     await session.exec(delete(Pool).where(col(Pool.window) == window))
-    await _record_everywhere(session, by, "pool.end", window=window)
+    await audit.record_in_every_town(session, by, "pool.end", about=("pool", window), window=window)
 
 
 async def set_lending(
@@ -549,10 +549,3 @@ async def leave_pools(session: AsyncSession, tenant_id: TenantId, now: datetime)
 
 def _person(by: By) -> UUID | None:
     return UUID(by.id) if by.kind == "person" else None
-
-
-async def _record_everywhere(session: AsyncSession, by: By, action: str, **facts: str | int) -> None:
-    """In the chain of every body: a pool has none of its own."""
-    towns = await session.exec(select(Tenant.id).where(col(Tenant.status) != "erased").order_by(col(Tenant.id)))
-    for tenant_id in towns.all():
-        await audit.record(session, TenantId(tenant_id), by, action, about=("pool", str(facts["window"])), **facts)
