@@ -618,6 +618,7 @@ async def export(
     chat = Chat(ctx)
     for message in chosen:
         await chat.keep_checked(message.id, items)
+    await ctx.audit(f"export_{kind}", about=("conversation", conversation_id), answers=len(chosen))
     if kind == "xlsx":
         texts = [m.text for m in chosen] + [c.markdown for m in found.messages for c in m.computed if not answer]
         return _download(await anyio.to_thread.run_sync(tables_xlsx, texts), f"{found.title}.xlsx", _XLSX)

@@ -805,6 +805,7 @@ class Chat:
     async def delete(self, conversation_id: UUID) -> None:
         """To the trash, for 30 days."""
         await self._ctx.documents.get(conversation_id, kind="conversation")
+        await self._ctx.audit("delete", about=("conversation", conversation_id))
         await self._ctx.documents.delete(conversation_id)
 
     async def is_in_trash(self, conversation_id: UUID) -> bool:
@@ -813,7 +814,9 @@ class Chat:
         return found.deleted_at is not None
 
     async def restore(self, conversation_id: UUID) -> None:
-        await self._ctx.documents.restore(conversation_id)
+        if await self.is_in_trash(conversation_id):
+            await self._ctx.audit("restore", about=("conversation", conversation_id))
+            await self._ctx.documents.restore(conversation_id)
 
     async def keep_checked(self, answer_id: UUID, items: Sequence[str]) -> None:
         """Remembers what a person confirmed before an answer left the house."""

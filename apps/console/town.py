@@ -255,6 +255,7 @@ async def usage_csv(office: OfficeContext, month: str = "", by: str = "section")
     """By section (small ones together, as on the page) or by app and model, for a spreadsheet."""
     start = parse_month(month) if month else window_start("month", office.now)
     found = await _load(office, start)
+    await office.tell_download("usage", month=f"{start:%Y-%m}", split="model" if by == "model" else "section")
     numbers = ("件数", "うち失敗", "トークン", "使った額（円）")
     if by == "model":
         rows: list[tuple[object, ...]] = [(a, m, n, f, t, -(-u // 1_000_000)) for a, m, n, f, t, u in found.models]

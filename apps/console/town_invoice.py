@@ -39,6 +39,7 @@ async def invoice_sheet(office: OfficeContext, month: str = "") -> Response:
     found = await _invoice(office, month_asked(office, month))
     if found is None:
         return await invoice_page(office, month)
+    await office.tell_download("invoice", number=found.number, form="pdf")
     return await anyio.to_thread.run_sync(invoice_pdf, found, office.settings.product_name)
 
 
@@ -47,6 +48,7 @@ async def invoice_table(office: OfficeContext, month: str = "") -> Response:
     found = await _invoice(office, month_asked(office, month))
     if found is None:
         return await invoice_page(office, month)
+    await office.tell_download("invoice", number=found.number, form="csv")
     return invoice_csv(f"請求-{found.number}.csv", [found])
 
 

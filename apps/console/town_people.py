@@ -97,6 +97,7 @@ async def people_csv(office: OfficeContext) -> Response:
         for p in people
         if p.status == "active"
     ]
+    await office.tell_download("people", count=len(rows))
     return csv_file("職員.csv", _HEADINGS, rows)
 
 

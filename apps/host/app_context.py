@@ -19,7 +19,7 @@ from apps.sdk.context import AppContext, GatewayClient, ModelChoice
 from apps.sdk.office import Glass, Office, Progress, WordTrial
 from apps.sdk.ui.render import CLASS_WORDS, MODEL_WORDS, ZONE_WORDS
 from observability.problems import NotFound
-from tenants import breakglass
+from tenants import audit, breakglass
 from tenants.audit import By
 from tenants.context import DataClass, Role, Zone
 from tenants.documents import AppDocuments, Viewer
@@ -160,6 +160,11 @@ def create_context(request: Request, own: Services, who: Signed, app: App) -> Ap
             person.preferences = {**person.preferences, name: value}
             session.add(person)
 
+    async def tell_chain(action: str, about: tuple[str, UUID], counts: Mapping[str, int]) -> None:
+        async with own.db.tenant_session(actor.context) as session:
+            by = By("person", str(actor.person_id))
+            await audit.record(session, actor.tenant_id, by, f"{app.manifest.id}.{action}", about=about, **counts)
+
     kept = rule_of(who.policy, app.manifest.id, app.manifest.retention_days)
     return AppContext(
         actor=actor,
@@ -175,6 +180,7 @@ def create_context(request: Request, own: Services, who: Signed, app: App) -> Ap
         _models=models,
         _report=report,
         _prefer=prefer,
+        _audit=tell_chain,
         preferences=who.preferences,
         kept_words="" if kept == FOREVER else rule_words(kept),
         default_class=who.policy.default_class.value,

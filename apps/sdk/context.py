@@ -233,6 +233,7 @@ class AppContext:
     _models: Callable[[DataClass], Awaitable[tuple[ModelChoice, ...]]] = field(repr=False)
     _report: Callable[..., Awaitable[UUID]] = field(repr=False)
     _prefer: Callable[[str, str], Awaitable[None]] = field(repr=False)
+    _audit: Callable[..., Awaitable[None]] = field(repr=False)
     preferences: Mapping[str, Any] = field(default_factory=dict)
     # How long the town keeps what this app stores, as a page tells it; empty: until somebody deletes it.
     kept_words: str = ""
@@ -258,6 +259,11 @@ class AppContext:
     async def prefer(self, name: str, value: str) -> None:
         """Keeps a choice of this person."""
         await self._prefer(name, value)
+
+    async def audit(self, action: str, *, about: tuple[str, UUID], **counts: int) -> None:
+        """Adds `<app>.<action>` by this person to the town's audit chain, which the town's auditor reads: ids and numbers,
+        never content. Call it before what it tells is done, so that nothing is done untold. Source: docs/adr/0022."""
+        await self._audit(action, about, counts)
 
 
 def _context(request: Request) -> AppContext:

@@ -15,6 +15,7 @@ from fastapi import Depends, Request
 from starlette.responses import RedirectResponse, Response
 
 from apps.sdk.app import Manifest
+from tenants import audit
 from tenants.audit import By
 from tenants.context import Actor, TenantId
 from tenants.db import Database
@@ -116,6 +117,12 @@ class Office:
     @property
     def by(self) -> By:
         return By("person", str(self.actor.person_id))
+
+    async def tell_download(self, what: str, **facts: str | int) -> None:
+        """Adds to the town's audit chain that this person takes a file of its office away. Call it before the file goes."""
+        async with self.db.tenant_session(self.actor.context) as session:
+            about = ("tenant", self.actor.tenant_id)
+            await audit.record(session, self.actor.tenant_id, self.by, f"{what}.download", about=about, **facts)
 
 
 @dataclass(frozen=True, slots=True)

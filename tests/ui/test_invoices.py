@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 from datetime import UTC, date, datetime
 
@@ -133,6 +134,9 @@ def test_bills_of_a_month(visitor: Visitor) -> None:
     mine = rows(downloaded(admin, "明細（CSV）"))
     assert {r["団体"] for r in mine} == {name}
     # Few people are in either section: the town is told of both together, and the operator of none.
+    with visitor.demo.database() as file:
+        told = file.execute("select facts from audit where action = 'invoice.download' order by seq").fetchall()
+    assert [json.loads(row["facts"])["form"] for row in told[-2:]] == ["pdf", "csv"]
     parts = [r for r in mine if r["区分"] == "課ごとの内訳"]
     assert parts
     assert not {r["内容"] for r in parts} & set(sections)
