@@ -262,7 +262,7 @@ class AppContext:
 
     async def audit(self, action: str, *, about: tuple[str, UUID], **counts: int) -> None:
         """Adds `<app>.<action>` by this person to the town's audit chain, which the town's auditor reads: ids and numbers,
-        never content. Call it before what it tells is done, so that nothing is done untold. Source: docs/adr/0022."""
+        never content. Call it before what it tells is done, so that nothing is done untold. Source: docs/adr/0021."""
         await self._audit(action, about, counts)
 
 
