@@ -88,7 +88,8 @@ def test_no_answer_to_the_operator_carries_content(
             answer = operator.get(url) if address.method == "GET" else operator.submit(url, forms)
             assert answer.status_code < 500, address
             text = _read(answer.content)
-            assert len(text) > 200, address
+            # A month without towns is a table without rows.
+            assert len(text) > (50 if address.path.endswith(".csv") else 200), address
             for word in canaries.words:
                 assert word not in text, f"{word} in {address}"
             read += 1
