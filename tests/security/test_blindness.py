@@ -1,5 +1,6 @@
 """The operator's pages carry no content: what people wrote and who they are is in no byte of any answer."""
 
+import re
 import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -122,11 +123,14 @@ def test_the_exported_file_opens_for_the_town_alone(running: DemoProcess, canari
 
 
 def test_small_sections_are_told_together_in_every_answer_to_their_administrator(running: DemoProcess) -> None:
-    """The demo's sections have a few people each: their numbers could be one person's."""
-    with running.signed_in("staff") as clerk, running.signed_in("town_admin") as admin:
+    """The demo's sections have a few people each: their numbers could be one person's.
+
+    Of a town to which no other test adds people or sections.
+    """
+    with running.signed_in("staff", 1) as clerk, running.signed_in("town_admin", 1) as admin:
         assert clerk.submit("/apps/chat/send", {"text": "水"}).status_code == 303
         for path in ("/console/town", "/console/town/usage", "/console/town/usage.csv"):
             text = admin.get(path).content.decode("utf-8-sig")
-            assert "5課あわせて" in text, path
+            assert re.search(r"\d課あわせて", text), path
         table = admin.get("/console/town/usage.csv").content.decode("utf-8-sig")
         assert "総務課" not in table
