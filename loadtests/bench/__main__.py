@@ -29,6 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 import psutil
@@ -36,10 +37,11 @@ import psycopg
 import yaml
 
 from kumiai.local.postgres import Postgres, free_port
+from loadtests.bench.issuer import issuing
 
 CACHE = Path(os.environ.get("KUMIAI_BENCH_CACHE", Path.home() / ".cache/kumiai/bench"))  # noqa: TID251 - a tool's own edge
 BODY = {"model": "standard", "messages": [{"role": "user", "content": "こんにちは。今日の予定を三つ教えてください。"}]}
-# A: 500 bytes of body; B: 1,000 characters of Japanese; C is B where names count as personal data and are looked for.
+# A: 500 bytes of body; B: 1,000 characters of Japanese; C is B with a person's token, where names are looked for.
 _LINE = "防災訓練のお知らせを、町の広報に載せる文にしてください。日時は来月の第二日曜日、場所は中央公民館です。"
 CASE_B = {"model": "standard", "messages": [{"role": "user", "content": (_LINE * 20)[:1000]}]}
 SERVER_CORE, LOAD_CORE = "0", "1"
@@ -58,7 +60,7 @@ CASE_A = _case_a()
 class Peer:
     """A server under test. `headers` authenticate; `model` is what it calls the upstream's model.
 
-    names_headers: of a tenant where names are looked for. metrics_url: where it tells of its ledger and its event loop.
+    names_headers: a person's token, of a tenant where names are looked for. metrics_url: where it tells of its ledger and its event loop.
     worker_model: a model that a LiteLLM worker beside it serves. reserve_ms: p50 of one hold's way to the database and
     back, committed.
     """
@@ -79,7 +81,7 @@ class Peer:
 class Inside:
     """What only a server of ours tells. batch: reserves and settles a commit. Lags: of the event loop at 64 connections.
 
-    beside_ms: p99 at 64 connections while the LiteLLM worker on the same core is kept busy.
+    beside_ms: p99 at 64 connections while the LiteLLM worker on the same core is kept busy. with_worker_mb: memory then.
     """
 
     batch: float
@@ -87,11 +89,15 @@ class Inside:
     lag_99_ms: float
     reserve_ms: float
     beside_ms: float
+    with_worker_mb: float
 
 
 @dataclass
 class Figures:
-    """requests_per_s_64 and the latencies: case A. chunks_per_s: 64 streams."""
+    """requests_per_s_64 and the latencies: case A. chunks_per_s: 64 streams. failed: of every case and of streams.
+
+    memory_mb: before the names' dictionary is loaded, where there is one; with_names_mb: after it.
+    """
 
     name: str
     requests_per_s_64: float
@@ -104,7 +110,8 @@ class Figures:
     p99_ms_64: float
     first_token_ms: float
     memory_mb: float
-    errors: int
+    with_names_mb: float
+    failed: int
     note: str
     inside: Inside | None = None
 
@@ -119,7 +126,8 @@ def main() -> None:
         sys.exit("wrk is missing (Debian: apt-get install wrk)")
     wanted = set(filter(None, options.only.split(",")))
     starters: list[Callable[[str, Path], contextlib.AbstractContextManager[Peer | None]]] = [
-        direct, nginx, kumiai_postgres, kumiai_sqlite, kumiai_postgres_2ms, kumiai_postgres_10ms, portkey, litellm_proxy, tensorzero,
+        direct, nginx, kumiai_postgres, kumiai_sqlite, kumiai_postgres_one_core, kumiai_postgres_2ms,
+        kumiai_postgres_10ms, kumiai_sqlite_2ms, kumiai_sqlite_10ms, portkey, litellm_proxy, tensorzero,
     ]  # fmt: skip
     folder = Path(tempfile.mkdtemp(prefix="kumiai-bench-"))
     # PostgreSQL runs as nobody when we are root, and must be able to reach its folder inside.
@@ -151,19 +159,22 @@ def measure(peer: Peer, seconds: int) -> Figures:
     before = _told(peer)
     many = wrk(peer, CASE_A, connections=64, seconds=seconds)
     after = _told(peer)
-    long_ones = wrk(peer, CASE_B, connections=64, seconds=seconds)
-    with_names = math.nan
+    loads = [one, many, wrk(peer, CASE_B, connections=64, seconds=seconds)]
+    case_b, case_c = loads[-1].per_s, math.nan
+    without_names_mb = _memory_mb(peer)
     if peer.names_headers:
         named = replace(peer, headers=peer.names_headers)
         warm_up(named)
-        with_names = wrk(named, CASE_B, connections=64, seconds=seconds)[0]
-    streams = wrk(peer, BODY | {"stream": True}, connections=64, seconds=seconds)
+        loads.append(wrk(named, CASE_B, connections=64, seconds=seconds))
+        case_c = loads[-1].per_s
+    loads.append(wrk(peer, BODY | {"stream": True}, connections=64, seconds=seconds))
+    chunks_per_s = loads[-1].per_s * _events(peer)
     first = first_token_ms(peer)
-    memory = sum(_tree_rss(pid) for pid in peer.pids) / 1e6
+    with_names_mb = _memory_mb(peer)
     inside = _inside(peer, before, after, seconds) if peer.metrics_url else None
     return Figures(
-        peer.name, many[0], long_ones[0], with_names, streams[0] * _events(peer), one[1], one[2], many[1], many[2],
-        first, memory, one[3] + many[3] + long_ones[3], peer.note, inside,
+        peer.name, many.per_s, case_b, case_c, chunks_per_s, one.p50_ms, one.p99_ms, many.p50_ms, many.p99_ms, first,
+        without_names_mb, with_names_mb, sum(load.failed for load in loads), peer.note, inside,
     )  # fmt: skip
 
 
@@ -177,12 +188,14 @@ def _inside(peer: Peer, before: Mapping[str, float], after: Mapping[str, float],
     # The upper edge of the bucket in which the 99th of 100 lies: it was not later than that.
     edge = next(name for name, number in buckets.items() if number >= 0.99 * looks)
     lag_99_s = float(edge.split('"')[1])
+    beside_ms = _beside_the_worker(peer, seconds)
     return Inside(
         batch=items / commits if commits else math.nan,
         lag_mean_ms=lag / looks * 1000 if looks else math.nan,
         lag_99_ms=lag_99_s * 1000,
         reserve_ms=peer.reserve_ms,
-        beside_ms=_beside_the_worker(peer, seconds) if peer.worker_model else math.nan,
+        beside_ms=beside_ms,
+        with_worker_mb=_memory_mb(peer),
     )
 
 
@@ -193,10 +206,15 @@ def _beside_the_worker(peer: Peer, seconds: int) -> float:
     with ThreadPoolExecutor(1) as pool:
         busy = pool.submit(wrk, slow, CASE_A, connections=4, seconds=seconds + 4)
         time.sleep(2)
-        p99 = wrk(peer, CASE_A, connections=64, seconds=seconds)[2]
-        served, _, _, failed = busy.result()
-    assert served > 0 and not failed, "the worker was not busy"
-    return p99
+        beside = wrk(peer, CASE_A, connections=64, seconds=seconds)
+        worker = busy.result()
+    assert worker.per_s > 0 and not worker.failed and not beside.failed, "the worker was not busy, or a call failed"
+    return beside.p99_ms
+
+
+def _memory_mb(peer: Peer) -> float:
+    """Of all its processes; a page that several share counts once (PSS)."""
+    return sum(_tree_pss(pid) for pid in peer.pids) / 1e6
 
 
 def _events(peer: Peer) -> int:
@@ -229,8 +247,16 @@ def warm_up(peer: Peer) -> None:
     assert answered, f"{peer.name} answers no call: {said.decode()}"
 
 
-def wrk(peer: Peer, asked: Mapping[str, object], *, connections: int, seconds: int) -> tuple[float, float, float, int]:
-    """(requests/s, p50 ms, p99 ms, failed) of a closed loop."""
+class Load(NamedTuple):
+    """A closed loop's answers each second, their times, and how many calls failed: refused, broken off or never answered."""
+
+    per_s: float
+    p50_ms: float
+    p99_ms: float
+    failed: int
+
+
+def wrk(peer: Peer, asked: Mapping[str, object], *, connections: int, seconds: int) -> Load:
     script = Path(tempfile.mkstemp(suffix=".lua")[1])
     headers = "".join(f'wrk.headers["{k}"] = "{v}"\n' for k, v in peer.headers.items())
     body = json.dumps({**asked, "model": peer.model}, ensure_ascii=asked is CASE_A)
@@ -244,10 +270,12 @@ def wrk(peer: Peer, asked: Mapping[str, object], *, connections: int, seconds: i
     )  # fmt: skip
     script.unlink()
     out = done.stdout
-    failed = re.search(r"Non-2xx or 3xx responses: (\d+)", out)
+    refused = re.search(r"Non-2xx or 3xx responses: (\d+)", out)
+    broken = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", out)
+    failed = sum(int(number) for found in (refused, broken) if found for number in found.groups())
     rate = re.search(r"Requests/sec:\s+([\d.]+)", out)
     assert rate, out
-    return float(rate.group(1)), _percentile(out, "50%"), _percentile(out, "99%"), int(failed.group(1)) if failed else 0
+    return Load(float(rate.group(1)), _percentile(out, "50%"), _percentile(out, "99%"), failed)
 
 
 def _percentile(text: str, name: str) -> float:
@@ -313,10 +341,10 @@ def fdatasync_ms(folder: Path) -> tuple[float, float]:
     return statistics.median(times), statistics.quantiles(times, n=100)[98]
 
 
-def _tree_rss(pid: int) -> int:
+def _tree_pss(pid: int) -> int:
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
-        return sum(p.memory_info().rss for p in [process, *process.children(recursive=True)])
+        return sum(p.memory_full_info().pss for p in [process, *process.children(recursive=True)])
     return 0
 
 
@@ -326,7 +354,7 @@ def line(figures: Figures, direct_figures: Figures) -> str:
         f"req/s@64  {figures.chunks_per_s:>7.0f} chunks/s  p50@1 {figures.p50_ms_1:7.2f} ms "
         f"(+{figures.p50_ms_1 - direct_figures.p50_ms_1:6.2f})  p99@1 {figures.p99_ms_1:7.2f}  "
         f"p50@64 {figures.p50_ms_64:8.2f}  p99@64 {figures.p99_ms_64:8.2f}  "
-        f"first token {figures.first_token_ms:6.2f}  {figures.memory_mb:6.0f} MB  failed {figures.errors}"
+        f"first token {figures.first_token_ms:6.2f}  {figures.memory_mb:6.0f} MB, {figures.with_names_mb:.0f} with names  failed {figures.failed}"
         + (f"  {figures.inside}" if figures.inside else "")
     )
 
@@ -338,8 +366,8 @@ def render(results: list[Figures], syncs: tuple[float, float], seconds: int) -> 
         f"{interpreter()}. One run, {seconds} s per figure, server on one core, load on the other; fdatasync p50 {syncs[0]:.2f} ms, p99 {syncs[1]:.2f}.",
         "",
         "| server | A: req/s at 64 | × LiteLLM proxy | B | C | chunks/s of 64 streams | p50 at 1, ms | overhead at 1, ms | p99 at 1 | p50 at 64 | p99 at 64 "
-        "| first token over direct, ms | memory, MB | failed | note |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| first token over direct, ms | memory, MB | with names | failed | note |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
         ratio = f"{r.requests_per_s_64 / proxy.requests_per_s_64:.1f}" if proxy else "–"
@@ -347,21 +375,60 @@ def render(results: list[Figures], syncs: tuple[float, float], seconds: int) -> 
             f"| {r.name} | {r.requests_per_s_64:.0f} | {ratio} | {r.case_b_64:.0f} | {_or_dash(r.case_c_64, 0)} "
             f"| {r.chunks_per_s:.0f} | {r.p50_ms_1:.2f} | {r.p50_ms_1 - base.p50_ms_1:.2f} "
             f"| {r.p99_ms_1:.2f} | {r.p50_ms_64:.2f} | {r.p99_ms_64:.2f} "
-            f"| {r.first_token_ms - base.first_token_ms:.2f} | {r.memory_mb:.0f} | {r.errors} | {r.note} |"
+            f"| {r.first_token_ms - base.first_token_ms:.2f} | {r.memory_mb:.0f} | {r.with_names_mb:.0f} | {r.failed} | {r.note} |"
         )
     lines += [
         "",
         "| server | a commit's batch | event loop late, mean ms | 99 of 100 times at most, ms | a reserve's way p50, ms "
-        "| p99 at 64 beside a busy LiteLLM worker, ms | × alone |",
-        "|---|---|---|---|---|---|---|",
+        "| p99 at 64 beside a busy LiteLLM worker, ms | × alone | memory with it, MB |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for r in results:
         if (i := r.inside) is not None:
             lines.append(
                 f"| {r.name} | {_or_dash(i.batch, 1)} | {i.lag_mean_ms:.1f} | {i.lag_99_ms:.0f} | {_or_dash(i.reserve_ms, 2)} "
-                f"| {_or_dash(i.beside_ms, 1)} | {_or_dash(i.beside_ms / r.p99_ms_64, 1)} |"
+                f"| {i.beside_ms:.1f} | {i.beside_ms / r.p99_ms_64:.1f} | {i.with_worker_mb:.0f} |"
             )
+    if proxy:
+        lines += ["", *_aims(results, base, proxy, syncs[0])]
     return "\n".join(lines) + "\n"
+
+
+def _aims(results: list[Figures], base: Figures, proxy: Figures, sync_ms: float) -> list[str]:
+    """The floor and the ambition of each figure beside what was reached, as lines of a table."""
+    tensorzero = next((r.requests_per_s_64 for r in results if r.name == "tensorzero"), math.nan)
+    lines = ["| server | figure | floor | ambitious | reached | |", "|---|---|---|---|---|---|"]
+    for r in results:
+        if r.inside is None or r.name not in ("kumiai_postgres", "kumiai_sqlite"):
+            continue
+        # A call waits for one commit; on PostgreSQL also for the way there and back, in which its commit is.
+        commit = 1.2 * sync_ms + (r.inside.reserve_ms if r.name == "kumiai_postgres" else 0.0)
+        least = max(75 * proxy.requests_per_s_64, 6_000.0, 0.0 if math.isnan(tensorzero) else tensorzero)
+        added, first = r.p50_ms_1 - base.p50_ms_1, r.first_token_ms - base.first_token_ms
+        for figure, floor, ambitious, reached, higher in (
+            ("A at 64, req/s (75 × LiteLLM's proxy and above TensorZero)", least, 12_000.0, r.requests_per_s_64, True),
+            ("B at 64, req/s", 2_000.0, 6_000.0, r.case_b_64, True),
+            ("A, added p50 at 1, ms", 0.45 + commit, 0.25 + commit, added, False),
+            ("added first token, ms", 0.6 + commit, 0.34 + commit, first, False),
+            ("chunks/s of 64 streams", 20_000.0, 30_000.0, r.chunks_per_s, True),
+            ("memory without LiteLLM, MB", 250.0, 120.0, r.memory_mb, False),
+            ("memory with LiteLLM in its worker and names, MB", 250.0, math.nan, r.inside.with_worker_mb, False),
+            ("p99 beside a busy LiteLLM worker, × alone", 3.0, math.nan, r.inside.beside_ms / r.p99_ms_64, False),
+        ):
+            places = 2 if figure.endswith("ms") else 1 if "×" in figure and not higher else 0
+            words = [
+                "ambitious" if _is_reached(reached, ambitious, higher=higher) else "",
+                "floor" if _is_reached(reached, floor, higher=higher) else "**not reached**",
+            ]
+            lines.append(
+                f"| {r.name} | {figure} | {floor:.{places}f} | {_or_dash(ambitious, places)} | {reached:.{places}f} "
+                f"| {next(filter(None, words))} |"
+            )
+    return lines
+
+
+def _is_reached(value: float, aim: float, *, higher: bool) -> bool:
+    return value >= aim if higher else value <= aim
 
 
 def _or_dash(value: float, places: int) -> str:
@@ -527,19 +594,53 @@ def tensorzero(upstream_url: str, folder: Path) -> Iterator[Peer | None]:
 
 
 @contextmanager
-def kumiai_sqlite(upstream_url: str, folder: Path) -> Iterator[Peer]:
-    with _kumiai(upstream_url, folder / "kumiai-sqlite", {}, "kumiai_sqlite") as peer:
+def kumiai_sqlite(upstream_url: str, folder: Path, *, wait_ms: int = 0) -> Iterator[Peer | None]:
+    env: dict[str, str] = {}
+    if wait_ms:
+        if shutil.which("cc") is None:
+            print("kumiai_sqlite with a slower disk: not measured, no C compiler")
+            yield None
+            return
+        env = {"LD_PRELOAD": str(_slow_sync(folder)), "BENCH_SYNC_DELAY_US": str(wait_ms * 1000)}
+    with _kumiai(upstream_url, folder / f"kumiai-sqlite-{wait_ms}", env, "kumiai_sqlite") as peer:
         peer.note = "API key, durable budget on SQLite (synchronous=FULL)"
         yield peer
 
 
 @contextmanager
-def kumiai_postgres(upstream_url: str, folder: Path, *, wait_ms: int = 0) -> Iterator[Peer]:
+def kumiai_sqlite_2ms(upstream_url: str, folder: Path) -> Iterator[Peer | None]:
+    with kumiai_sqlite(upstream_url, folder, wait_ms=2) as peer:
+        yield peer and replace(peer, name="kumiai_sqlite_2ms", note="the same, every fsync 2 ms longer")
+
+
+@contextmanager
+def kumiai_sqlite_10ms(upstream_url: str, folder: Path) -> Iterator[Peer | None]:
+    with kumiai_sqlite(upstream_url, folder, wait_ms=10) as peer:
+        yield peer and replace(peer, name="kumiai_sqlite_10ms", note="the same, every fsync 10 ms longer")
+
+
+def _slow_sync(folder: Path) -> Path:
+    """A library that makes every fsync of the process it is preloaded in take longer."""
+    library = folder / "slow_sync.so"
+    source = Path(__file__).with_name("slow_sync.c")
+    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source)], check=True)
+    return library
+
+
+@contextmanager
+def kumiai_postgres(
+    upstream_url: str, folder: Path, *, wait_ms: int = 0, core: str = LOAD_CORE, name: str = "kumiai_postgres"
+) -> Iterator[Peer]:
+    """core: PostgreSQL's own processes. In a cluster they have a machine of their own."""
     from tenants.schema import LOGINS, bootstrap_postgres
 
-    server = Postgres(folder / f"pg-{wait_ms}", fsync=True)
+    server = Postgres(folder / f"{name}-data", fsync=True)
     server.start()
     try:
+        # What it starts later is on the same core.
+        for process in [p for p in psutil.process_iter() if str(server.folder) in " ".join(_command(p))]:
+            for one in [process, *process.children()]:
+                one.cpu_affinity([int(core)])
         let_commits_wait(server, wait_ms * 1000)
         urls = bootstrap_postgres(server.access, "kumiai", dict.fromkeys(LOGINS, "bench"))
         env = {
@@ -549,23 +650,36 @@ def kumiai_postgres(upstream_url: str, folder: Path, *, wait_ms: int = 0) -> Ite
             "KUMIAI_CONTENT_DATABASE_URL": urls.content,
             "KUMIAI_OWNER_DATABASE_URL": urls.owner,
         }
-        with _kumiai(upstream_url, folder / f"kumiai-pg-{wait_ms}", env, "kumiai_postgres") as peer:
-            peer.note = "API key, durable budget on PostgreSQL (fsync on)"
+        with _kumiai(upstream_url, folder / name, env, name) as peer:
+            peer.note = "API key, durable budget on PostgreSQL (fsync on), which runs on the load's core"
             yield peer
     finally:
         server.stop()
 
 
 @contextmanager
+def kumiai_postgres_one_core(upstream_url: str, folder: Path) -> Iterator[Peer]:
+    with kumiai_postgres(upstream_url, folder, core=SERVER_CORE, name="kumiai_postgres_one_core") as peer:
+        yield replace(peer, note="the same, PostgreSQL on the gateway's core")
+
+
+@contextmanager
 def kumiai_postgres_2ms(upstream_url: str, folder: Path) -> Iterator[Peer]:
-    with kumiai_postgres(upstream_url, folder, wait_ms=2) as peer:
-        yield replace(peer, name="kumiai_postgres_2ms", note="the same, every commit 2 ms later")
+    with kumiai_postgres(upstream_url, folder, wait_ms=2, name="kumiai_postgres_2ms") as peer:
+        yield replace(peer, note="the same, every commit 2 ms later")
 
 
 @contextmanager
 def kumiai_postgres_10ms(upstream_url: str, folder: Path) -> Iterator[Peer]:
-    with kumiai_postgres(upstream_url, folder, wait_ms=10) as peer:
-        yield replace(peer, name="kumiai_postgres_10ms", note="the same, every commit 10 ms later")
+    with kumiai_postgres(upstream_url, folder, wait_ms=10, name="kumiai_postgres_10ms") as peer:
+        yield replace(peer, note="the same, every commit 10 ms later")
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def let_commits_wait(server: Postgres, delay_us: int) -> None:
@@ -579,34 +693,36 @@ def let_commits_wait(server: Postgres, delay_us: int) -> None:
 
 @contextmanager
 def _kumiai(upstream_url: str, home: Path, env: dict[str, str], name: str) -> Iterator[Peer]:
-    from loadtests.bench.town import MODEL, prepare_towns, reserve_ms
+    from loadtests.bench.town import MODEL, a_persons_token, prepare_towns, reserve_ms
 
     home.mkdir()
     port = free_port()
-    env = env | {
-        "KUMIAI_HOME": str(home),
-        "KUMIAI_PUBLIC_URL": f"http://127.0.0.1:{port}",
-        "KUMIAI_OPENAI_COMPATIBLE_BASE_URL": f"{upstream_url}/v1",
-        "KUMIAI_OPENAI_COMPATIBLE_MODEL": "standard",
-        "KUMIAI_LOG_LEVEL": "WARNING",
-        "KUMIAI_CATALOGUE_FILE": str(_catalogue(upstream_url, home)),
-    }
-    key, named = asyncio.run(prepare_towns(env, 2, last_looks_for_names=True))
-    a_reserve_ms = asyncio.run(reserve_ms(env))
-    words = [sys.executable, "-m", "kumiai", "gateway", "--port", str(port)]
-    with process(words, home, name, env=env) as pid:
-        wait_for(f"http://127.0.0.1:{port}/health/ready")
-        yield Peer(
-            name,
-            f"http://127.0.0.1:{port}/v1/chat/completions",
-            model=MODEL,
-            headers={"authorization": f"Bearer {key}", "kumiai-data-class": "1"},
-            pids=[pid],
-            names_headers={"authorization": f"Bearer {named}", "kumiai-data-class": "2"},
-            metrics_url=f"http://127.0.0.1:{port}/metrics",
-            worker_model="routed",
-            reserve_ms=a_reserve_ms,
-        )
+    with issuing() as issuer:
+        env = env | {
+            "KUMIAI_HOME": str(home),
+            "KUMIAI_PUBLIC_URL": f"http://127.0.0.1:{port}",
+            "KUMIAI_ISSUER": issuer.url,
+            "KUMIAI_OPENAI_COMPATIBLE_BASE_URL": f"{upstream_url}/v1",
+            "KUMIAI_OPENAI_COMPATIBLE_MODEL": "standard",
+            "KUMIAI_CATALOGUE_FILE": str(_catalogue(upstream_url, home)),
+        }
+        key, _ = asyncio.run(prepare_towns(env, 2, last_looks_for_names=True))
+        a_reserve_ms = asyncio.run(reserve_ms(env))
+        words = [sys.executable, "-m", "kumiai", "gateway", "--port", str(port)]
+        with process(words, home, name, env=env) as pid:
+            wait_for(f"http://127.0.0.1:{port}/health/ready")
+            token = asyncio.run(a_persons_token(env, issuer))
+            yield Peer(
+                name,
+                f"http://127.0.0.1:{port}/v1/chat/completions",
+                model=MODEL,
+                headers={"authorization": f"Bearer {key}", "kumiai-data-class": "1"},
+                pids=[pid],
+                names_headers={"authorization": f"Bearer {token}", "kumiai-data-class": "2"},
+                metrics_url=f"http://127.0.0.1:{port}/metrics",
+                worker_model="routed",
+                reserve_ms=a_reserve_ms,
+            )
 
 
 def _catalogue(upstream_url: str, home: Path) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import SecretStr
 from sqlmodel import col, select
 
+from loadtests.bench.issuer import Issuer
 from observability.metrics import REGISTRY
 from tenants.audit import By
 from tenants.context import DataClass, TenantId, new_id
@@ -16,7 +17,7 @@ from tenants.db import Database
 from tenants.identity.api_keys import create_key, load_peppers
 from tenants.identity.directories import open_directory
 from tenants.lgcode import check_digit
-from tenants.models import Price, Tenant
+from tenants.models import PersonIdentity, Price, Tenant, TenantIdentity
 from tenants.policy import GuardAction, GuardPolicy, Policy
 from tenants.quota.ledger import LedgerWriter
 from tenants.quota.pricing import register_price
@@ -41,6 +42,7 @@ def _settings(env: Mapping[str, str]) -> Settings:
         ledger_database_url=SecretStr(env.get("KUMIAI_LEDGER_DATABASE_URL", "")),
         content_database_url=SecretStr(env.get("KUMIAI_CONTENT_DATABASE_URL", "")),
         owner_database_url=SecretStr(env.get("KUMIAI_OWNER_DATABASE_URL", "")),
+        issuer=env.get("KUMIAI_ISSUER", ""),
     )
 
 
@@ -88,6 +90,29 @@ async def prepare_towns(env: Mapping[str, str], count: int, *, last_looks_for_na
     finally:
         await db.close()
     return keys
+
+
+async def a_persons_token(env: Mapping[str, str], issuer: Issuer) -> str:
+    """An access token of the person in the town that was made last; for as long as tokens live."""
+    settings = _settings(env)
+    db = Database(settings.urls)
+    try:
+        async with db.platform_session("bench", read_only=True) as session:
+            last = select(col(Tenant.id)).order_by(col(Tenant.created_at).desc()).limit(1).scalar_subquery()
+            found = await session.exec(
+                select(PersonIdentity.sub, TenantIdentity.organization_id)
+                .join(TenantIdentity, col(TenantIdentity.tenant_id) == col(PersonIdentity.tenant_id))
+                .where(col(PersonIdentity.tenant_id) == last)
+            )
+            sub, organization_id = found.one()
+    finally:
+        await db.close()
+    return issuer.access_token(
+        sub=sub,
+        organization_id=organization_id,
+        client_id=settings.portal_client_id,
+        audience=settings.gateway_audience,
+    )
 
 
 async def reserve_ms(env: Mapping[str, str], *, calls: int = 300) -> float:
