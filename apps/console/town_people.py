@@ -11,6 +11,7 @@ from fastapi import APIRouter, File, Form, UploadFile
 from starlette.responses import Response
 
 from apps.console.figures import paged
+from apps.console.limits import changed_words, limit_facts, parse_limits, set_limits
 from apps.sdk.dates import local
 from apps.sdk.office import Office, OfficeContext, Progress, ask, back, csv_file
 from apps.sdk.ui.render import ROLE_WORDS
@@ -400,7 +401,9 @@ async def _listed(office: Office, person_id: UUID) -> Listed:
     return found
 
 
-async def _person_page(office: Office, person: Listed, problem: Problem | None = None) -> Response:
+async def _person_page(
+    office: Office, person: Listed, problem: Problem | None = None, typed: Mapping[str, str] | None = None
+) -> Response:
     async with office.db.tenant_session(office.actor.context, read_only=True) as session:
         sections = await list_sections(session, office.actor.tenant_id)
     return await office.page(
@@ -411,7 +414,27 @@ async def _person_page(office: Office, person: Listed, problem: Problem | None =
         is_self=person.id == office.actor.person_id,
         has_second_factors=office.settings.issuer_kind == "keycloak",
         problem=problem,
+        **await limit_facts(office, "person", person.id, typed),
     )
+
+
+@routes.post("/people/{person_id}/budget")
+async def budget(
+    office: OfficeContext,
+    person_id: UUID,
+    month_yen: Annotated[str, Form()] = "",
+    day_yen: Annotated[str, Form()] = "",
+    fiscal_year_yen: Annotated[str, Form()] = "",
+) -> Response:
+    """A person's own limits below the section's and the town's; an empty field: none."""
+    person = await _listed(office, person_id)
+    typed = {"month_yen": month_yen, "day_yen": day_yen, "fiscal_year_yen": fiscal_year_yen}
+    try:
+        wanted = parse_limits(typed)
+        changed = await set_limits(office, "person", person.id, wanted)
+    except (InvalidInput, Conflict) as problem:
+        return await _person_page(office, person, problem, typed)
+    return back(f"{HERE}/{person_id}", changed_words(_name(person), changed, wanted))
 
 
 @routes.post("/people/{person_id}/move")

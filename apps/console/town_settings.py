@@ -10,7 +10,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.responses import Response
 
-from apps.console.figures import parse_yen
+from apps.console.limits import PER_WORDS, changed_words, limit_facts, parse_limits, set_limits
 from apps.sdk.office import MAX_REASON, Office, OfficeContext, Reason, ask, back
 from apps.sdk.ui.render import CLASS_WORDS, MODEL_WORDS, ZONE_WORDS
 from gateway.guard.findings import Kind
@@ -30,7 +30,8 @@ from tenants.policy import (
     preset_of,
 )
 from tenants.provider_keys import list_provider_keys
-from tenants.quota.tree import BudgetRow, budget_rows, set_budget
+from tenants.quota.tree import BudgetRow, budget_rows
+from tenants.quota.windows import WINDOWS
 from tenants.usage import MIN_SECTION_PEOPLE
 
 routes = APIRouter()
@@ -61,7 +62,9 @@ class SectionRow:
 
     section: Section
     people: int
-    node: BudgetRow | None
+    node: BudgetRow | None = None
+    # (words of the window, its limit) of the day and the fiscal year.
+    others: Sequence[tuple[str, int]] = ()
 
     @property
     def tells_use(self) -> bool:
@@ -77,11 +80,20 @@ async def _sections_page(office: Office, problem: Problem | None = None, typed: 
     async with office.db.tenant_session(office.actor.context, read_only=True) as session:
         sections = await list_sections(session, office.actor.tenant_id)
         people = await list_people(session, office.actor.tenant_id)
-        nodes = {
-            (n.node, n.node_id): n for n in await budget_rows(session, tenant_id=office.actor.tenant_id, now=office.now)
-        }
+        found = await budget_rows(session, tenant_id=office.actor.tenant_id, windows=WINDOWS, now=office.now)
+    nodes = {(n.node, n.node_id): n for n in found if n.window == "month"}
+    others: dict[str, list[tuple[str, int]]] = {}
+    for n in found:
+        if n.node == "section" and n.window != "month" and n.limit_uyen is not None:
+            others.setdefault(n.node_id, []).append((PER_WORDS[n.window], n.limit_uyen))
     rows = [
-        SectionRow(s, sum(p.section_id == s.id for p in people), nodes.get(("section", str(s.id)))) for s in sections
+        SectionRow(
+            s,
+            sum(p.section_id == s.id for p in people),
+            nodes.get(("section", str(s.id))),
+            others.get(str(s.id), ()),
+        )
+        for s in sections
     ]
     return await office.page(
         "console/sections.html",
@@ -113,16 +125,18 @@ async def section_page(office: OfficeContext, section_id: UUID) -> Response:
     return await _section_page(office, section_id)
 
 
-async def _section_page(office: Office, section_id: UUID, problem: Problem | None = None) -> Response:
+async def _section_page(
+    office: Office, section_id: UUID, problem: Problem | None = None, typed: Mapping[str, str] | None = None
+) -> Response:
     async with office.db.tenant_session(office.actor.context, read_only=True) as session:
         section = await _section(session, office.actor.tenant_id, section_id)
         people = [p for p in await list_people(session, office.actor.tenant_id) if p.section_id == section_id]
-        nodes = await budget_rows(session, tenant_id=office.actor.tenant_id, node="section", now=office.now)
     return await office.page(
         "console/section.html",
         status=200 if problem is None else int(problem.status),
-        row=SectionRow(section, len(people), next((n for n in nodes if n.node_id == str(section_id)), None)),
+        row=SectionRow(section, len(people)),
         problem=problem,
+        **await limit_facts(office, "section", section_id, typed),
     )
 
 
@@ -135,29 +149,23 @@ async def _section(session: AsyncSession, tenant_id: TenantId, section_id: UUID)
 
 
 @routes.post("/sections/{section_id}/budget")
-async def section_budget(office: OfficeContext, section_id: UUID, month_yen: Annotated[str, Form()] = "") -> Response:
-    """A section's own limit below the town's; empty: none."""
+async def section_budget(
+    office: OfficeContext,
+    section_id: UUID,
+    month_yen: Annotated[str, Form()] = "",
+    day_yen: Annotated[str, Form()] = "",
+    fiscal_year_yen: Annotated[str, Form()] = "",
+) -> Response:
+    """A section's own limits below the town's; an empty field: none."""
+    async with office.db.tenant_session(office.actor.context, read_only=True) as session:
+        section = await _section(session, office.actor.tenant_id, section_id)
+    typed = {"month_yen": month_yen, "day_yen": day_yen, "fiscal_year_yen": fiscal_year_yen}
     try:
-        yen = parse_yen(month_yen) if month_yen.strip() else None
-        async with office.db.tenant_session(office.actor.context, read_only=True) as session:
-            section = await _section(session, office.actor.tenant_id, section_id)
-        # The ledger's limits are the platform's tables; the town and the section were checked above.
-        async with office.db.platform_session("section budget") as session:
-            await set_budget(
-                session,
-                office.actor.tenant_id,
-                yen=yen,
-                node="section",
-                node_id=str(section_id),
-                by=office.actor.person_id,
-            )
-            await audit.record(
-                session, office.actor.tenant_id, office.by, "budget.set", about=("section", section_id), yen=yen
-            )
+        wanted = parse_limits(typed)
+        changed = await set_limits(office, "section", section_id, wanted)
     except (InvalidInput, Conflict) as problem:
-        return await _section_page(office, section_id, problem)
-    words = f"{section.name}の枠をなくしました" if yen is None else f"{section.name}の枠を{yen:,}円にしました"
-    return back(SECTIONS, words)
+        return await _section_page(office, section_id, problem, typed)
+    return back(SECTIONS, changed_words(section.name, changed, wanted))
 
 
 @routes.post("/sections/{section_id}/name")

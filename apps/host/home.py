@@ -177,15 +177,22 @@ async def notice_seen(own: OwnServices, who: SignedRequest, notice_id: UUID) -> 
 # ── what is left of the month ────────────────────────────────────────────────────────────────────────────────────
 
 
+OWN: Final = "あなたの枠"
+
+
 @dataclass(frozen=True, slots=True)
 class Left:
-    """A limit above a person. `whose` says which one; `dry_on` when its pace ends it before the month."""
+    """A limit above a person. `whose` says which one; `dry_on` when its pace ends it before the month.
+
+    `is_set`: the town has a budget of the month at all; without one nothing comes back by itself.
+    """
 
     share: Fraction
     whose: str
     window: Window
     dry_on: date | None
     back_on: date
+    is_set: bool = True
 
     @property
     def now(self) -> str:
@@ -206,7 +213,7 @@ async def _limits(own: Services, who: Signed, now: datetime) -> list[Left]:
     for whose, node, node_id in (
         (f"{actor.tenant_name}の予算", "town", ""),
         (f"{actor.section_name}の枠", "section", str(actor.section_id)),
-        ("あなたの枠", "person", str(actor.person_id)),
+        (OWN, "person", str(actor.person_id)),
     ):
         for window in WINDOWS:
             row = rows.get((node, node_id, window))
@@ -219,7 +226,7 @@ def _as_left(whose: str, window: Window, row: BudgetRow | None, now: datetime) -
     today = local(now).date()
     back_on = local(window_bounds(window, window_start(window, now))[1]).date()
     if row is None or row.left is None or row.limit_uyen is None:
-        return Left(Fraction(0), whose, window, today, back_on)
+        return Left(Fraction(0), whose, window, today, back_on, is_set=False)
     dry_on = dry_day(row.posted_uyen + row.held_uyen, row.limit_uyen, today) if window == "month" else None
     return Left(row.left, whose, window, dry_on, back_on)
 
@@ -240,6 +247,7 @@ async def quota(request: Request, own: OwnServices, who: SignedRequest) -> Respo
         "host/quota.html",
         limits=limits,
         empty=[left for left in limits if left.share <= 0],
+        has_own=any(left.whose == OWN for left in limits),
         heads=[p for p in people if Role.SECTION_ADMIN in p.roles and p.section_id == who.actor.section_id],
         admins=[p for p in people if Role.TOWN_ADMIN in p.roles],
         told=told,

@@ -29,7 +29,7 @@ PLAIN: Final[Mapping[str, str]] = {
     "by": "", "card_id": "", "checked": "", "code": "000000", "confirmed": "1", "contract": "", "content": "中身",
     "data_class": "1", "days": "30", "default_class": "1", "display_name": "職員", "error": "", "folder": "束",
     "granted": "1", "handed_over": "", "iss": "", "kc_action_status": "", "kind": "docx", "label": "鍵",
-    "login": "7001", "masking": "", "minutes": "30", "model": "standard", "month": "", "month_yen": "1",
+    "login": "7001", "masking": "", "minutes": "30", "model": "standard", "month": "", "month_yen": "1", "day_yen": "1", "fiscal_year_yen": "1",
     "name": "名前", "names_too": "", "next": "/", "ng_words": "", "note": "", "number": "", "page": "1",
     "page_path": "/", "password": "aaaa-2222-bbbb", "pinned": "1", "pool_yen": "1", "preset": "standard", "demanded": "1", "register": "code", "since": "2031-04-01", "vouched": "",
     "public": "", "q": "水", "reason": "", "remove_absent": "", "role": "staff", "scope": "chat", "sections": "総務課",

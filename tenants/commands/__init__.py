@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
             "The installation's own keys: root, tenant, pepper, session, delegation, signing.",
             installation_keys.COMMANDS,
         ),
-        ("budget", "Limits of towns, sections, apps and models.", budgets.COMMANDS),
+        ("budget", "Limits of towns, sections, people, apps and models.", budgets.COMMANDS),
         ("rate", "How much a town may ask a minute.", rates.COMMANDS),
         ("pool", "The region's money, which towns share, borrow and lend.", pools.COMMANDS),
         ("price", "Prices and exchange rates.", prices.COMMANDS),

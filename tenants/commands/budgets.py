@@ -1,4 +1,4 @@
-"""`kumiai budget`: limits of towns, sections, apps and models."""
+"""`kumiai budget`: limits of towns, sections, people, apps and models."""
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -15,6 +15,7 @@ from tenants.commands.common import (
     FiscalYear,
     Town,
     by_command,
+    find_person,
     find_town,
     month_or_year,
     print_json,
@@ -39,12 +40,13 @@ def budget_set(
     day_yen: Annotated[int | None, typer.Option(help="Yen per day, from today on.")] = None,
     fiscal_year_yen: Annotated[int | None, typer.Option(help="Yen per fiscal year (April to March).")] = None,
     section: Annotated[str, typer.Option(help="A section's limit instead of the town's.")] = "",
+    person: Annotated[str, typer.Option(help="A person's limit, by the staff number.")] = "",
     app: Annotated[str, typer.Option(help="An app's limit.")] = "",
     model: Annotated[str, typer.Option(help="A model's limit, by the name it is asked for by.")] = "",
     slots: Annotated[int | None, typer.Option(help="How many calls may be under way at the same time.")] = None,
     lift: Annotated[AccountWindow | None, typer.Option(help="Lift the limit of this window.")] = None,
 ) -> None:
-    """Set a town's limits, or those of one of its sections, apps or models."""
+    """Set a town's limits, or those of one of its sections, people, apps or models."""
     given: dict[Window, int | None] = {}
     if lift and lift != AT_ONCE:
         given[lift] = None
@@ -56,8 +58,8 @@ def budget_set(
         raise InvalidInput(
             "--month-yen・--day-yen・--fiscal-year-yen のどれかで金額を、または --slots で同時に使える数を入れてください。"
         )
-    if sum(map(bool, (section, app, model))) > 1:
-        raise InvalidInput("--section・--app・--model は、どれか1つにしてください。")
+    if sum(map(bool, (section, person, app, model))) > 1:
+        raise InvalidInput("--section・--person・--app・--model は、どれか1つにしてください。")
 
     async def work(command_settings: Settings, db: Database) -> None:
         tenant, tenant_id = await find_town(db, town)
@@ -70,6 +72,8 @@ def budget_set(
                         f"{tenant.name}に「{section}」という課はありません。課：{'、'.join(found) or 'なし'}"
                     )
                 node, node_id = "section", str(found[section])
+            elif person:
+                node, node_id = "person", str((await find_person(session, tenant, person)).id)
             elif app or model:
                 node, node_id = ("app", app) if app else ("model", model)
             if sets_slots:
@@ -78,7 +82,7 @@ def budget_set(
                     session, tenant_id, by_command(), "slots.set", about=("tenant", tenant_id),
                     node=node, node_id=node_id, slots=slots,
                 )  # fmt: skip
-        whose = tenant.name + (f" {section or app or model}" if node_id else "")
+        whose = tenant.name + (f" {section or person or app or model}" if node_id else "")
         if sets_slots:
             print(f"{whose}が同時に使える数を{'限らないように' if slots is None else f'{slots:,}に'}しました。")
         for window, yen in given.items():
@@ -114,7 +118,7 @@ def budget_show(
             nodes = await budget_rows(session, tenant_id=tenant_id, windows=WINDOWS)
             slots = await slots_of(session, tenant_id)
             names = await _section_names(session, [*nodes, *slots])
-        # What a section or a person used without a limit of its own is nobody's here: sums per town are.
+        # What a section used without a limit of its own is nobody's here, and what a person used never: sums per town are.
         rows = [r for r in nodes if r.node == "town" or r.limit_uyen is not None]
         told = [
             {
@@ -123,8 +127,8 @@ def budget_show(
                 "window": r.window,
                 "window_start": r.window_start.isoformat(),
                 "limit_uyen": r.limit_uyen,
-                "held_uyen": r.held_uyen,
-                "posted_uyen": r.posted_uyen,
+                "held_uyen": None if r.node == "person" else r.held_uyen,
+                "posted_uyen": None if r.node == "person" else r.posted_uyen,
             }
             for r in rows
         ]
@@ -150,8 +154,8 @@ def budget_show(
             print(f"{whose(slot)} 同時 {slot.taken:>10,}件 / {slot.limit:,}件")
         for row in rows:
             limit = "上限なし" if row.limit_uyen is None else f"{row.limit_uyen // UYEN_PER_YEN:,}円"
-            used = -(-(row.posted_uyen + row.held_uyen) // UYEN_PER_YEN)
-            print(f"{whose(row)} {_PER[row.window]:<3} {used:>10,}円 / {limit}")
+            used = f"{-(-(row.posted_uyen + row.held_uyen) // UYEN_PER_YEN):,}円" if row.node != "person" else "－"
+            print(f"{whose(row)} {_PER[row.window]:<3} {used:>11} / {limit}")
 
     run_command(work)
 

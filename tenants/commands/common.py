@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from sqlalchemy.exc import OperationalError, ProgrammingError
+from sqlmodel.ext.asyncio.session import AsyncSession
 
-from observability.problems import InvalidInput, Unavailable
+from observability.problems import InvalidInput, NotFound, Unavailable
 from tenants.audit import By
 from tenants.context import TenantId
 from tenants.db import Database
 from tenants.models import Tenant
+from tenants.people import Listed, clean_login, list_people
 from tenants.quota.windows import JST, Window
 from tenants.registry import find_tenant
 from tenants.settings import Settings, load_settings
@@ -76,6 +78,14 @@ async def find_town(db: Database, text: str) -> tuple[Tenant, TenantId]:
     async with db.platform_session("command", read_only=True) as session:
         tenant = await find_tenant(session, text)
     return tenant, TenantId(tenant.id)
+
+
+async def find_person(session: AsyncSession, tenant: Tenant, login: str) -> Listed:
+    """By the staff number, among those who have not left. Raises `NotFound`, which lists nobody."""
+    found = [p for p in await list_people(session, TenantId(tenant.id)) if p.login == clean_login(login)]
+    if not found:
+        raise NotFound(f"職員番号「{login}」の人は、{tenant.name}にいません。")
+    return found[0]
 
 
 def print_json(value: object) -> None:

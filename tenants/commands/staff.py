@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from observability.problems import NotFound
 from tenants.commands.common import (
     AsJson,
     Town,
     by_command,
     check_folder,
+    find_person,
     find_town,
     print_json,
     run_command,
@@ -23,7 +23,7 @@ from tenants.context import Role, TenantContext, TenantId
 from tenants.db import Database
 from tenants.identity.directories import open_directory
 from tenants.models import Tenant
-from tenants.people import clean_login, code_of, list_people, reset_password
+from tenants.people import code_of, list_people, reset_password
 from tenants.registry import new_password
 from tenants.settings import Settings
 
@@ -135,10 +135,7 @@ def people_reset(
         tenant, tenant_id = await find_town(db, town)
         check_folder(slip)
         async with db.platform_session("command", read_only=True) as session:
-            found = [p for p in await list_people(session, tenant_id) if p.login == clean_login(login)]
-        if not found:
-            raise NotFound(f"職員番号「{login}」の人は、{tenant.name}にいません。")
-        [person] = found
+            person = await find_person(session, tenant, login)
         plain = await reset_password(
             db, open_directory(settings), tenant_id, person.id, new_password(), by=by_command()
         )

@@ -214,3 +214,21 @@ def test_a_used_up_budget_says_when_it_returns_and_what_still_works(abroad: Abro
         demo.run("budget", "set", town, "--month-yen", "100000")
     chat.answers.last.get_by_role("button", name="もう一度試す").click()
     expect(chat.answered().get_by_role("alert")).to_have_count(0)
+
+
+def test_who_asks_too_often_in_a_minute_is_told_what_need_not_wait(abroad: Abroad) -> None:
+    demo = abroad.visitor.demo
+    chat = abroad.chat(2)
+    chat.page.get_by_label("庁内専用").check()
+    town = demo.towns[2]
+    demo.run("rate", "set", town, "--app", "chat", "--tokens", "1")
+    try:
+        # Gateways hear of it within half a second.
+        for _ in range(20):
+            alert = chat.ask("防災訓練のお知らせを書いてください").get_by_role("alert")
+            if alert.count():
+                break
+        expect(alert).to_contain_text("1分あたりの利用の上限に達しました")
+        expect(alert).to_contain_text("会話を読むこと、書き出すこと、資料の読み取りは、待たずに使えます。")
+    finally:
+        demo.run("rate", "set", town, "--app", "chat", "--lift")

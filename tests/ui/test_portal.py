@@ -19,6 +19,7 @@ from tenants.quota.soft_limits import raise_notices
 from tenants.quota.tree import set_budget
 from tenants.registry import find_tenant
 from tests.browsers import Visitor, assert_accessible, sign_in
+from tests.e2e.chat_page import ChatPage
 from tests.month import sqlite_of
 from tests.ui.test_town import add_person
 from tests.ui.towns import PASSWORD, administrator, first_sign_in, make_town
@@ -156,6 +157,29 @@ def test_a_month_that_is_used_up_says_when_it_returns_and_whom_to_ask(visitor: V
     assert_accessible(clerk)
     clerk.get_by_role("link", name="町の管理者に増枠を依頼する").click()
     expect(clerk.get_by_label("枠を増やしてほしい")).to_be_checked()
+
+
+def test_who_has_used_up_a_limit_of_their_own_is_told_that_it_is_theirs(visitor: Visitor) -> None:
+    town = make_town(visitor)
+    admin = administrator(visitor, town)
+    clerk = visitor.open()
+    first_sign_in(clerk, town.code, "5004", add_person(admin, "5004", "癸"))
+    admin.goto("/console/town/people?q=5004")
+    admin.get_by_role("link", name="5004").click()
+    admin.get_by_label("1か月の枠（円）").fill("0")
+    admin.get_by_role("button", name="枠を変える").click()
+    expect(admin.get_by_text("1か月に0円。")).to_be_visible()
+    chat = ChatPage(clerk).open()
+    expect(clerk.get_by_text("会話を読むこと、書き出すこと、資料の読み取りは、このまま使えます。")).to_be_visible()
+    alert = chat.ask("防災訓練のお知らせを書いてください").get_by_role("alert")
+    expect(alert).to_contain_text("あなたの今月の利用枠が足りません。来月1日に戻ります。")
+    expect(alert).to_contain_text("会話を読むこと、書き出すこと、資料の読み取りは、このまま使えます。")
+    alert.get_by_role("link", name="だれに相談するか見る").click()
+    expect(clerk.get_by_role("heading", name="今月のあなたの枠を使い切りました")).to_be_visible()
+    expect(clerk.get_by_text(re.compile("総務課 情報担当（町の管理者）に相談してください。"))).to_be_visible()
+    expect(clerk.get_by_role("term").filter(has_text="あなたの枠と、町の予算")).to_be_visible()
+    assert_accessible(clerk)
+    assert "円" not in clerk.locator("main").inner_text()
 
 
 async def _use_up(home: Path, code: str, share: int) -> None:

@@ -375,12 +375,21 @@ def test_a_section_has_its_own_limit_and_can_lose_it(office: Office) -> None:
     expect(page.get_by_role("alert")).to_contain_text("整数で入れてください")
     page.get_by_label("1か月の枠（円）").fill("50,000")
     page.get_by_role("button", name="枠を変える").click()
-    expect(page.get_by_text("福祉課の枠を50,000円にしました")).to_be_visible()
+    expect(page.get_by_text("福祉課の枠を変えました（1か月 50,000円）")).to_be_visible()
     expect(page.get_by_role("row", name=re.compile("福祉課"))).to_contain_text("50,000円100%")
     page.get_by_role("link", name=re.compile("福祉課")).click()
     page.get_by_label("1か月の枠（円）").fill("")
+    page.get_by_label("1日の枠（円）").fill("2,000")
+    page.get_by_label("1年度の枠（円）").fill("３０万")
     page.get_by_role("button", name="枠を変える").click()
-    expect(page.get_by_text("福祉課の枠をなくしました")).to_be_visible()
+    expect(page.get_by_role("alert")).to_contain_text("整数で入れてください")
+    expect(page.get_by_label("1日の枠（円）")).to_have_value("2,000")
+    page.get_by_label("1年度の枠（円）").fill("300000")
+    page.get_by_role("button", name="枠を変える").click()
+    expect(page.get_by_text("（1か月 なし、1日 2,000円、1年度 300,000円）")).to_be_visible()
+    expect(page.get_by_role("row", name=re.compile("福祉課"))).to_contain_text("1日 2,000円")
+    expect(page.get_by_role("row", name=re.compile("福祉課"))).to_contain_text("1年度 300,000円")
+    assert_accessible(page)
     page.get_by_role("link", name=re.compile("福祉課")).click()
     page.get_by_label("課の名前").fill("健康福祉課")
     page.get_by_role("button", name="名前を変える").click()
@@ -390,6 +399,35 @@ def test_a_section_has_its_own_limit_and_can_lose_it(office: Office) -> None:
     page.get_by_role("button", name="課を閉じる").click()
     expect(page.get_by_text("健康福祉課を閉じました")).to_be_visible()
     expect(page.get_by_role("rowheader", name="健康福祉課")).to_have_count(0)
+
+
+def test_a_person_has_limits_of_their_own_and_can_lose_them(office: Office, visitor: Visitor) -> None:
+    page = office.page
+    add_person(page, "3003", "己")
+    page.goto("/console/town/people?q=3003")
+    page.get_by_role("link", name="3003").click()
+    expect(page.get_by_text("この人だけの枠はありません。課の枠と町の予算まで使えます。")).to_be_visible()
+    page.get_by_label("1か月の枠（円）").fill("3千")
+    page.get_by_role("button", name="枠を変える").click()
+    expect(page.get_by_role("alert")).to_contain_text("整数で入れてください")
+    page.get_by_label("1か月の枠（円）").fill("3,000")
+    page.get_by_label("1日の枠（円）").fill("500")
+    page.get_by_role("button", name="枠を変える").click()
+    expect(page.get_by_text("3003 己の枠を変えました（1か月 3,000円、1日 500円）")).to_be_visible()
+    expect(page.get_by_text("1か月に3,000円。今月は0円を使い、残りは100%です。")).to_be_visible()
+    expect(page.get_by_text("1日に500円。今日は0円を使い、残りは100%です。")).to_be_visible()
+    assert_accessible(page)
+    page.set_viewport_size(PHONE)
+    assert_accessible(page)
+    # What was not touched is neither set again nor told again.
+    page.get_by_label("1日の枠（円）").fill("")
+    page.get_by_role("button", name="枠を変える").click()
+    expect(page.get_by_text("3003 己の枠を変えました（1日 なし）")).to_be_visible()
+    expect(page.get_by_text("1日に500円。")).to_have_count(0)
+    told = told_in_the_chain(office, visitor, "budget.set")
+    mine = [(link["window"], link["yen"]) for link in told if "window" in link]
+    assert mine[-3:] == [("month", 3000), ("day", 500), ("day", None)]
+    assert not [link for link in told if "3003" in str(link) or "己" in str(link)]
 
 
 def test_the_whole_office_works_without_scripts(office: Office, visitor: Visitor) -> None:

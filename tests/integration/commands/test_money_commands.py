@@ -106,6 +106,32 @@ def test_budget_of_a_section(region: Region) -> None:
     assert f"section:{section.name} " in region.command("budget", "show", town.code).stdout
 
 
+def test_budget_of_a_person(region: Region) -> None:
+    town = region.make_town(month_yen=100)
+    said = region.command(
+        "budget", "set", town.code, "--person", "１００１", "--day-yen", "3", "--month-yen", "30"
+    ).stdout
+    assert said == f"{town.name} １００１の予算を1日3円にしました。\n{town.name} １００１の予算を月30円にしました。\n"
+    rows = [row for row in told(region, "budget", "show", town.code) if row["node"] != "town"]
+    [id] = {row["node"].removeprefix("person:") for row in rows}
+    assert [p["id"] for p in told(region, "people", "list", town.code) if p["login"] == "1001"] == [id]
+    assert {(row["window"], row["limit_uyen"]) for row in rows} == {("day", 3 * YEN), ("month", 30 * YEN)}
+    # What one person used is not the operator's to see.
+    assert {row["posted_uyen"] for row in rows} == {row["held_uyen"] for row in rows} == {None}
+    shown = region.command("budget", "show", town.code).stdout
+    assert "－ / 30円" in shown
+    assert "1001" not in shown.replace(id, "")
+    region.command("budget", "set", town.code, "--person", "1001", "--lift", "day")
+    region.command("budget", "set", town.code, "--person", "1001", "--lift", "month")
+    assert [row["node"] for row in told(region, "budget", "show", town.code)] == ["town"]
+    unknown = region.command("budget", "set", town.code, "--person", "1999", "--day-yen", "3", check=False)
+    assert (unknown.returncode, "職員番号「1999」の人は" in unknown.stderr) == (1, True)
+    both = region.command(
+        "budget", "set", town.code, "--person", "1001", "--app", "chat", "--day-yen", "3", check=False
+    )
+    assert (both.returncode, "どれか1つ" in both.stderr) == (1, True)
+
+
 def test_budgets_of_a_day_a_year_and_an_app(region: Region) -> None:
     town = region.make_town(month_yen=100)
     said = region.command("budget", "set", town.code, "--day-yen", "9", "--fiscal-year-yen", "800").stdout

@@ -160,6 +160,12 @@ def _resume_person(site: Site) -> str:
     return id
 
 
+def _limit_a_person(site: Site) -> str:
+    id = site.person()
+    site.submit(site.admin, f"/console/town/people/{id}/budget", month_yen="300", day_yen="20")
+    return id
+
+
 def _give_a_role(site: Site) -> str:
     id = site.person()
     site.submit(site.admin, f"/console/town/people/{id}/role", role="section_admin", granted="1")
@@ -240,6 +246,7 @@ ACTS: dict[str, tuple[Callable[[Site], str | None], str, str]] = {
     "tenant.export_received": (_receive_export, "person", "tenant"),
     "audit.export": (_export_chain, "command", "tenant"),
     "person.resume": (_resume_person, "person", "person"),
+    "budget.set": (_limit_a_person, "person", "person"),
     "role.set": (_give_a_role, "person", "person"),
     "key.create": (Site.key, "person", "key"),
     "key.revoke": (_revoke_key, "person", "key"),
