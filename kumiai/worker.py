@@ -106,7 +106,7 @@ class Worker:
         return gone
 
     async def exports(self) -> int:
-        """Exports of whole towns that nobody needs any more: they are in clear."""
+        """Exports of whole towns that nobody needs any more."""
         return await asyncio.to_thread(_remove_older, self._settings.exports, datetime.now(UTC) - KEEP_EXPORTS)
 
     async def forget(self) -> int:

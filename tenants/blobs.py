@@ -1,7 +1,5 @@
-"""Sealed files of any size: chunked AES-256-GCM, so that neither memory nor disk ever holds a whole file in clear.
+"""Sealed files of any size, in the form of `tenants.sealed_files`: neither memory nor disk ever holds a whole file in clear.
 
-A file is `magic | key_id | salt | chunk …`. Each chunk is sealed by a key of this file alone, with its number and a
-last-chunk mark in nonce and associated data (the STREAM construction), so cutting, reordering or swapping fails.
 Order of a write: the sealed temporary file, then the row, then the name; what a crash leaves is swept.
 """
 
@@ -18,8 +16,6 @@ from typing import BinaryIO, Final, Protocol
 from uuid import UUID
 
 import anyio.to_thread
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from sqlalchemy import ColumnElement, true, update
 from sqlmodel import col, select
 
@@ -29,15 +25,20 @@ from tenants.db import Database
 from tenants.documents import Viewer
 from tenants.holds import is_held
 from tenants.models import BlobRow
-from tenants.vault import ContentUnreadable, Keyring, Vault, derive_file_key, place
+from tenants.sealed_files import (
+    CHUNK_BYTES,
+    HEAD_BYTES,
+    LAST,
+    MIDDLE,
+    TAG_BYTES,
+    begin_sealed,
+    key_of,
+    open_chunk,
+    open_head,
+    seal_chunk,
+)
+from tenants.vault import ContentUnreadable, Keyring, Vault, place
 
-MAGIC: Final = b"KMB1"
-SALT_BYTES: Final = 32
-HEAD_BYTES: Final = len(MAGIC) + 16 + SALT_BYTES
-CHUNK_BYTES: Final = 256 * 1024
-TAG_BYTES: Final = 16
-MIDDLE: Final = b"\0"
-LAST: Final = b"\1"
 MAX_BLOB_BYTES: Final = 200 * 1024 * 1024
 ORPHAN_AGE_S: Final = 3600
 
@@ -348,7 +349,7 @@ class AppBlobs:
         blob = await self.get(id)
         tenant_id = self._ctx.tenant_id
         head = await self._blobs.store.head(tenant_id, id, HEAD_BYTES)
-        ring = await self._blobs.vault.ring_for(tenant_id, [b"\0" + head[len(MAGIC) :]])
+        ring = await self._blobs.vault.ring_for(tenant_id, [b"\0" + key_of(head)])
         parts = self._blobs.store.read(tenant_id, id, part_bytes=CHUNK_BYTES + TAG_BYTES, skip=HEAD_BYTES)
         size = 0
         async with aclosing(_open_sealed(parts, ring, id, head)) as opened:
@@ -426,10 +427,7 @@ async def _once(data: bytes | AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 async def _write_sealed(staging: Staging, ring: Keyring, blob_id: UUID, data: AsyncIterator[bytes], limit: int) -> int:
     """Writes head and chunks; returns the size in clear."""
-    key = ring.keys[0]
-    salt = os.urandom(SALT_BYTES)
-    head = MAGIC + key.id.bytes + salt
-    sealer = derive_file_key(key, salt=salt, purpose=ring.tenant_id.bytes + blob_id.bytes)
+    head, sealer = begin_sealed(ring, blob_id.bytes)
     await staging.write(head)
     size = 0
     number = 0
@@ -443,41 +441,21 @@ async def _write_sealed(staging: Staging, ring: Keyring, blob_id: UUID, data: As
         while len(waiting) > CHUNK_BYTES:
             chunk = bytes(waiting[:CHUNK_BYTES])
             del waiting[:CHUNK_BYTES]
-            await staging.write(await anyio.to_thread.run_sync(_seal_chunk, sealer, head, number, MIDDLE, chunk))
+            await staging.write(await anyio.to_thread.run_sync(seal_chunk, sealer, head, number, MIDDLE, chunk))
             number += 1
-    await staging.write(_seal_chunk(sealer, head, number, LAST, bytes(waiting)))
+    await staging.write(seal_chunk(sealer, head, number, LAST, bytes(waiting)))
     return size
 
 
 async def _open_sealed(
     parts: AsyncIterator[bytes], ring: Keyring, blob_id: UUID, head: bytes
 ) -> AsyncGenerator[bytes, None]:
-    key = ring.find(head[len(MAGIC) : len(MAGIC) + 16])
-    if len(head) != HEAD_BYTES or not head.startswith(MAGIC) or key is None:
-        raise ContentUnreadable("復元の手順を、管理者に確認してください。")
-    opener = derive_file_key(key, salt=head[len(MAGIC) + 16 :], purpose=ring.tenant_id.bytes + blob_id.bytes)
+    opener = open_head(ring, blob_id.bytes, head)
     number = 0
     held: bytes | None = None
     async for part in parts:
         if held is not None:
-            yield await anyio.to_thread.run_sync(_open_chunk, opener, head, number, MIDDLE, held)
+            yield await anyio.to_thread.run_sync(open_chunk, opener, head, number, MIDDLE, held)
             number += 1
         held = part
-    yield _open_chunk(opener, head, number, LAST, held or b"")
-
-
-def _chunk_nonce(number: int, mark: bytes) -> bytes:
-    return number.to_bytes(11, "big") + mark
-
-
-def _seal_chunk(sealer: AESGCM, head: bytes, number: int, mark: bytes, chunk: bytes) -> bytes:
-    nonce = _chunk_nonce(number, mark)
-    return sealer.encrypt(nonce, chunk, head + nonce)
-
-
-def _open_chunk(opener: AESGCM, head: bytes, number: int, mark: bytes, sealed: bytes) -> bytes:
-    nonce = _chunk_nonce(number, mark)
-    try:
-        return opener.decrypt(nonce, sealed, head + nonce)
-    except InvalidTag as error:
-        raise ContentUnreadable("復元の手順を、管理者に確認してください。") from error
+    yield open_chunk(opener, head, number, LAST, held or b"")

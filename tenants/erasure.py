@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import Any, Final, TypeVar
+from typing import Any, BinaryIO, Final, TypeVar
 from uuid import UUID
 
 import anyio.to_thread
@@ -74,12 +74,15 @@ from tenants.policy import bump_configuration, load_policy
 from tenants.quota.grants import leave_pools
 from tenants.quota.windows import JST
 from tenants.registry import list_town_providers
+from tenants.sealed_files import HEAD_BYTES, MAGIC, SealedReader, SealedWriter, key_of
 from tenants.settings import Settings
 from tenants.text_cells import text_cell
-from tenants.vault import FileRootKeys, Keyring, Vault, place
+from tenants.vault import ContentErased, FileRootKeys, Keyring, Vault, place
 
 FORMAT: Final = 1
 MANIFEST: Final = "manifest.json"
+# What a sealed export is bound to beside its town.
+_SEALED_NAME: Final = b"export of the town"
 MAX_FILE_NAME: Final = 120
 RowT = TypeVar("RowT", bound=TenantOwned)
 ERASED_NAME: Final = "消去した職員"
@@ -164,11 +167,13 @@ async def export_tenant(
     tenant_id: TenantId,
     target: Path,
     *,
+    sealed: bool = False,
     by: By | None = None,
     now: datetime | None = None,
 ) -> ExportReport:
     """Writes all a town owns into one ZIP with mode 0600, in clear: it is for the town and for nobody else.
 
+    sealed: by the town's key, as it is written; `open_export` reads it. The hash told is that of the ZIP in clear.
     The file appears under its name only when it is complete. Raises `NotFound`, `Conflict` when the name is taken, and the vault's problems.
     """
     exported_at = now or datetime.now(UTC)
@@ -179,7 +184,8 @@ async def export_tenant(
         if tenant.status == "erased":
             raise Conflict(f"「{tenant.name}」は消去済みです。")
         code = await code_of(session, tenant_id)
-    archive = await anyio.to_thread.run_sync(_Archive.begin, target, exported_at)
+    ring = await content.vault.ring(tenant_id) if sealed else None
+    archive = await anyio.to_thread.run_sync(_Archive.begin, target, exported_at, ring)
     counts: dict[str, int] = {}
     try:
         counts |= await _export_platform(db, tenant_id, archive)
@@ -423,26 +429,30 @@ def _jsonable(value: object) -> str:
 
 
 class _Archive:
-    """A ZIP under a temporary name. Every member is hashed as it is written."""
+    """A ZIP under a temporary name. Every member is hashed as it is written.
 
-    def __init__(self, target: Path, temporary: Path, descriptor: int, at: datetime) -> None:
+    ring: the file is sealed by its key.
+    """
+
+    def __init__(self, target: Path, temporary: Path, descriptor: int, at: datetime, ring: Keyring | None) -> None:
         self._target = target
         self._temporary = temporary
         self._file = os.fdopen(descriptor, "w+b")
-        self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_DEFLATED)
+        self._sealing = None if ring is None else SealedWriter(self._file, ring, _SEALED_NAME)
+        self._zip = zipfile.ZipFile(self._sealing or self._file, "w", zipfile.ZIP_DEFLATED)
         self._time = at.astimezone(JST).timetuple()[:6]
         self._taken: set[str] = set()
         self.digests: dict[str, str] = {}
 
     @classmethod
-    def begin(cls, target: Path, at: datetime) -> "_Archive":
+    def begin(cls, target: Path, at: datetime, ring: Keyring | None = None) -> "_Archive":
         """Raises `Conflict` when the name is taken, `InvalidInput` when the folder is not there."""
         if target.exists():
             raise Conflict("同じ名前のファイルがあります。別の名前にしてください。")
         if not target.parent.is_dir():
             raise InvalidInput("書き出す先のフォルダーがありません。", field="to")
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
-        return cls(target, temporary, os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), at)
+        return cls(target, temporary, os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), at, ring)
 
     def free_name(self, path: str) -> str:
         """The path, or with (2), (3) … when another member has it; case does not tell names apart everywhere."""
@@ -477,10 +487,13 @@ class _Archive:
         """Makes the file durable, gives it its name and returns its hash."""
         self._zip.writestr(zipfile.ZipInfo(MANIFEST, self._time), manifest)
         self._zip.close()
+        if self._sealing is not None:
+            self._sealing.finish()
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.seek(0)
-        digest = hashlib.file_digest(self._file, "sha256").hexdigest()
+        found = hashlib.file_digest(self._file, "sha256") if self._sealing is None else self._sealing.sha256
+        digest = found.hexdigest()
         self._file.close()
         self._temporary.rename(self._target)
         return digest
@@ -494,10 +507,31 @@ class _Archive:
         self._temporary.unlink(missing_ok=True)
 
 
-def verify_export(path: Path, tenant_id: TenantId) -> Manifest:
-    """Reads the whole file and compares every member with the manifest. Raises `ExportNotValid`."""
+async def open_export(content: Content, tenant_id: TenantId, path: Path) -> BinaryIO:
+    """The ZIP as the town gets it, whether it lies sealed or in clear. The caller closes it.
+
+    Raises `ExportNotValid` when there is none, and the vault's problems: `ContentErased` when its key is no more.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
+        file = await anyio.to_thread.run_sync(path.open, "rb")
+    except OSError as error:
+        raise ExportNotValid("書き出したファイルがありません。先に書き出してください。") from error
+    try:
+        head = file.read(HEAD_BYTES)
+        file.seek(0)
+        if not head.startswith(MAGIC):
+            return file
+        ring = await content.vault.ring_for(tenant_id, [b"\0" + key_of(head)])
+        return io.BufferedReader(await anyio.to_thread.run_sync(SealedReader, file, ring, _SEALED_NAME))
+    except BaseException:
+        file.close()
+        raise
+
+
+def verify_export(export: BinaryIO, tenant_id: TenantId) -> Manifest:
+    """Reads the whole ZIP and compares every member with the manifest. Raises `ExportNotValid`."""
+    try:
+        with zipfile.ZipFile(export) as archive:
             told = json.loads(archive.read(MANIFEST))
             manifest = Manifest(
                 TenantId(UUID(told["tenant_id"])),
@@ -515,8 +549,6 @@ def verify_export(path: Path, tenant_id: TenantId) -> Manifest:
                         found.update(part)
                 if found.hexdigest() != digest:
                     raise ExportNotValid("ファイルが壊れています。もう一度書き出してください。")
-    except FileNotFoundError as error:
-        raise ExportNotValid("書き出したファイルがありません。先に書き出してください。") from error
     except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError, AttributeError) as error:
         raise ExportNotValid("書き出したファイルとして読めません。もう一度書き出してください。") from error
     if manifest.tenant_id != tenant_id:
@@ -555,7 +587,7 @@ async def erase_tenant(
         # Its secret lies at Keycloak, where our own client may not remove it.
         raise Conflict("先に、町のサインイン元を kumiai idp remove で消してください。")
     check_typed_name(tenant, typed_name)
-    manifest = await anyio.to_thread.run_sync(verify_export, export_path, tenant_id)
+    manifest = await _manifest(content, tenant_id, export_path)
     await _refuse_held(db, tenant_id)
     await _refuse_newer(db, tenant_id, manifest)
 
@@ -617,8 +649,20 @@ async def _refuse_held(db: Database, tenant_id: TenantId) -> None:
         )
 
 
-async def _refuse_newer(db: Database, tenant_id: TenantId, manifest: Manifest) -> None:
+async def _manifest(content: Content, tenant_id: TenantId, path: Path) -> Manifest | None:
+    """None when an erasure that was interrupted has destroyed the keys: neither the export nor what it holds can be opened any more."""
+    try:
+        export = await open_export(content, tenant_id, path)
+    except ContentErased:
+        return None
+    with export:
+        return await anyio.to_thread.run_sync(verify_export, export, tenant_id)
+
+
+async def _refuse_newer(db: Database, tenant_id: TenantId, manifest: Manifest | None) -> None:
     """What the export does not contain would be lost. Versions are compared, not clocks."""
+    if manifest is None:
+        return
     async with db.content_session(TenantContext(tenant_id), read_only=True) as session:
         documents = await session.exec(
             select(DocumentRow.id, DocumentRow.version).where(col(DocumentRow.tenant_id) == tenant_id)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from fastapi import APIRouter
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response, StreamingResponse
 
 from apps.sdk.office import OfficeContext, Progress
 from observability.problems import NotFound
@@ -30,5 +30,9 @@ async def export_file(office: OfficeContext, sha256: str) -> Response:
     exported = await office.exits.latest(office.actor.tenant_id)
     if office.receive_export is None or exported is None or exported.sha256 != sha256:
         raise NotFound("書き出し直されたか、まだ書き出していません。")
-    path = await office.receive_export()
-    return FileResponse(path, media_type="application/zip", filename=f"kumiai-{office.actor.tenant_code}.zip")
+    parts = await office.receive_export()
+    headers = {
+        "content-disposition": f'attachment; filename="kumiai-{office.actor.tenant_code}.zip"',
+        "content-length": str(exported.size_bytes),
+    }
+    return StreamingResponse(parts, media_type="application/zip", headers=headers)

@@ -1,9 +1,8 @@
 """Binds the platform to one request of one app: nothing an app holds reaches beyond person, town and app."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -67,7 +66,7 @@ def bind_office(*roles: Role, with_content: bool = False):  # type: ignore[no-un
 
             return await try_words(tuple(own.apps.values()), everybody, words, now=datetime.now(UTC))
 
-        async def receive() -> Path:
+        async def receive() -> AsyncIterator[bytes]:
             return await own.exits.receive(who.actor.tenant_id, by=By("person", str(who.actor.person_id)))
 
         actor = who.actor

@@ -1,14 +1,15 @@
 """A town's way out as the portal keeps it: one ZIP per town on the server, who received it, and erasure after it.
 
-The ZIP holds content in clear, so it has no address in the operator's console: only the town's own desk opens it.
+The ZIP lies sealed by the town's key, and has no address in the operator's console: only the town's own desk opens it.
 """
 
 import asyncio
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from apps.sdk.office import Erased, Exported
 from observability.problems import InvalidInput, NotFound
@@ -16,12 +17,14 @@ from tenants import audit
 from tenants.audit import By
 from tenants.context import TenantId
 from tenants.db import Database
-from tenants.erasure import Content, erase_tenant, export_tenant
+from tenants.erasure import Content, erase_tenant, export_tenant, open_export
 from tenants.identity.directory import IdentityDirectory
+
+_PART_BYTES: Final = 256 * 1024
 
 
 class Exits:
-    """One folder, mode 0700; per town the ZIP (0600) and beside it what is known of it."""
+    """One folder, mode 0700; per town the sealed ZIP (0600) and beside it what is known of it."""
 
     def __init__(self, folder: Path, db: Database, content: Content) -> None:
         self._folder = folder
@@ -29,7 +32,7 @@ class Exits:
         self._content = content
 
     def _files(self, tenant_id: TenantId) -> tuple[Path, Path]:
-        return self._folder / f"{tenant_id}.zip", self._folder / f"{tenant_id}.json"
+        return self._folder / f"{tenant_id}.sealed", self._folder / f"{tenant_id}.json"
 
     async def latest(self, tenant_id: TenantId) -> Exported | None:
         """What was exported last, if its file is still there."""
@@ -42,7 +45,7 @@ class Exits:
         told = json.loads(facts.read_text())
         return Exported(
             at=datetime.fromisoformat(told["at"]),
-            size_bytes=file.stat().st_size,
+            size_bytes=told["size_bytes"],
             sha256=told["sha256"],
             counts=told["counts"],
             received_at=datetime.fromisoformat(told["received_at"]) if told.get("received_at") else None,
@@ -60,9 +63,13 @@ class Exits:
         file, _ = self._files(tenant_id)
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         now = datetime.now(UTC)
-        fresh = file.with_name(f"{tenant_id}-{now:%Y%m%d%H%M%S%f}.zip")
-        report = await export_tenant(self._db, self._content, tenant_id, fresh, by=by, now=now)
-        told = {"at": now.isoformat(), "sha256": report.sha256, "counts": dict(report.counts)}
+        fresh = file.with_name(f"{tenant_id}-{now:%Y%m%d%H%M%S%f}.sealed")
+        report = await export_tenant(self._db, self._content, tenant_id, fresh, sealed=True, by=by, now=now)
+        with await open_export(self._content, tenant_id, fresh) as opened:
+            size_bytes = opened.seek(0, os.SEEK_END)
+        told = {
+            "at": now.isoformat(), "sha256": report.sha256, "size_bytes": size_bytes, "counts": dict(report.counts),
+        }  # fmt: skip
 
         def keep() -> Exported | None:
             fresh.rename(file)
@@ -73,24 +80,31 @@ class Exits:
         assert kept is not None
         return kept
 
-    async def receive(self, tenant_id: TenantId, *, by: By) -> Path:
-        """The file, for the town's own administrator; that it was received is kept. Raises `NotFound`."""
+    async def receive(self, tenant_id: TenantId, *, by: By) -> AsyncIterator[bytes]:
+        """The ZIP in parts, for the town's own administrator; that it was received is kept. Raises `NotFound`, `ContentUnreadable`."""
         found = await self.latest(tenant_id)
         if found is None:
             raise NotFound("先に書き出してください。")
+        opened = await open_export(self._content, tenant_id, self._files(tenant_id)[0])
         told = {
-            "at": found.at.isoformat(), "sha256": found.sha256, "counts": dict(found.counts),
+            "at": found.at.isoformat(), "sha256": found.sha256, "size_bytes": found.size_bytes, "counts": dict(found.counts),
             "received_at": datetime.now(UTC).isoformat(),
         }  # fmt: skip
         await asyncio.to_thread(self._write, tenant_id, told)
         async with self._db.platform_session("tenant export") as session:
             await audit.record(session, tenant_id, by, "tenant.export_received", about=("tenant", tenant_id))
-        return self._files(tenant_id)[0]
+
+        async def parts() -> AsyncIterator[bytes]:
+            with opened:
+                while part := await asyncio.to_thread(opened.read, _PART_BYTES):
+                    yield part
+
+        return parts()
 
     async def erase(
         self, tenant_id: TenantId, directory: IdentityDirectory, *, typed_name: str, handed_over: bool, by: By
     ) -> Erased:
-        """Against the export, which goes too once the town has it. Raises as `erase_tenant`, and `InvalidInput`."""
+        """Against the export, which goes too: its key is no more. Raises as `erase_tenant`, and `InvalidInput`."""
         found = await self.latest(tenant_id)
         if found is not None and found.received_at is None and not handed_over:
             raise InvalidInput("書き出したファイルを町に渡したことを確かめてください。", field="handed_over")
@@ -105,8 +119,6 @@ class Exits:
             by=by,
             directory=directory,
         )
-        gone = found is not None and found.received_at is not None
-        if gone:
-            await asyncio.to_thread(file.unlink, missing_ok=True)
-            await asyncio.to_thread(facts.unlink, missing_ok=True)
-        return Erased(counts=report.counts, kept=report.kept, file_is_gone=gone)
+        await asyncio.to_thread(file.unlink, missing_ok=True)
+        await asyncio.to_thread(facts.unlink, missing_ok=True)
+        return Erased(counts=report.counts, kept=report.kept)

@@ -2,11 +2,10 @@
 
 import csv
 import io
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from http import HTTPStatus
-from pathlib import Path
 from typing import Annotated, Final, Protocol
 from urllib.parse import quote
 from uuid import UUID
@@ -48,7 +47,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A town's ZIP on the server: numbers about it, never what is in it."""
+    """A town's ZIP, sealed on the server: numbers about it, never what is in it. Size and hash are those in clear."""
 
     at: datetime
     size_bytes: int
@@ -63,7 +62,6 @@ class Erased:
 
     counts: Mapping[str, int]
     kept: Mapping[str, int]
-    file_is_gone: bool
 
 
 class TownExits(Protocol):
@@ -111,7 +109,7 @@ class Office:
     exits: TownExits
     documents: AppDocuments | None = None
     records: Records | None = None
-    receive_export: Callable[[], Awaitable[Path]] | None = None
+    receive_export: Callable[[], Awaitable[AsyncIterator[bytes]]] | None = None
     try_words: Callable[[tuple[str, ...]], Awaitable[WordTrial]] | None = None
 
     @property

@@ -1,8 +1,10 @@
 """Export and erasure of a town beside a neighbour that must not notice, on both databases."""
 
 import csv
+import hashlib
 import io
 import json
+import secrets
 import sqlite3
 import stat
 import zipfile
@@ -31,8 +33,10 @@ from tenants.erasure import (
     ErasureReport,
     ExportNotValid,
     ExportReport,
+    Manifest,
     erase_tenant,
     export_tenant,
+    open_export,
     safe_file_name,
     verify_export,
 )
@@ -61,7 +65,8 @@ from tenants.quota.agreements import Terms, set_agreement
 from tenants.quota.grants import set_pool
 from tenants.quota.tree import set_budget
 from tenants.quota.window_moves import move_for_window
-from tenants.vault import ContentErased, FileRootKeys, Vault
+from tenants.sealed_files import CHUNK_BYTES, HEAD_BYTES, TAG_BYTES
+from tenants.vault import ContentErased, ContentUnreadable, FileRootKeys, Vault
 
 START = datetime(2027, 3, 1, 1, 0, tzinfo=UTC)
 EXPORTED = START + timedelta(days=20)
@@ -93,9 +98,17 @@ class Region:
     town: Town
     neighbour: Town
 
-    async def export(self, name: str = "town.zip", *, town: Town | None = None) -> ExportReport:
-        chosen = town or self.town
-        return await export_tenant(self.db, self.content, chosen.id, self.folder / name, by=BY, now=EXPORTED)
+    async def export(self, name: str = "town.zip", *, town: Town | None = None, sealed: bool = False) -> ExportReport:
+        chosen, path = town or self.town, self.folder / name
+        return await export_tenant(self.db, self.content, chosen.id, path, sealed=sealed, by=BY, now=EXPORTED)
+
+    async def opened(self, export: Path, *, town: Town | None = None) -> bytes:
+        with await open_export(self.content, (town or self.town).id, export) as file:
+            return file.read()
+
+    async def manifest(self, export: Path) -> Manifest:
+        with await open_export(self.content, self.town.id, export) as file:
+            return verify_export(file, self.town.id)
 
     async def erase(
         self, export: Path, *, typed: str = "みどり町", directory: DevDirectory | None = None
@@ -314,7 +327,7 @@ async def test_calls_are_numbers(region: Region) -> None:
 async def test_only_the_owner_reads_the_file_and_its_manifest_holds(region: Region) -> None:
     report = await region.export()
     assert stat.S_IMODE(report.path.stat().st_mode) == 0o600
-    manifest = verify_export(report.path, region.town.id)
+    manifest = await region.manifest(report.path)
     assert manifest.exported_at == EXPORTED
     assert {"people.csv", "sections.csv", "policy.json", "calls.csv", "audit.jsonl", "files.csv"} <= set(
         manifest.members
@@ -455,7 +468,7 @@ async def test_another_towns_export_does_not_count(region: Region) -> None:
 @pytest.mark.parametrize("damage", ["changed", "taken out", "added", "cut", "no zip"])
 async def test_a_damaged_export_does_not_count(region: Region, damage: str) -> None:
     export = (await region.export()).path
-    verify_export(export, region.town.id)
+    await region.manifest(export)
     with zipfile.ZipFile(export) as archive:
         members = {n: archive.read(n) for n in archive.namelist()}
     if damage == "cut":
@@ -522,6 +535,77 @@ async def test_a_town_is_erased_once(region: Region) -> None:
         await region.erase(export)
     with pytest.raises(Conflict, match="消去済み"):
         await region.export("again.zip")
+
+
+# ── sealed exports ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def test_a_sealed_export_is_the_zip_to_the_town_and_tells_nothing_else(region: Region) -> None:
+    report = await region.export("town.sealed", sealed=True)
+    stored = report.path.read_bytes()
+    # In clear they are not compressed away: names of members stand in a ZIP as they are.
+    plain = (await region.export()).path.read_bytes()
+    for word in (b"people.csv", b"manifest.json", b"PK\x05\x06"):
+        assert word in plain
+        assert word not in stored
+    assert report.path.stat().st_mode & 0o777 == 0o600
+    opened = await region.opened(report.path)
+    assert hashlib.sha256(opened).hexdigest() == report.sha256
+    with zipfile.ZipFile(io.BytesIO(opened)) as archive:
+        assert archive.testzip() is None
+        assert CANARY in "".join(archive.read(n).decode() for n in archive.namelist())
+    assert list(region.folder.glob("*.new")) == []
+    with pytest.raises(ContentUnreadable):
+        await region.opened(report.path, town=region.neighbour)
+
+
+async def test_a_sealed_export_of_many_chunks_opens_as_it_was_written(region: Region) -> None:
+    data = secrets.token_bytes(700_000)
+    viewer = Viewer(region.town.person_id)
+    files = region.content.blobs.of(TenantContext(region.town.id), app="chat", viewer=viewer)
+    await files.save("写真.bin", data)
+    report = await region.export("town.sealed", sealed=True)
+    with zipfile.ZipFile(io.BytesIO(await region.opened(report.path))) as archive:
+        assert archive.read("files/chat/写真.bin") == data
+    assert len((await region.manifest(report.path)).files) == 3
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "cut at a chunk", "of another town"])
+async def test_a_damaged_sealed_export_erases_nothing(region: Region, damage: str) -> None:
+    viewer = Viewer(region.town.person_id)
+    files = region.content.blobs.of(TenantContext(region.town.id), app="chat", viewer=viewer)
+    await files.save("写真.bin", secrets.token_bytes(CHUNK_BYTES * 2))
+    export = (await region.export("town.sealed", sealed=True)).path
+    await region.manifest(export)
+    data = bytearray(export.read_bytes())
+    if damage == "changed":
+        data[HEAD_BYTES + 100] ^= 1
+    elif damage == "cut":
+        del data[-50:]
+    elif damage == "cut at a chunk":
+        del data[HEAD_BYTES + CHUNK_BYTES + TAG_BYTES :]
+    else:
+        data = bytearray((await region.export("o.sealed", town=region.neighbour, sealed=True)).path.read_bytes())
+    export.write_bytes(data)
+    with pytest.raises((ContentUnreadable, ExportNotValid)):
+        await region.erase(export)
+    assert await region.status() == "active"
+    assert await region.is_whole(region.town)
+
+
+async def test_a_sealed_export_goes_with_the_towns_keys(region: Region) -> None:
+    export = (await region.export("town.sealed", sealed=True)).path
+    await region.erase(export)
+    assert await region.status() == "erased"
+    with pytest.raises(ContentErased):
+        await region.opened(export)
+
+
+async def test_an_interrupted_erasure_ends_though_its_sealed_export_opens_no_more(region: Region) -> None:
+    export = (await region.export("town.sealed", sealed=True)).path
+    await region.content.vault.destroy(region.town.id, now=NOW)
+    assert (await region.erase(export)).counts["文書"] == 1
+    assert await region.status() == "erased"
 
 
 async def test_an_unknown_town_is_not_found(region: Region) -> None:
