@@ -28,7 +28,7 @@ class Valkey:
         """Starts the server and waits until it answers. Raises `ServerNotFound`."""
         program = _program()
         self._folder.mkdir(parents=True, exist_ok=True)
-        self.port = free_port()
+        self.port = self.port or free_port()
         words = [program, "--bind", "127.0.0.1", "--port", self.port, "--save", "", "--appendonly", "no",
                  "--dir", self._folder, "--maxmemory", "64mb"]  # fmt: skip
         self._child.start(words)

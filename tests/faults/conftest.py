@@ -19,9 +19,12 @@ import yaml
 
 from gateway.server.edge import Edge
 from gateway.server.main import GatewayApp, create_gateway
+from gateway.server.queueing import FairQueue
 from kumiai.local.postgres import Postgres
 from kumiai.processes import listen
-from tenants.db import DatabaseUrls
+from tenants.db import Database, DatabaseUrls
+from tenants.policy import Policy
+from tenants.quota.slots import MAX_SLOTS, set_slots, slots_of
 from tests.certificates import certificates
 from tests.faults.upstream import FaultUpstream, fault_upstream
 from tests.gateways import START_S, Region, RunningGateway, Town, eventually
@@ -194,9 +197,12 @@ def installed(home: Path, urls: DatabaseUrls, **environment: str) -> Iterator[In
 
 @contextlib.contextmanager
 def prepared(
-    home: Path, urls: DatabaseUrls, **environment: str
+    home: Path, urls: DatabaseUrls, policy: Policy | None = None, **environment: str
 ) -> Iterator[tuple[Region, Town, FaultUpstream, FaultUpstream]]:
-    """Everything but a gateway: a region, its town, a server that speaks plainly and one that does by TLS."""
+    """Everything but a gateway: a region, its town, a server that speaks plainly and one that does by TLS.
+
+    The town has bought slots, so that each call of it holds one.
+    """
     authority, good, expired = certificates(home)
     with (
         fault_upstream() as upstream,
@@ -231,7 +237,25 @@ def prepared(
             **DEADLINES | environment,
         )
 
-        yield region, region.make_town(month_yen=100_000_000), upstream, secure
+        town = region.make_town(month_yen=100_000_000, policy=policy)
+
+        async def buy_slots(db: Database) -> None:
+            async with db.platform_session("test") as session:
+                await set_slots(session, town.id, MAX_SLOTS)
+
+        region.with_database(buy_slots)
+        yield region, town, upstream, secure
+
+
+def slots_taken(region: Region, town: Town) -> int:
+    """How many of the town's slots are held now."""
+
+    async def work(db: Database) -> int:
+        async with db.platform_session("test", read_only=True) as session:
+            [bought] = await slots_of(session, town.id)
+            return bought.taken
+
+    return region.with_database(work)
 
 
 @contextlib.contextmanager
@@ -256,9 +280,21 @@ def _nobody_accepts() -> Iterator[int]:
         yield deaf.getsockname()[1]
 
 
+def places_taken(queue: FairQueue) -> dict[str, object]:
+    """Who waits, or has a place; empty when nobody does."""
+    places = {
+        "running": queue._running,
+        "waiting": queue._waiting,
+        "on": +queue._running_on,
+        "towns": queue._towns,
+        "lines": queue._slot_lines,
+    }
+    return {what: taken for what, taken in places.items() if taken}
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After every test: no money held, no call under way, no task and no connection to a server left."""
+    """After every test: no money and no slot held, no call under way, no task, place or connection to a server left."""
     if "installation" not in request.fixturenames:
         yield
         return
@@ -276,6 +312,8 @@ def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
         return budget.held_uyen == 0 and budget.posted_uyen == sum(a.cost_uyen for a in attempts)
 
     eventually(is_square)
+    eventually(lambda: slots_taken(installation.region, installation.town) == 0)
+    eventually(lambda: not places_taken(gateway.app.gateway.pipeline.queue))
     assert all(
         a.zone == "onprem" or a.deployment == "trial/abroad" for a in installation.region.attempts(installation.town)
     )

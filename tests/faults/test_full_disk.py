@@ -13,7 +13,7 @@ import pytest
 
 from tenants.db import DatabaseUrls
 from tests.faults.asking import ask_once
-from tests.faults.conftest import Installation, prepared
+from tests.faults.conftest import Installation, prepared, slots_taken
 from tests.faults.test_resuming import PATIENT
 from tests.faults.test_upstream_faults import check_bill, settled
 from tests.faults.upstream import Answer
@@ -75,4 +75,5 @@ async def test_a_full_disk_refuses_calls_and_loses_none(installed: Installation)
         return budget.held_uyen == 0 and budget.posted_uyen == spent
 
     await asyncio.to_thread(eventually, is_square)
+    await asyncio.to_thread(eventually, lambda: slots_taken(installed.region, installed.town) == 0)
     assert not list((installed.region.home / "spool").glob("settles-*.jsonl"))

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tenants.db import DatabaseUrls
-from tests.faults.conftest import Installation, prepared
+from tests.faults.conftest import Installation, prepared, slots_taken
 from tests.faults.resuming import asking
 from tests.faults.test_resuming import PATIENT
 from tests.faults.test_upstream_faults import request_bytes
@@ -87,5 +87,6 @@ async def test_a_kill_at_any_phase_loses_no_money(before_any: Installation, roun
         assert (one.state, one.problem, one.cost_uyen) == ("suspense", "owner_gone", one.hold_uyen)
     budget = region.budget(town)
     assert budget.held_uyen == 0
+    assert slots_taken(region, town) == 0
     assert budget.posted_uyen == sum(a.cost_uyen for a in region.attempts(town))
     assert upstream.seen["abroad"] == 0
