@@ -121,8 +121,7 @@ def doctor(home: Annotated[Path | None, typer.Option(help="Another home folder."
     """Check settings, database, keys, issuer and gateway, and say what to do about what is wrong."""
     from kumiai.doctor import examine
 
-    settings = load_settings() if home is None else Settings(home=home)
-    raise typer.Exit(examine(settings))
+    raise typer.Exit(examine(load_settings(home)))
 
 
 def isolation_report(

@@ -128,7 +128,10 @@ class Settings(BaseSettings):
         return self.issuer or f"{self.public_url}/dev-issuer"
 
 
-def load_settings() -> Settings:
-    """For commands: from the environment, else from `kumiai.env` in the home folder, which a demo on servers writes."""
-    settings = Settings()
-    return Settings(_env_file=settings.home / ENV_FILE)
+def load_settings(home: Path | None = None) -> Settings:
+    """For commands: from the environment, else from `kumiai.env` in the home folder, which a demo on servers writes.
+
+    home: another folder than the environment names.
+    """
+    home = home or Settings().home
+    return Settings(home=home, _env_file=home / ENV_FILE)
