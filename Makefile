@@ -16,7 +16,7 @@ help:
 	@echo "make check         format, types, contracts, unit tests (≤ 4 min)"
 	@echo "make test          all tests a newcomer can run"
 	@echo "make bench         gateway side by side with its peers"
-	@echo "make evidence-faults   every fault of a model server, twenty times; make evidence-isolation   who tries to get across between towns"
+	@echo "make evidence-faults   every fault, twenty times; make evidence-isolation   who tries to get across between towns"
 	@echo "make evidence-guard    what the guard finds, misses and takes"
 	@echo "make evidence-budget   a thousand calls at once on a budget for fifty; make evidence-region   sixty towns, one to four gateways"
 	@echo "make evidence-ledger   a million quota operations under a thousand kills; make evidence-vllm   a real vLLM"

@@ -30,9 +30,6 @@ from tests.faults.upstream import FaultUpstream, fault_upstream
 from tests.gateways import START_S, Region, RunningGateway, Town, eventually
 from tests.servers import cloned
 
-# How many different answers, cuts and orders of bytes each fault is tried with.
-SEEDS: Final = range(int(os.environ.get("KUMIAI_FAULT_SEEDS", "5")))  # noqa: TID251 - a switch of the test run itself
-
 # Deadlines of a busy machine, scaled down: what is good arrives well within them.
 DEADLINES: Final = {
     "KUMIAI_GATEWAY_CONNECT_TIMEOUT_S": "1",

@@ -12,7 +12,8 @@ import pytest
 from kumiai.processes import listen
 from tenants.db import DatabaseUrls
 from tests.faults.asking import ask, ask_all
-from tests.faults.conftest import SEEDS, Installation, prepared
+from tests.faults.conftest import Installation, prepared
+from tests.faults.rounds import SEEDS
 from tests.faults.test_upstream_faults import check_bill, settled
 from tests.gateways import ROOT, Region, RunningGateway
 from tests.servers import not_available

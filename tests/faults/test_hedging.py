@@ -19,7 +19,8 @@ from gateway.server.hedging import MIN_OBSERVED, OBSERVED
 from observability import metrics
 from tenants.db import DatabaseUrls
 from tenants.models import Attempt, Call
-from tests.faults.conftest import SEEDS, GatewayInThread, deployment, gateway_in_thread
+from tests.faults.conftest import GatewayInThread, deployment, gateway_in_thread
+from tests.faults.rounds import SEEDS
 from tests.faults.test_upstream_faults import leave
 from tests.faults.vectors import ANSWERS, TOKENS, Mood, Vectors, vector_servers
 from tests.gateways import Region, RunningGateway, Town, eventually

@@ -12,14 +12,13 @@ import pytest
 from tenants.db import DatabaseUrls
 from tests.faults.conftest import Installation, prepared, slots_taken
 from tests.faults.resuming import asking
+from tests.faults.rounds import ROUNDS
 from tests.faults.test_resuming import PATIENT
 from tests.faults.test_upstream_faults import request_bytes
 from tests.faults.upstream import Answer
 from tests.gateways import eventually
 
 LEASE_S = 1
-# Kills take a process each; two of them meet different moments.
-ROUNDS = range(2)
 # What the model does when the gateway is killed.
 WAITING = ("stall_before_headers", "stall_before_first_chunk", "stall_mid_stream")
 
@@ -33,7 +32,7 @@ def before_any(modules_postgres: DatabaseUrls, tmp_path_factory: pytest.TempPath
         yield Installation(region, None, town, upstream, secure)  # type: ignore[arg-type]  # each round has its own
 
 
-@pytest.mark.parametrize("round_", ROUNDS)
+@pytest.mark.parametrize("round_", ROUNDS, ids="round{}".format)
 async def test_a_kill_at_any_phase_loses_no_money(before_any: Installation, round_: int) -> None:
     region, town, upstream = before_any.region, before_any.town, before_any.upstream
     known = {c.id for c in region.calls(town)}

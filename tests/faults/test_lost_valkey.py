@@ -17,7 +17,8 @@ from tenants.context import DataClass
 from tenants.db import DatabaseUrls
 from tenants.policy import Policy, Rate
 from tests.faults.asking import ask, ask_all
-from tests.faults.conftest import SEEDS, Installation, gateway_in_thread, prepared
+from tests.faults.conftest import Installation, gateway_in_thread, prepared
+from tests.faults.rounds import SEEDS
 from tests.faults.test_upstream_faults import ENDS, check_bill, settled
 from tests.faults.upstream import Answer
 from tests.gateways import Region, eventually

@@ -7,7 +7,8 @@ import pytest
 
 from observability import metrics
 from tests.faults.asking import ask
-from tests.faults.conftest import DEADLINES, SEEDS, Installation
+from tests.faults.conftest import DEADLINES, Installation
+from tests.faults.rounds import SEEDS
 from tests.faults.test_upstream_faults import check_bill, settled
 from tests.faults.upstream import Answer
 from tests.gateways import eventually

@@ -13,7 +13,8 @@ import pytest
 
 from tenants.models import Attempt, Call
 from tests.faults.asking import Outcome, ask, ask_all
-from tests.faults.conftest import SEEDS, YEN, Installation
+from tests.faults.conftest import YEN, Installation
+from tests.faults.rounds import SEEDS
 from tests.faults.upstream import Answer
 from tests.gateways import eventually
 
