@@ -11,6 +11,7 @@ import orjson
 
 from gateway.contracts import MAX_BODY_BYTES, BadRequest, BodyTooLarge
 from gateway.server.edge import Exchange, header_values
+from gateway.server.providers.base import Usage
 from observability import metrics
 from observability.problems import Problem
 
@@ -185,25 +186,33 @@ _ERROR_TYPES = {
 }
 
 
-def problem_body(problem: Problem) -> bytes:
-    """OpenAI's error shape: a Japanese message for people, a stable `code` and `param` for programs."""
+def problem_body(problem: Problem, usage: Usage | None = None) -> bytes:
+    """OpenAI's error shape: a Japanese message for people, a stable `code` and `param` for programs.
+
+    usage: what had been metered of an answer that broke off. It stands in `error`, the part that clients hand on.
+    """
     metrics.PROBLEMS.labels(problem.type).inc()
     message = f"{problem.title}。{problem.detail}" if problem.detail else f"{problem.title}。"
-    return orjson.dumps(
-        {
-            "error": {
-                "message": message,
-                "type": _ERROR_TYPES.get(problem.status, "api_error"),
-                "param": problem.extensions.get("param"),
-                "code": problem.extensions.get("code") or problem.code,
-            }
+    error: dict[str, Any] = {
+        "message": message,
+        "type": _ERROR_TYPES.get(problem.status, "api_error"),
+        "param": problem.extensions.get("param"),
+        "code": problem.extensions.get("code") or problem.code,
+    }
+    if usage is not None:
+        error["usage"] = {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": usage.cached_prompt_tokens},
+            "counted": "provider" if usage.source == "provider" else "upper_bound",
         }
-    )
+    return orjson.dumps({"error": error})
 
 
-def error_event(problem: Problem) -> bytes:
+def error_event(problem: Problem, usage: Usage | None = None) -> bytes:
     """An SSE event in the shape OpenAI's clients raise as an error in the middle of a stream."""
-    return b"data: " + problem_body(problem) + b"\n\n"
+    return b"data: " + problem_body(problem, usage) + b"\n\n"
 
 
 def status_of(problem: Problem) -> int:

@@ -466,7 +466,7 @@ class Pipeline:
         pumped = Pumped(response) if ticket.request.stream and ticket.deployment.bills_anyway else None
         try:
             if ticket.request.stream:
-                await self._relay_stream(ticket, pumped or response, record, headers, client, send)
+                await self._relay_stream(ticket, response, pumped, record, headers, client, send)
             else:
                 await self._relay_body(ticket, response, record, headers, send)
         except UpstreamProblem as error:
@@ -522,7 +522,8 @@ class Pipeline:
     async def _relay_stream(
         self,
         ticket: Ticket,
-        response: UpstreamResponse | Pumped,
+        response: UpstreamResponse,
+        pumped: Pumped | None,
         record: CallRecord,
         headers: list[tuple[bytes, bytes]],
         client: Client,
@@ -542,7 +543,7 @@ class Pipeline:
         client.keep_pace(self.deadlines.between_chunks_s)
         try:
             with client:
-                async for event in response.chunks():
+                async for event in (pumped or response).chunks():
                     if (
                         not ticket.request.include_usage
                         and any(m in event for m in _USAGE_MARKS)
@@ -562,8 +563,9 @@ class Pipeline:
         except (UpstreamProblem, Restarting, Stopped) as problem:
             # The client has 200 already: the failure becomes a typed event, never a silent end.
             try:
+                said = error_event(problem, response.usage or _counted(ticket, response))
                 async with asyncio.timeout(LAST_WORD_S):
-                    await send({"type": "http.response.body", "body": error_event(problem), "more_body": False})
+                    await send({"type": "http.response.body", "body": said, "more_body": False})
             except TimeoutError:
                 client.hang_up()
             raise problem from None

@@ -24,6 +24,8 @@ class Outcome:
     headers: httpx.Headers = field(default_factory=httpx.Headers)
     code: str = ""
     text: str = ""
+    # What the error at the end of a stream says was metered until then.
+    partial: dict[str, Any] = field(default_factory=dict)
     chunks: list[dict[str, Any]] = field(default_factory=list)
     comments: int = 0
 
@@ -108,6 +110,7 @@ def _read_stream(raw: bytes, outcome: Outcome) -> None:
         if "error" in payload:
             ends += 1
             outcome.code = _code(payload)
+            outcome.partial = payload["error"].get("usage", {})
             continue
         outcome.chunks.append(payload)
         for choice in payload["choices"]:

@@ -147,6 +147,13 @@ async def test_fault_ends_as_promised(
         if end.status == 200 and end.code:
             assert outcome.text
             assert Answer.of(outcome.seed).text.startswith(outcome.text)
+            assert outcome.partial == {
+                "prompt_tokens": call.prompt_tokens,
+                "completion_tokens": call.completion_tokens,
+                "total_tokens": call.prompt_tokens + call.completion_tokens,
+                "prompt_tokens_details": {"cached_tokens": 0},
+                "counted": "upper_bound",
+            }
         check_bill(outcome, call, attempts, end.bill)
         assert [a.deployment for a in attempts] == ["trial/faulty"]
     assert installation.upstream.seen["abroad"] == 0

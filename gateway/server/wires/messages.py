@@ -287,6 +287,8 @@ def error_of(error: Mapping[str, Any], status: int | None, request_id: str) -> b
     """OpenAI's error in Anthropic's shape; `code` and `param` stay, for programs. status: None inside a stream."""
     kind = _ERROR_TYPES.get(status, error["type"]) if status is not None else error["type"]
     told = {"type": kind, "message": error["message"], "code": error["code"], "param": error["param"]}
+    if "usage" in error:
+        told["usage"] = _usage(error["usage"]) | {"counted": error["usage"]["counted"]}
     return orjson.dumps({"type": "error", "error": told, "request_id": request_id})
 
 

@@ -361,6 +361,8 @@ class ResponseEvents:
             self._settle(self._text, "incomplete")
         for call in self._calls.values():
             call.item |= {"arguments": "".join(call.arguments), "status": "incomplete"}
+        if "usage" in error:
+            self._response["usage"] = _usage(error["usage"]) | {"counted": error["usage"]["counted"]}
         told = {"code": error["code"], "message": error["message"]}
         self._response |= {"status": "failed", "error": told}
         yield self._event("response.failed", response=self.response)

@@ -232,7 +232,11 @@ def test_a_stream_that_breaks_ends_with_an_error(claude: Anthropic, onprem: Runn
         for text in stream.text_stream:
             heard += text
     assert heard
-    assert broken.value.body["error"]["code"].startswith("upstream_")  # type: ignore[index]  # an object
+    error = broken.value.body["error"]  # type: ignore[index]  # an object
+    assert error["code"].startswith("upstream_")
+    assert error["usage"]["input_tokens"] > 0
+    assert error["usage"]["output_tokens"] >= len(heard.encode())
+    assert error["usage"]["counted"] == "upper_bound"
 
 
 def test_the_same_call_is_made_once(claude: Anthropic, onprem: RunningUpstream) -> None:

@@ -292,6 +292,11 @@ def test_a_stream_that_breaks_ends_in_a_failed_response(client: OpenAI, onprem: 
     assert last.type == "response.failed"
     assert last.response.error is not None and last.response.error.code.startswith("upstream_")
     assert last.response.output_text == "".join(e.delta for e in events if e.type == "response.output_text.delta") != ""
+    usage = last.response.usage
+    assert usage is not None and usage.input_tokens > 0
+    assert usage.output_tokens >= len(last.response.output_text.encode())
+    assert usage.total_tokens == usage.input_tokens + usage.output_tokens
+    assert usage.to_dict()["counted"] == "upper_bound"
 
 
 @STREAMED
