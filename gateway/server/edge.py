@@ -57,6 +57,11 @@ class Exchange:
         # What is missing of the body; None where only the connection's end tells.
         self._left: int | None = None
 
+    @property
+    def has_body(self) -> bool:
+        """Whether all of the request's body has come."""
+        return self._is_whole
+
     def watch(self, gone: Callable[[], None]) -> None:
         """`gone` is called when the client leaves before its answer is over."""
         self._watchers.append(gone)

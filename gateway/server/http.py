@@ -10,7 +10,7 @@ from uuid import UUID
 import orjson
 
 from gateway.contracts import MAX_BODY_BYTES, BadRequest, BodyTooLarge
-from gateway.server.edge import Exchange, header_values
+from gateway.server.edge import Exchange, exchange_of, header_values
 from gateway.server.providers.base import Usage
 from observability import metrics
 from observability.problems import Problem
@@ -140,10 +140,20 @@ def content_type_of(scope: AsgiScope) -> bytes:
     return next(iter(header_values(scope, b"content-type")), b"")
 
 
-async def read_body(scope: AsgiScope, receive: AsgiReceive, *, content_type: str = "application/json") -> bytes:
+class BodyTooSlow(Problem):
+    """Nothing was done yet: clients may send it again."""
+
+    type = "urn:problem:gateway:body-too-slow"
+    status = HTTPStatus.REQUEST_TIMEOUT
+    title = "リクエストの本文が、時間内に届きませんでした"
+
+
+async def read_body(
+    scope: AsgiScope, receive: AsgiReceive, *, within_s: float, content_type: str = "application/json"
+) -> bytes:
     """The whole request body, cut off at the cap before it is buffered.
 
-    Raises `BodyTooLarge`, `BadRequest` for another content type, `Disconnected`.
+    Raises `BodyTooLarge`, `BodyTooSlow`, `BadRequest` for another content type, `Disconnected`.
     """
     for value in header_values(scope, b"content-length"):
         if value.isdigit() and int(value) > MAX_BODY_BYTES:
@@ -154,6 +164,17 @@ async def read_body(scope: AsgiScope, receive: AsgiReceive, *, content_type: str
     for value in header_values(scope, b"content-encoding"):
         if value != b"identity":
             raise BadRequest("圧縮した本文は受け付けません。")
+    if exchange_of(scope).has_body:
+        # As most have it, who pay for no timer.
+        return await _read(receive)
+    try:
+        async with asyncio.timeout(within_s):
+            return await _read(receive)
+    except TimeoutError:
+        raise BodyTooSlow(f"{within_s:g}秒以内に送り終えてください。") from None
+
+
+async def _read(receive: AsgiReceive) -> bytes:
     parts: list[bytes] = []
     size = 0
     while True:
@@ -228,6 +249,9 @@ def problem_headers(problem: Problem) -> list[tuple[bytes, bytes]]:
     if not problem.may_be_retried:
         # OpenAI's clients try 429 and 5xx twice more by themselves, unless told otherwise.
         headers.append((b"x-should-retry", b"false"))
+    if problem.status == HTTPStatus.REQUEST_TIMEOUT:
+        # What is still to come of the request would stand before the next one.
+        headers.append((b"connection", b"close"))
     if problem.status == HTTPStatus.UNAUTHORIZED:
         headers.append((b"www-authenticate", b"Bearer"))
     return headers

@@ -173,6 +173,7 @@ class Gateway:
                 gateway_settings.between_chunks_timeout_s,
                 gateway_settings.total_timeout_s,
                 gateway_settings.heartbeat_s,
+                gateway_settings.body_s,
             ),
             fleet=fleet,
             hedging=Hedging(fleet, queue, admission, self.providers),
@@ -313,8 +314,9 @@ def create_gateway(settings: Settings, *, gateway_settings: GatewaySettings | No
     rest = FastAPI(lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     rest.include_router(health.router(gateway.db, gateway.configuration, lambda: gateway.is_draining))
     rest.include_router(models.router(gateway.authenticator, gateway.configuration))
-    rest.include_router(guard.router(gateway.authenticator, gateway.configuration))
-    rest.include_router(counting.router(gateway.authenticator, gateway.configuration))
+    body_s = gateway.pipeline.deadlines.body_s
+    rest.include_router(guard.router(gateway.authenticator, gateway.configuration, body_s=body_s))
+    rest.include_router(counting.router(gateway.authenticator, gateway.configuration, body_s=body_s))
 
     @rest.exception_handler(Problem)
     async def _problem(request: object, problem: Problem) -> Response:

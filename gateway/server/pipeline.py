@@ -88,6 +88,8 @@ class Deadlines:
     between_chunks_s: float = 30.0
     total_s: float = 600.0
     heartbeat_s: float = 15.0
+    # All of a request's body, which belongs to the call's own time.
+    body_s: float = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +139,12 @@ class Pipeline:
         try:
             caller = await self.authenticator.authenticate(scope)
             record.caller(caller)
+            body_s = self.deadlines.body_s
             if operation is Operation.TRANSCRIPTIONS:
-                body = await read_body(scope, receive, content_type="multipart/form-data")
+                body = await read_body(scope, receive, within_s=body_s, content_type="multipart/form-data")
                 parse = partial(transcriptions.parse_transcription, content_type_of(scope))
             else:
-                body = await read_body(scope, receive)
+                body = await read_body(scope, receive, within_s=body_s)
             if len(body) > PARSED_ASIDE_BYTES:
                 request = await anyio.to_thread.run_sync(parse, body)
             else:

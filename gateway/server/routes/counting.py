@@ -22,7 +22,7 @@ from tenants.context import new_id
 PATH: Final = f"{MESSAGES_PATH}/count_tokens"
 
 
-def router(authenticator: Authenticator, configuration: ConfigurationSource) -> APIRouter:
+def router(authenticator: Authenticator, configuration: ConfigurationSource, *, body_s: float) -> APIRouter:
     routes = APIRouter()
 
     @routes.post(PATH)
@@ -43,7 +43,7 @@ def router(authenticator: Authenticator, configuration: ConfigurationSource) -> 
         policy = await configuration.policy_of(caller.tenant_id, known_at=authenticator.access.generation)
         if caller.app and not policy.allows_app(caller.app):
             raise NotAllowed("このアプリは、町の管理者が止めています。")
-        body = await read_body(request.scope, request.receive)
+        body = await read_body(request.scope, request.receive, within_s=body_s)
         model, bound = await anyio.to_thread.run_sync(_count, body)
         deployments = configuration.current.deployments(caller.tenant_id)
         check_alias(deployments, policy, alias=model, allowed_aliases=caller.models)

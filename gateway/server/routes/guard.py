@@ -26,7 +26,7 @@ MAX_CHARACTERS: Final = 200_000
 _CHAT: Final = Operation.CHAT
 
 
-def router(authenticator: Authenticator, configuration: ConfigurationSource) -> APIRouter:
+def router(authenticator: Authenticator, configuration: ConfigurationSource, *, body_s: float) -> APIRouter:
     routes = APIRouter()
 
     @routes.post("/v1/guard/inspect")
@@ -36,7 +36,7 @@ def router(authenticator: Authenticator, configuration: ConfigurationSource) -> 
         current = configuration.current
         if caller.app and not policy.allows_app(caller.app):
             raise NotAllowed("このアプリは、町の管理者が止めています。")
-        given = parse_json(await read_body(request.scope, request.receive))
+        given = parse_json(await read_body(request.scope, request.receive, within_s=body_s))
         texts, model = _texts(given.get("text")), _model(given.get("model"))
         declared = effective_class(caller, policy, request.scope, is_unreadable=False)
         found = await guarding.read_aside(_inspect, texts, policy)
