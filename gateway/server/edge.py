@@ -237,6 +237,8 @@ class Edge(asyncio.Protocol):
         self._wants_word = False
         self._idle_since = self._loop.time()
         self._idle_timer: asyncio.TimerHandle | None = None
+        # Of answers, when it was last looked at.
+        self._untaken_bytes = 0
         self._writable: asyncio.Future[None] | None = None
         self._about: dict[str, Any] = {}
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
@@ -376,10 +378,16 @@ class Edge(asyncio.Protocol):
         """Closes a connection that nobody uses. One timer for its whole life, not one a request."""
         now = self._loop.time()
         left_s = self._keep_alive_s if self._exchange is not None else self._idle_since + self._keep_alive_s - now
+        untaken_before, self._untaken_bytes = self._untaken_bytes, self.transport.get_write_buffer_size()
         if left_s > 0:
             self._idle_timer = self._loop.call_later(left_s, self._look)
-        else:
+        elif not self._untaken_bytes:
             self.transport.close()
+        elif self._untaken_bytes == untaken_before:
+            # Nobody takes what is left of an answer; a close would wait for that.
+            self.transport.abort()
+        else:
+            self._idle_timer = self._loop.call_later(self._keep_alive_s, self._look)
 
     # ── the parser's side ────────────────────────────────────────────────────────────────────────────────────────
 

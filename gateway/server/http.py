@@ -61,7 +61,7 @@ class Client:
 
     def __init__(self, exchange: Exchange, *, may_leave: bool = False, is_resumable: bool = False) -> None:
         self._exchange = exchange
-        self._may_leave = may_leave
+        self.may_leave = may_leave
         # Whether another gateway can pass its answer on.
         self.is_resumable = is_resumable
         self._task: asyncio.Task[Any] | None = None
@@ -76,13 +76,13 @@ class Client:
 
     def let_go(self) -> None:
         """From now on the call goes on without them."""
-        self._may_leave = True
+        self.may_leave = True
         self._exchange.unwatch(self._left)
 
     def __enter__(self) -> None:
         if self._why is not None:
             raise self._why
-        if not self._may_leave:
+        if not self.may_leave:
             if self._exchange.is_gone:
                 raise Disconnected
             if not self._is_watching:

@@ -75,6 +75,9 @@ CLASS_OF_UNREADABLE: Final = DataClass.C3C
 # Beyond this, parsing takes milliseconds that every other stream would wait.
 PARSED_ASIDE_BYTES: Final = 256 * 1024
 
+# A whole answer up to this size lies in the connection's buffer at once.
+SLICE_BYTES: Final = 64 * 1024
+
 _LATER: Final = "このモデルはいま応答していません。少し待つか、別のモデルを選んでください。"
 _STREAM_HEADERS: Final = [(b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
 _USAGE_MARKS: Final = (b'"choices":[]', b'"choices": []')
@@ -471,7 +474,7 @@ class Pipeline:
             if ticket.request.stream:
                 await self._relay_stream(ticket, response, pumped, record, headers, client, send)
             else:
-                await self._relay_body(ticket, response, record, headers, send)
+                await self._relay_body(ticket, response, record, headers, client, send)
         except UpstreamProblem as error:
             standing.failed(error)
             problem, is_broken = error.code, True
@@ -501,6 +504,7 @@ class Pipeline:
         response: UpstreamResponse,
         record: CallRecord,
         headers: list[tuple[bytes, bytes]],
+        client: Client,
         send: AsgiSend,
     ) -> None:
         assert response.body is not None, "a request that does not stream has a whole answer"
@@ -520,7 +524,21 @@ class Pipeline:
             body = ticket.request.restorer.body(body)
         await send_start(send, 200, content_type, [*headers, (b"content-length", b"%d" % len(body))])
         record.headers_sent = True
-        await send({"type": "http.response.body", "body": body})
+        if len(body) > SLICE_BYTES and not client.may_leave:
+            await self._hand_over(body, client, send)
+        else:
+            await send({"type": "http.response.body", "body": body})
+
+    async def _hand_over(self, body: bytes, client: Client, send: AsgiSend) -> None:
+        """A large answer, at the pace of who takes it, who is cut off as from a stream."""
+        client.keep_pace(self.deadlines.between_chunks_s)
+        with client:
+            for at in range(0, len(body), SLICE_BYTES):
+                end = at + SLICE_BYTES
+                client.is_taking = True
+                await send({"type": "http.response.body", "body": body[at:end], "more_body": end < len(body)})
+                client.is_taking = False
+                client.taken += 1
 
     async def _relay_stream(
         self,
@@ -666,7 +684,9 @@ def settlement_of(
     """
     deployment = ticket.deployment
     bills_more = (
-        "unseen_thought" in deployment.extra or deployment.image_tokens or (problem and deployment.bills_anyway)
+        "unseen_thought" in deployment.extra
+        or deployment.image_tokens
+        or (problem and ticket.request.stream and deployment.bills_anyway)
     )
     is_open = response.usage is None and bool(bills_more)
     return Settlement(

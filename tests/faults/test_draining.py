@@ -1,6 +1,7 @@
 """A gateway that is told to stop, and callers who do not take their answers. Real processes, real signals."""
 
 import asyncio
+import contextlib
 import signal
 import socket
 import time
@@ -130,3 +131,41 @@ def test_who_takes_nothing_is_cut_off_and_pays_for_what_was_written(installation
             while reader.recv(1 << 20):
                 assert time.monotonic() < deadline
             raise ConnectionError("an end without a reset is an end, too")
+
+
+async def test_whole_answer_that_nobody_takes_is_cut_off_and_paid_for(installation: Installation) -> None:
+    taken = await ask(installation, "faulty", "large_answer", 1, stream=False)
+    [(_, call, attempts)] = settled(installation, [taken])
+    assert (taken.text, call.problem) == (Answer.of(1).text, "")
+    check_bill(taken, call, attempts, "usage")
+
+    known = {c.id for c in installation.region.calls(installation.town)}
+    url = httpx.URL(installation.gateway.url)
+    with socket.create_connection((url.host, url.port)) as reader:
+        reader.sendall(request_bytes(installation, "large_answer", 2, stream=False))
+        assert await asyncio.to_thread(reader.recv, 12) == b"HTTP/1.1 200"
+
+        def closed() -> list[Call]:
+            found = [c for c in installation.region.calls(installation.town) if c.id not in known]
+            return found if found and found[0].state != "held" else []
+
+        [call] = await asyncio.to_thread(eventually, closed, within_s=30)
+        assert (call.state, call.problem) == ("settled", "reader_too_slow")
+        check_bill(
+            Outcome(2),
+            call,
+            [a for a in installation.region.attempts(installation.town) if a.call_id == call.id],
+            "usage",
+        )
+        assert await asyncio.to_thread(_is_dropped, reader)
+
+
+def _is_dropped(reader: socket.socket) -> bool:
+    """Whether the connection ends, with whatever was not taken of 24 MB."""
+    reader.settimeout(20)
+    heard, deadline = 0, time.monotonic() + 60
+    with contextlib.suppress(ConnectionError):
+        while part := reader.recv(1 << 20):
+            heard += len(part)
+            assert time.monotonic() < deadline
+    return heard < 24_000_000

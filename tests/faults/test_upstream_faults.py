@@ -300,10 +300,12 @@ async def leave(installation: Installation, request: bytes, *, after: bytes | No
     return head[1][:36].decode() if len(head) > 1 else ""
 
 
-def request_bytes(installation: Installation, fault: str, seed: int, *, model: str = "faulty") -> bytes:
+def request_bytes(
+    installation: Installation, fault: str, seed: int, *, model: str = "faulty", stream: bool = True
+) -> bytes:
     body = json.dumps(
         {
-            "model": model, "stream": True, "max_tokens": 1000,
+            "model": model, "stream": stream, "max_tokens": 1000,
             "messages": [{"role": "user", "content": json.dumps({"fault": fault, "seed": seed})}],
         }
     ).encode()  # fmt: skip

@@ -495,6 +495,14 @@ async def flood(x: Exchange) -> None:
 
 
 @fault
+async def large_answer(x: Exchange) -> None:
+    """A whole answer that fits into no connection's buffers."""
+    await x.begin()
+    await x.say(json.dumps(whole(x.answer, x.answer.usage) | {"system_fingerprint": "x" * 24_000_000}).encode())
+    await x.end()
+
+
+@fault
 async def out_of_order_tools(x: Exchange) -> None:
     """Two tool calls whose pieces come mixed, the second one first."""
     arguments = [

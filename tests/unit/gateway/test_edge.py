@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import pytest
 import uvicorn
+from uvicorn.server import ServerState
 
 from gateway.server.edge import MAX_HEAD_BYTES, MAX_READ_AHEAD, Edge, exchange_of, header_values
 from gateway.server.http import Client, CutOff, Disconnected, Restarting
@@ -416,3 +418,29 @@ async def test_a_reader_that_takes_nothing_holds_the_writer_back() -> None:
             await asyncio.sleep(0.2)
         assert written < 200
         assert len((await talk.answer())[1]) == 40_000_000
+
+
+@pytest.mark.parametrize(
+    ("untaken", "ends"),
+    [([0], ["close"]), ([9, 4, 0], ["close"]), ([9, 4, 4], ["abort"]), ([9, 9], ["abort"])],
+)
+async def test_an_idle_connection_waits_only_for_who_takes_what_was_written(
+    untaken: list[int], ends: list[str]
+) -> None:
+    edge = Edge(uvicorn.Config(echo, http=Edge, log_config=None, timeout_keep_alive=0), ServerState(), {})  # type: ignore[arg-type]  # uvicorn's own alias of an ASGI callable
+    transport = mock.Mock(spec=asyncio.Transport)
+    transport.get_extra_info.return_value = None
+    transport.get_write_buffer_size.side_effect = untaken
+    told: list[str] = []
+    over = asyncio.Event()
+
+    def end(how: str) -> None:
+        told.append(how)
+        over.set()
+
+    transport.close.side_effect = lambda: end("close")
+    transport.abort.side_effect = lambda: end("abort")
+    edge.connection_made(transport)
+    async with asyncio.timeout(30):
+        await over.wait()
+    assert told == ends
