@@ -656,6 +656,7 @@ class _Stream(Writer):
         self._events = events
         self._wire = wire
         self._parser = parser
+        self._heartbeat_s = request.heartbeat_s
         self._first: list[bytes] = []
         self._ended = False
 
@@ -677,9 +678,16 @@ class _Stream(Writer):
     async def chunks(self) -> AsyncIterator[bytes]:
         for event in self._first:
             yield event
+        clock = asyncio.get_running_loop().time
+        beat = clock() + self._heartbeat_s
         async for raw in self._events:
-            for event in (raw,) if raw is HEARTBEAT else self._translated(raw):
+            events: Sequence[bytes] = (raw,) if raw is HEARTBEAT else self._translated(raw)
+            if not events and clock() >= beat:
+                # A model that thinks says much that nobody is told.
+                events = (HEARTBEAT,)
+            for event in events:
                 yield event
+                beat = clock() + self._heartbeat_s
         for event in self._held_back():
             yield event
         if self.finish_reason is None:
@@ -736,6 +744,8 @@ _START_TIMEOUT_S: Final = 120.0
 # Where the packages are, for an interpreter that starts without the gateway's path.
 _ROOT: Final = Path(__file__).resolve().parents[3]
 _LENGTH_BYTES: Final = 4
+# Pieces of one stream that the worker has sent and nobody has taken; then it waits, and with it the vendor.
+AHEAD: Final = 64
 
 
 def frame(value: object) -> bytes:
@@ -753,6 +763,36 @@ async def read_frame(reader: asyncio.StreamReader) -> Any:
         return None
 
 
+class _Call:
+    """A call under way in the worker, and what it has said."""
+
+    def __init__(self, worker: "_Worker", number: int) -> None:
+        self._worker = worker
+        self._number = number
+        # The worker sends no more pieces than it is asked for, so it is bounded.
+        self.said: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        self._taken = 0
+
+    async def next(self, within_s: float) -> dict[str, Any]:
+        """The next message. Raises the `Upstream…` problems, and `TimeoutError` when none comes in time."""
+        async with asyncio.timeout(within_s):
+            message = await self.said.get()
+        if message is None:
+            # The worker died; whether its call had left, nobody knows.
+            raise UpstreamUnavailable(_TRY_AGAIN, dispatched=True)
+        if message["kind"] == "error":
+            _raise_error(message)
+        self._taken += 1
+        if self._taken == AHEAD // 2:
+            self._taken = 0
+            self._worker.tell({"id": self._number, "kind": "more"})
+        return message
+
+    def end(self, *, finished: bool) -> None:
+        """Forgets it; one that is still under way is cancelled, which closes its connection upstream."""
+        self._worker.end(self._number, finished=finished)
+
+
 class _Worker:
     """One running worker process: frames out by its standard input, frames back by its standard output."""
 
@@ -761,7 +801,7 @@ class _Worker:
         self.process = process
         self._stdin = process.stdin
         self._stdout = process.stdout
-        self._calls: dict[int, asyncio.Queue[dict[str, Any] | None]] = {}
+        self._calls: dict[int, _Call] = {}
         self._numbers = itertools.count(1)
         self.ready = asyncio.Event()
         self.gone = False
@@ -772,28 +812,27 @@ class _Worker:
             while (message := await read_frame(self._stdout)) is not None:
                 if message["kind"] == "ready":
                     self.ready.set()
-                elif queue := self._calls.get(message["id"]):
-                    queue.put_nowait(message)
+                elif call := self._calls.get(message["id"]):
+                    call.said.put_nowait(message)
         finally:
             # However it ends, nobody waits for a worker that no longer speaks.
             self.gone = True
             self.ready.set()
-            for queue in self._calls.values():
-                queue.put_nowait(None)
+            for call in self._calls.values():
+                call.said.put_nowait(None)
 
-    def begin(self, order: Mapping[str, object]) -> tuple[int, asyncio.Queue[dict[str, Any] | None]]:
+    def begin(self, order: Mapping[str, object]) -> _Call:
         number = next(self._numbers)
-        queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
-        self._calls[number] = queue
-        self._tell({"id": number, "kind": "call", **order})
-        return number, queue
+        call = self._calls[number] = _Call(self, number)
+        self.tell({"id": number, "kind": "call", **order})
+        return call
 
     def end(self, number: int, *, finished: bool) -> None:
-        """Forgets a call; one that is still under way is cancelled, which closes its connection upstream."""
+        """See `_Call.end`."""
         if self._calls.pop(number, None) is not None and not finished:
-            self._tell({"id": number, "kind": "cancel"})
+            self.tell({"id": number, "kind": "cancel"})
 
-    def _tell(self, message: Mapping[str, object]) -> None:
+    def tell(self, message: Mapping[str, object]) -> None:
         if self.gone or self._stdin.is_closing():
             return
         self._stdin.write(frame(message))
@@ -834,7 +873,7 @@ class LiteLLMRouter:
         worker = await self._running()
         deployment = request.deployment
         body = {name: value for name, value in request.body.items() if name not in ("stream", "stream_options")}
-        number, queue = worker.begin(
+        call = worker.begin(
             {
                 "operation": request.operation.value,
                 "deployment": {
@@ -854,7 +893,7 @@ class LiteLLMRouter:
         )
         finished = False
         try:
-            first = await _message(queue, request.first_byte_timeout_s)
+            first = await _first(call, request)
             finished = first["kind"] in ("whole", "raw")
             if first["kind"] == "whole":
                 writer = Writer(request)
@@ -862,16 +901,16 @@ class LiteLLMRouter:
                 return writer.whole(first["choices"], usage, thought_bytes=first["thought_bytes"])
             if first["kind"] == "raw":
                 return _raw(first)
-            stream = _RouterStream(request, worker, number, queue)
+            stream = _RouterStream(request, call)
             while not stream.take(first):
-                first = await _message(queue, request.first_byte_timeout_s)
+                first = await _first(call, request)
             return stream
         except BaseException:
-            worker.end(number, finished=finished)
+            call.end(finished=finished)
             raise
         finally:
             if finished:
-                worker.end(number, finished=True)
+                call.end(finished=True)
 
     async def list_models(self, deployment: Deployment) -> list[str]:
         """The one it is set up for: LiteLLM knows no list that is the vendor's own."""
@@ -927,17 +966,11 @@ class LiteLLMRouter:
         return made
 
 
-async def _message(queue: asyncio.Queue[dict[str, Any] | None], seconds: float) -> dict[str, Any]:
+async def _first(call: _Call, request: UpstreamRequest) -> dict[str, Any]:
     try:
-        message = await asyncio.wait_for(queue.get(), seconds)
+        return await call.next(request.first_byte_timeout_s)
     except TimeoutError as error:
         raise UpstreamTimeout(_TRY_AGAIN, dispatched=True) from error
-    if message is None:
-        # The worker died; whether its call had left, nobody knows.
-        raise UpstreamUnavailable(_TRY_AGAIN, dispatched=True)
-    if message["kind"] == "error":
-        _raise_error(message)
-    return message
 
 
 def _raise_error(message: Mapping[str, Any]) -> NoReturn:
@@ -971,14 +1004,11 @@ def _raw(message: Mapping[str, Any]) -> UpstreamResponse:
 class _RouterStream(Writer):
     body = None
 
-    def __init__(
-        self, request: UpstreamRequest, worker: _Worker, number: int, queue: asyncio.Queue[dict[str, Any] | None]
-    ) -> None:
+    def __init__(self, request: UpstreamRequest, call: _Call) -> None:
         super().__init__(request)
-        self._worker = worker
-        self._number = number
-        self._queue = queue
+        self._call = call
         self._between_s = request.between_chunks_timeout_s
+        self._heartbeat_s = request.heartbeat_s
         self._first: list[bytes] = []
         self._ended = False
 
@@ -996,9 +1026,27 @@ class _RouterStream(Writer):
     async def chunks(self) -> AsyncIterator[bytes]:
         for event in self._first:
             yield event
-        while (message := await _message(self._queue, self._between_s))["kind"] != "end":
-            for event in self._written(message):
+        clock = asyncio.get_running_loop().time
+        until, beat = clock() + self._between_s, clock() + self._heartbeat_s
+        while True:
+            try:
+                message = await self._call.next(max(min(until, beat) - clock(), 0.0))
+            except TimeoutError as error:
+                now = clock()
+                if now >= until:
+                    raise UpstreamTimeout(_TRY_AGAIN, dispatched=True) from error
+                beat = now + self._heartbeat_s
+                yield HEARTBEAT
+                continue
+            if message["kind"] == "end":
+                break
+            events = self._written(message)
+            if not events and clock() >= beat:
+                events = [HEARTBEAT]
+            for event in events:
                 yield event
+                beat = clock() + self._heartbeat_s
+            until = clock() + self._between_s
         self._ended = True
         self.usage = _usage(message["usage"])
         if self.finish_reason is None or not message["complete"]:
@@ -1007,4 +1055,4 @@ class _RouterStream(Writer):
             yield event
 
     async def aclose(self) -> None:
-        self._worker.end(self._number, finished=self._ended)
+        self._call.end(finished=self._ended)

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal
 
 from gateway.server.providers.litellm import (
+    AHEAD,
     UnsupportedError,
     choices_from,
     frame,
@@ -37,6 +38,8 @@ class Orders:
         self._writer = writer
         self._routers: dict[str, Any] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        # Pieces that each stream may send before it is asked for more.
+        self._wanted: dict[int, asyncio.Semaphore] = {}
 
     async def run(self, reader: asyncio.StreamReader) -> None:
         """Serves until the input closes."""
@@ -46,7 +49,12 @@ class Orders:
             if order["kind"] == "cancel":
                 if task := self._tasks.get(number):
                     task.cancel()
+            elif order["kind"] == "more":
+                if wanted := self._wanted.get(number):
+                    for _ in range(AHEAD // 2):
+                        wanted.release()
             else:
+                self._wanted[number] = asyncio.Semaphore(AHEAD)
                 task = asyncio.ensure_future(self._serve(number, order))
                 self._tasks[number] = task
                 task.add_done_callback(functools.partial(self._forget, number))
@@ -55,6 +63,7 @@ class Orders:
 
     def _forget(self, number: int, _task: asyncio.Task[None]) -> None:
         self._tasks.pop(number, None)
+        self._wanted.pop(number, None)
 
     async def _tell(self, message: Mapping[str, object]) -> None:
         self._writer.write(frame(message))
@@ -132,6 +141,7 @@ class Orders:
         try:
             async for chunk in chunks:
                 usage = _usage(getattr(chunk, "usage", None)) or usage
+                await self._wanted[number].acquire()
                 await self._tell(
                     {
                         "id": number,

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from gateway.server.providers.base import (
+    HEARTBEAT,
     InputRefused,
     UpstreamBroken,
     UpstreamProblem,
@@ -198,6 +199,23 @@ async def test_cancelling_a_send_closes_the_upstream_s(remote: Way, upstream: Ru
     with pytest.raises(asyncio.CancelledError):
         await sending
     await eventually_disconnected(upstream)
+
+
+async def test_a_stream_that_is_silent_for_a_while_gives_signs_of_life(remote: Way, upstream: RunningUpstream) -> None:
+    whole = await answer(remote, remote.request(stream=True))
+    upstream.control("stall_mid_stream", after=STARTED)
+    response = await remote.provider.send(replace(remote.request(stream=True), heartbeat_s=0.05))
+    signs, events = 0, []
+    async for event in response.chunks():
+        if event == HEARTBEAT:
+            signs += 1
+            if signs >= 3 and upstream.seen()["waiting"]:
+                upstream.release()
+        else:
+            events.append(event)
+    await response.aclose()
+    assert signs >= 3
+    assert len(events) == len(whole.events)
 
 
 async def test_the_next_call_after_a_failure_is_answered(remote: Way, upstream: RunningUpstream) -> None:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from gateway.server.providers.base import UpstreamBroken, UpstreamProblem, UpstreamUnavailable
-from gateway.server.providers.litellm import LiteLLMRouter
+from gateway.server.providers.litellm import AHEAD, LiteLLMRouter
 from gateway.server.providers.outbound import Egress
 from loadtests.upstream import RunningUpstream
 from tests.contract.providers.ways import API_KEY, WAYS, Way, WayFor, answer, deployment
@@ -117,6 +117,14 @@ class TestWorker:
         assert streamed.choices == whole.choices
         assert streamed.usage == whole.usage
         assert upstream.seen()["by_path"] == {"/v1/messages": 2}
+
+    async def test_a_stream_longer_than_what_waits_between_the_processes_comes_whole(
+        self, way_for: WayFor, upstream: RunningUpstream
+    ) -> None:
+        streamed = await answer(way_for("router"), way_for("router").request(stream=True, n=20))
+        assert len(streamed.events) > 2 * AHEAD
+        assert len(streamed.choices) == 20
+        assert len({text for text, _, _ in streamed.choices}) == 1
 
     async def test_an_ending_that_litellm_invents_is_not_believed(
         self, way_for: WayFor, upstream: RunningUpstream
