@@ -28,6 +28,8 @@ class Operation(StrEnum):
 
 # The same texts give the same answer, and nothing happens by asking.
 HEDGED: Final = frozenset({Operation.EMBEDDINGS, Operation.RERANK})
+# One token, or one vector, tells that there is somebody.
+ANSWER_PROBED: Final = frozenset({Operation.CHAT, Operation.COMPLETIONS, Operation.EMBEDDINGS})
 
 
 @dataclass(frozen=True, slots=True)

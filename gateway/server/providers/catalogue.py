@@ -12,7 +12,7 @@ from typing import Final, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from gateway.server.providers.base import HEDGED, Operation
+from gateway.server.providers.base import ANSWER_PROBED, HEDGED, Operation
 from gateway.server.tokenizing import ENCODINGS
 from tenants.context import Zone
 
@@ -170,8 +170,7 @@ class CatalogueEntry(_Entry):
 
     @property
     def _answers_for_nothing(self) -> bool:
-        can_answer = {Operation.CHAT, Operation.COMPLETIONS, Operation.EMBEDDINGS} & set(self.operations)
-        return self._is_free and bool(can_answer)
+        return self._is_free and bool(ANSWER_PROBED & set(self.operations))
 
     @property
     def _is_free(self) -> bool:

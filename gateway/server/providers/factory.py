@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from gateway.server.providers.base import Deployment, Operation, Price, Provider
+from gateway.server.providers.base import ANSWER_PROBED, Deployment, Operation, Price, Provider
 from gateway.server.providers.catalogue import CatalogueEntry, CatalogueError, load_catalogue
 from gateway.server.providers.demo import Demo
 from gateway.server.providers.openai_wire import OpenAIWire
@@ -160,6 +160,8 @@ def _compatible(settings: ProviderSettings) -> Iterable[Deployment]:
             extra={"told_data": "1"} if operations is draws else {},
             image_tokens={"*/*": 1} if operations is draws else {},
             concurrency=settings.kumiai_openai_compatible_concurrency,
+            # One's own server is asked for nothing; another's may bill whatever the price here says.
+            probe="answer" if zone is Zone.ONPREM and operations & ANSWER_PROBED else "",
         )
 
 

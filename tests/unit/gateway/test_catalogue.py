@@ -172,6 +172,25 @@ def test_several_models_of_one_server() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(("zone", "probe"), [("onprem", "answer"), ("domestic", ""), ("overseas", "")])
+def test_only_ones_own_server_is_asked_whether_it_is_well_again(zone: str, probe: str) -> None:
+    found = compile_all(
+        settings(
+            kumiai_openai_compatible_base_url="http://10.0.0.5:8000/v1",
+            kumiai_openai_compatible_zone=zone,
+            kumiai_openai_compatible_model="llm",
+            kumiai_openai_compatible_embedding_model="e5",
+            kumiai_openai_compatible_image_model="painter",
+            kumiai_openai_compatible_transcription_model="ear",
+        ),
+        production=True,
+        today=TODAY,
+    )
+    probed = {d.upstream_model: d.probe for d in found}
+    assert probed == {"llm": probe, "e5": probe, "painter": "", "ear": ""}
+    assert all(o in BODIES for d in found if d.probe for o in d.operations)
+
+
 # ── An operator's own file ───────────────────────────────────────────────────────────────────────────────────────
 
 
