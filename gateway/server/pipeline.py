@@ -60,6 +60,7 @@ from gateway.server.record import CallRecord, Recorder, parent_of
 from gateway.server.routing import ZoneRefused, other_model, route, without_shared_after_own, zone_guard
 from gateway.server.speech import SpeechReader
 from gateway.server.streams import Outlet, Streams, is_resumable
+from gateway.server.telling import QueueTeller
 from gateway.server.wires import transcriptions
 from gateway.server.wires.outlet import Wire, WireOutlet
 from observability.problems import InvalidInput, NotAllowed, Problem
@@ -79,7 +80,6 @@ PARSED_ASIDE_BYTES: Final = 256 * 1024
 SLICE_BYTES: Final = 64 * 1024
 
 _LATER: Final = "このモデルはいま応答していません。少し待つか、別のモデルを選んでください。"
-_STREAM_HEADERS: Final = [(b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
 _USAGE_MARKS: Final = (b'"choices":[]', b'"choices": []')
 
 
@@ -134,6 +134,7 @@ class Pipeline:
         claim: Claim | None = None
         tape: Tape | None = None
         outlet: Outlet | None = None
+        tell: QueueTeller | None = None
         server_send = send
         if wire is not None:
             send = WireOutlet(wire, server_send)
@@ -176,7 +177,8 @@ class Pipeline:
             guarding.listen(request, caller, policy, scope)
             verdict, request = await guarding.look(policy, request, declared, mask_first=guarding.is_mask_asked(scope))
             client = Client(exchange_of(scope), may_leave=claim is not None, is_resumable=outlet is not None)
-            tell = self._teller(scope, request, record, send)
+            if request.stream and b"1" in header_values(scope, b"kumiai-queue-events"):
+                tell = QueueTeller(record, send, heartbeat_s=self.deadlines.heartbeat_s)
             await self._serve(caller, policy, request, verdict, record, client, tell, send, outlet)
         except Disconnected:
             record.problem = "client-disconnected"
@@ -184,6 +186,8 @@ class Pipeline:
             record.failed(problem)
             if isinstance(problem, RateExceeded):
                 record.rates = Taken(headers=problem.headers)
+            if tell is not None:
+                tell.end()
             if record.is_queued:
                 await send({"type": "http.response.body", "body": error_event(problem), "more_body": False})
             elif not record.headers_sent:
@@ -197,6 +201,8 @@ class Pipeline:
             bug = Problem("数分たっても同じときは、共同利用の事務局に知らせてください。")
             await send_problem(send, bug, call_id=record.call_id)
         finally:
+            if tell is not None:
+                tell.end()
             if claim is not None and tape is not None:
                 self.keys.end(claim, tape.answer(), is_spent=record.first_byte_ms is not None or record.cost_uyen > 0)
             self.rates.give_back(record.rates, record.prompt_tokens + record.completion_tokens)
@@ -330,21 +336,6 @@ class Pipeline:
                 client.cut(
                     Restarting("同じ内容をもう一度送ると、新しい受付が答えます。届いたところまでは、そのまま使えます。")
                 )
-
-    def _teller(self, scope: AsgiScope, request: ModelRequest, record: CallRecord, send: AsgiSend) -> Teller | None:
-        """Tells a caller that asked for it (`Kumiai-Queue-Events: 1`, streams only) how many are ahead."""
-        if not request.stream or b"1" not in header_values(scope, b"kumiai-queue-events"):
-            return None
-
-        async def tell(ahead: int) -> None:
-            if not record.headers_sent:
-                call_id = (b"kumiai-call-id", record.call_text.encode())
-                await send_start(send, 200, EVENT_STREAM, [call_id, *_STREAM_HEADERS])
-                record.headers_sent = record.is_queued = True
-            event = b'event: queue\ndata: {"ahead":%d}\n\n' % ahead
-            await send({"type": "http.response.body", "body": event, "more_body": True})
-
-        return tell
 
     async def _candidates(
         self, caller: Caller, policy: Policy, request: ModelRequest, verdict: Verdict, record: CallRecord
@@ -557,7 +548,7 @@ class Pipeline:
             await send({"type": "http.response.body", "body": event, "more_body": True})
             record.is_queued = False
         else:
-            await send_start(send, 200, EVENT_STREAM, [*headers, *_STREAM_HEADERS[1:]])
+            await send_start(send, 200, EVENT_STREAM, [*headers, (b"x-accel-buffering", b"no")])
             record.headers_sent = True
         restorer = StreamRestorer(ticket.request.restorer) if ticket.request.restorer is not None else None
         watch = guarding.watch(ticket.request)

@@ -1,6 +1,7 @@
 """More calls than a model or a town's slots can take: they wait their turn, know it, and none is lost or paid twice."""
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -84,6 +85,10 @@ class Caller:
 
     def ahead(self) -> list[int]:
         return [data["ahead"] for name, data in list(self.events) if name == "queue"]
+
+    def signs(self) -> int:
+        """Comments, by which it knows that somebody is there."""
+        return sum(line == ": " for line in self.body.split("\n"))
 
     def finished(self) -> "Caller":
         self._thread.join(30)
@@ -211,6 +216,32 @@ def test_a_town_s_slots_are_waited_for_and_other_towns_pass(
     assert second.events[-1] == ("", "[DONE]")
     assert len(region.settled(town, 2)) == 2
     assert Caller(gateway.url, other).finished().status == 200
+
+
+def test_who_waits_openly_has_signs_of_life_until_the_first_word(region: Region, upstream: RunningUpstream) -> None:
+    town = region.make_town()
+    region.command("budget", "set", town.code, "--slots", "1")
+    with region.gateway(KUMIAI_GATEWAY_HEARTBEAT_S="0.1") as gateway:
+        with socket.create_connection(("127.0.0.1", httpx.URL(gateway.url).port)) as first:
+            body = json.dumps({"model": "standard", "messages": [{"role": "user", "content": "水"}]})
+            first.sendall(
+                f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {town.key}\r\n"
+                f"content-type: application/json\r\ncontent-length: {len(body.encode())}\r\n\r\n{body}".encode()
+            )
+            eventually(lambda: upstream.seen()["waiting"] == 1)
+            second = Caller(gateway.url, town, QUEUE)
+            eventually(lambda: second.ahead() == [0])
+            # While it waits for the slot, of which it hears once,
+            eventually(lambda: second.signs() >= 3)
+            assert upstream.seen()["calls"] == 1
+        # and while the model has it, which says nothing yet.
+        eventually(lambda: upstream.seen()["calls"] == 2)
+        before = second.signs()
+        eventually(lambda: second.signs() >= before + 3)
+        assert second.ahead() == [0]
+        assert {name for name, _ in second.events} == {"queue"}
+        upstream.release()
+        assert second.finished().events[-1] == ("", "[DONE]")
 
 
 def test_slots_that_stay_taken_are_a_refusal_that_says_whose(region: Region, upstream: RunningUpstream) -> None:
