@@ -25,6 +25,7 @@ from tenants.documents import Documents
 from tenants.keyfiles import KeyFileError
 from tenants.models import PortalSession, Revocation, Tenant, Throttle
 from tenants.quota.grants import move_slices, move_wanted
+from tenants.quota.invoice import close_months
 from tenants.quota.ledger import sweep
 from tenants.quota.soft_limits import raise_notices
 from tenants.quota.suspense import finalise
@@ -83,6 +84,10 @@ class Worker:
         """Tells those whom it concerns that a limit is 70, 90 or 100 per cent used."""
         async with self._db.platform_session("soft limits") as session:
             return await raise_notices(session, self._clock())
+
+    async def invoices(self) -> int:
+        """Closes the month that is over: its bills say the same from then on."""
+        return await close_months(self._db, self._clock())
 
     async def grants(self) -> int:
         """Lends and gives back slices of the region's pools, so that no town stops while another has too much."""
@@ -159,6 +164,7 @@ async def work(settings: Settings, stop: asyncio.Event) -> None:
         ("forget", 3600, worker.forget),
         ("exports", 3600, worker.exports),
         ("answers", 60, worker.answers),
+        ("invoices", 60, worker.invoices),
         ("partitions", 86_400, worker.partitions),
     ]
     try:

@@ -52,6 +52,7 @@ from tenants.models import (
     BreakGlass,
     Budget,
     Call,
+    ClosedInvoice,
     DocumentRow,
     DocumentVersion,
     Job,
@@ -72,6 +73,8 @@ from tenants.models import (
 from tenants.people import code_of
 from tenants.policy import bump_configuration, load_policy
 from tenants.quota.grants import leave_pools
+from tenants.quota.invoice import closed_invoices
+from tenants.quota.invoice_forms import as_csv
 from tenants.quota.windows import JST
 from tenants.registry import list_town_providers
 from tenants.sealed_files import HEAD_BYTES, MAGIC, SealedReader, SealedWriter, key_of
@@ -237,6 +240,7 @@ async def _export_platform(db: Database, tenant_id: TenantId, archive: "_Archive
         budgets = (await session.exec(_all_of(Budget, tenant_id).order_by(col(Budget.valid_from)))).all()
         moves = (await session.exec(_all_of(PoolMove, tenant_id).order_by(col(PoolMove.created_at)))).all()
         agreements = (await session.exec(_all_of(Agreement, tenant_id).order_by(col(Agreement.valid_from)))).all()
+        invoices = await closed_invoices(session, col(ClosedInvoice.tenant_id) == tenant_id)
         reports = (await session.exec(_all_of(Report, tenant_id).order_by(col(Report.created_at)))).all()
         policy, version = await load_policy(session, tenant_id)
     names = {s.id: s.name for s in sections}
@@ -264,6 +268,7 @@ async def _export_platform(db: Database, tenant_id: TenantId, archive: "_Archive
     await archive.add("budgets.csv", _csv(_BUDGET_COLUMNS, _columns(budgets, _BUDGET_COLUMNS)))
     await archive.add("budget-moves.csv", _csv(_MOVE_COLUMNS, _columns(moves, _MOVE_COLUMNS)))
     await archive.add("agreements.csv", _csv(_AGREEMENT_COLUMNS, _columns(agreements, _AGREEMENT_COLUMNS)))
+    await archive.add("invoices.csv", as_csv(invoices).encode())
     await archive.add("reports.csv", _csv(_REPORT_COLUMNS, _columns(reports, _REPORT_COLUMNS)))
     return {
         "職員": len(people),

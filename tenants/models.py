@@ -548,6 +548,18 @@ class Agreement(TenantOwned, table=True):
     )
 
 
+class ClosedInvoice(TenantOwned, table=True):
+    """What a town's bill of a closed month says, sections and all; written once, when the month closes."""
+
+    __tablename__: ClassVar[str] = "invoice"
+    tenant_id: UUID = Field(index=False)
+    month: date
+    facts: dict[str, Any] = _json()
+    closed_at: datetime = _time()
+
+    __table_args__ = (PrimaryKeyConstraint("tenant_id", "month"),)
+
+
 class Idempotency(TenantOwned, table=True):
     """A caller's own key for one call: `held` while it runs, `kept` while its answer can be told again, then `spent`.
 

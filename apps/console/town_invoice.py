@@ -1,20 +1,16 @@
 """町の管理・請求: the town's own bill of a month. Small sections are told together, as everywhere in its office."""
 
-from collections.abc import Collection
-from dataclasses import replace
 from datetime import date
 
 import anyio
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from apps.console.figures import months_until, sections_used
+from apps.console.figures import months_until
 from apps.console.invoices import invoice_csv, invoice_pdf, invoice_words, month_asked
 from apps.sdk.office import Office, OfficeContext
 from observability.problems import InvalidInput
-from tenants.people import list_people, list_sections
-from tenants.quota.invoice import Invoice, NotAgreed, SectionShare, make_invoices
-from tenants.usage import usage_rows
+from tenants.quota.invoice import Invoice, NotAgreed, make_invoices
 
 routes = APIRouter()
 
@@ -67,20 +63,4 @@ async def _invoice(office: Office, start: date) -> Invoice | None:
         if problem.extensions.get("field") == "town":
             return None
         raise
-    async with office.db.tenant_session(office.actor.context, read_only=True) as session:
-        rows = await usage_rows(session, start, tenant_id=tenant)
-        people = await list_people(session, tenant)
-        sections = await list_sections(session, tenant)
-    used = sections_used(rows, people, sections)
-    group = next((s.name for s in used if s.is_group), "")
-    return replace(found, sections=_together(found.sections or (), {s.name for s in used if not s.is_group}, group))
-
-
-def _together(shares: tuple[SectionShare, ...], large: Collection[str], group: str) -> tuple[SectionShare, ...]:
-    """Sections that are not large as one, last; what systems used has no name and stays."""
-    told = [s for s in shares if not s.name or s.name in large]
-    small = [s for s in shares if s.name and s.name not in large]
-    if not small:
-        return tuple(told)
-    one = SectionShare(group or "そのほかの課", sum(s.usage_uyen for s in small), sum(s.amount_yen for s in small))
-    return (*told, one)
+    return found

@@ -6,22 +6,25 @@ is taxed, is decided by the parties and their tax office, never here.
 
 import tomllib
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import date
+from datetime import date, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol, TypeVar
 
-from sqlmodel import col, select
+from sqlalchemy import text
+from sqlmodel import col, func, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from observability.problems import InvalidInput
+from observability.problems import Conflict, InvalidInput
 from tenants import audit
 from tenants.audit import By
 from tenants.context import TenantId
-from tenants.models import Agreement, PlatformSetting, Tenant, utcnow
+from tenants.models import Agreement, ClosedInvoice, PlatformSetting, Tenant, utcnow
+from tenants.printing import wareki
 from tenants.quota.tree import MAX_YEN
+from tenants.quota.windows import JST, window_bounds
 
 Kind = Literal["contribution", "fee"]
 Taxable = Literal["all", "none", "base", "usage"]
@@ -45,6 +48,11 @@ _MAX_SLOTS: Final = 10_000
 class BadRegistrationNumber(InvalidInput):
     type = "urn:problem:tenants:invalid-registration-number"
     title = "登録番号を確認してください"
+
+
+class MonthClosed(Conflict):
+    type = "urn:problem:tenants:month-closed"
+    title = "その月の請求書は締まっています"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +135,7 @@ def clean_text(text: str, what: str, *, needed: bool = True) -> str:
 async def set_agreement(session: AsyncSession, tenant: Tenant, terms: Terms, *, valid_from: date, by: By) -> None:
     """From a month on; what was set for the same month before is replaced, and both stand in the town's audit chain.
 
-    Raises `InvalidInput`.
+    Raises `InvalidInput`, `MonthClosed`.
     """
     if tenant.kind != "municipality":
         raise InvalidInput(f"{tenant.name}は共同利用の事務局です。請求する相手の町を指定してください。", field="town")
@@ -141,8 +149,9 @@ async def set_agreement(session: AsyncSession, tenant: Tenant, terms: Terms, *, 
         if not 0 <= value <= most:
             raise InvalidInput(f"{what}は0から{most:,}までで入れてください。", field=what)
     values = asdict(terms) | {"legal_basis": clean_text(terms.legal_basis, "法令上の根拠")}
-    query = select(Agreement).where(col(Agreement.tenant_id) == tenant.id, col(Agreement.valid_from) == valid_from)
-    row = (await session.exec(query)).first()
+    agreed = (await session.exec(select(Agreement).where(col(Agreement.tenant_id) == tenant.id))).all()
+    await _refuse_closed(session, valid_from, (row.valid_from for row in agreed))
+    row = next((row for row in agreed if row.valid_from == valid_from), None)
     if row is None:
         row = Agreement(tenant_id=tenant.id, valid_from=valid_from, **values)
     else:
@@ -177,7 +186,7 @@ def in_force_on(rows: Sequence[_DatedRow], month: date) -> _DatedRow | None:
 
 
 async def set_region_terms(session: AsyncSession, terms: RegionTerms, *, valid_from: date, by: By) -> None:
-    """The base that all towns share, from a month on. Raises `InvalidInput`."""
+    """The base that all towns share, from a month on. Raises `InvalidInput`, `MonthClosed`."""
     if not 0 <= terms.base_yen <= MAX_YEN:
         raise InvalidInput(f"金額は0円から{MAX_YEN:,}円までで入れてください。", field="base_yen")
     await _set(session, _REGION, asdict(terms), valid_from, by, "agreement.region")
@@ -191,7 +200,10 @@ async def region_terms(session: AsyncSession, month: date) -> RegionTerms | None
 async def set_issuer(
     session: AsyncSession, issuer: Issuer, *, valid_from: date, by: By, is_corporate: bool = True
 ) -> None:
-    """Who issues invoices, from a month on; whether its number is T + 法人番号. Raises `InvalidInput`, `BadRegistrationNumber`."""
+    """Who issues invoices, from a month on; whether its number is T + 法人番号.
+
+    Raises `InvalidInput`, `BadRegistrationNumber`, `MonthClosed`.
+    """
     checked = Issuer(
         clean_text(issuer.name, "発行者の名前"),
         parse_registration_number(issuer.number, is_corporate=is_corporate) if issuer.number else "",
@@ -210,6 +222,7 @@ async def _set(
 ) -> None:
     """It stands in the chain of every body it concerns: a setting of the region has no chain of its own."""
     row = await session.get(PlatformSetting, key)
+    await _refuse_closed(session, valid_from, map(date.fromisoformat, row.value if row else ()))
     if row is None:
         row = PlatformSetting(key=key)
     row.value = dict(row.value) | {valid_from.isoformat(): dict(value)}
@@ -225,6 +238,42 @@ async def _get(session: AsyncSession, key: str, month: date) -> dict[str, Any] |
     row = await session.get(PlatformSetting, key)
     days = sorted(d for d in (row.value if row else {}) if date.fromisoformat(d) <= month)
     return dict(row.value[days[-1]]) if row and days else None
+
+
+# ── Closed months ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def lock_terms(session: AsyncSession) -> None:
+    """Whoever sets terms waits for who closes a month, and the other way round; until the transaction ends."""
+    if session.get_bind().dialect.name == "postgresql":
+        await session.exec(text("select pg_advisory_xact_lock(hashtextextended('invoice terms', 0))"))  # type: ignore[call-overload]  # SQLModel types exec() for select() only
+
+
+async def terms_rest_from(session: AsyncSession, rows: Iterable[Agreement]) -> datetime:
+    """The midnight after these agreements and the region's terms were set last: until then they may be set right."""
+    settings = select(PlatformSetting.updated_at).where(col(PlatformSetting.key).in_((_REGION, _ISSUER)))
+    latest = max([*(row.set_at for row in rows), *(await session.exec(settings)).all()])
+    return window_bounds("day", latest.astimezone(JST).date())[1]
+
+
+async def _refuse_closed(session: AsyncSession, valid_from: date, set_for: Iterable[date]) -> None:
+    """What is set holds until the next month of `set_for`; no bill that is closed may come to rest on it."""
+    await lock_terms(session)
+    until = min((month for month in set_for if month > valid_from), default=date.max)
+    months = select(func.max(ClosedInvoice.month)).where(
+        col(ClosedInvoice.month) >= valid_from, col(ClosedInvoice.month) < until
+    )
+    closed: date | None = (await session.exec(months)).one()
+    if closed is None:
+        return
+    newest: date = (await session.exec(select(func.max(ClosedInvoice.month)))).one()
+    first = window_bounds("month", newest)[1].astimezone(JST).date()
+    raise MonthClosed(
+        f"{wareki(closed).removesuffix('1日')}分の請求書は、もう変わりません。変えられるのは"
+        f"{wareki(first).removesuffix('1日')}分からです（--from {first:%Y-%m}）。",
+        field="valid_from",
+        first_month=f"{first:%Y-%m}",
+    )
 
 
 # ── Tax ──────────────────────────────────────────────────────────────────────────────────────────────────────────

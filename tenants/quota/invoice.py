@@ -1,25 +1,33 @@
 """A town's invoice of a month: its share of the region's base, its usage at the frozen prices, slots, corrections, tax.
 
-A month is closed by its last moment in Japan. What is learnt later about a call of the month (`correction`) is undone
-here and stands on the invoice of the month in which it was learnt, so that an invoice once sent can be made again, to
-the byte. Money from the ledger is micro-yen and becomes yen once per line; tax is computed once per rate on the total
-of its lines; only then is the bill split over the sections.
+A month is over with its last moment in Japan. What is learnt later about a call of the month (`correction`) is undone
+here and stands on the invoice of the month in which it was learnt. The worker closes the month for all towns at once:
+what its bills say is kept then (`ClosedInvoice`), so that an invoice once sent can be made again, to the byte, whatever
+becomes of sections, people and terms. Money from the ledger is micro-yen and becomes yen once per line; tax is computed
+once per rate on the total of its lines; only then is the bill split over the sections.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
+from functools import cache
 from typing import Any, Final, Literal, TypeVar
 from uuid import UUID
 
+from pydantic import TypeAdapter
 from sqlalchemy import and_, or_
 from sqlalchemy import select as select_columns
 from sqlmodel import col, func, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from observability.problems import Conflict, InvalidInput
+from tenants import audit
+from tenants.audit import By
 from tenants.context import TenantId
-from tenants.models import Agreement, Call, Correction, Section, Tenant, TenantCode
+from tenants.db import Database
+from tenants.models import Agreement, Call, ClosedInvoice, Correction, Person, Section, Tenant, TenantCode
 from tenants.printing import wareki
 from tenants.quota.agreements import (
     Issuer,
@@ -27,16 +35,22 @@ from tenants.quota.agreements import (
     agreements,
     in_force_on,
     issuer_of,
+    lock_terms,
     region_terms,
     round_down,
     tax_rate,
+    terms_rest_from,
 )
 from tenants.quota.pricing import UYEN_PER_YEN
 from tenants.quota.suspense import FINAL
-from tenants.quota.windows import window_bounds, window_start
+from tenants.quota.windows import JST, window_bounds, window_start
+from tenants.usage import UsageRow, usage_rows
+from tenants.usage import by_section as sections_told
 
 LineKind = Literal["base", "usage", "slots", "correction", "final"]
+CLOSER: Final = By("system", "invoice")
 _FULL_BASIS_POINTS: Final = 10_000
+_NOT_BILLED: Final = "この月に請求する団体ではありません。"
 _Key = TypeVar("_Key", str, UUID)
 
 
@@ -88,9 +102,10 @@ class Suspense:
 
 @dataclass(frozen=True, slots=True)
 class Invoice:
-    """`is_open`: the month has not ended, or calls of it are still running; the figures will change.
+    """`is_open`: the month is not closed yet; the figures will change.
 
-    `sections`: in the town's own copy. None in the operator's, who sees sums per town and no section.
+    `sections`: in the town's own copy, small ones together. None in the operator's, who sees sums per town and no
+    section. A closed month's is kept as it is here: a new field needs a default.
     """
 
     tenant_id: TenantId
@@ -170,14 +185,109 @@ async def make_invoices(
 ) -> list[Invoice]:
     """The invoices of a month by 団体コード, in a platform session; one town's if `tenant_id` is given.
 
-    by_section: with every section's part, for the town's own copy alone, which tells small sections together.
-    Every town that was there in the month must have an agreement, because the base is shared between all of them; of a
-    month without towns there are no invoices.
+    by_section: with the sections' parts, for the town's own copy alone.
+    Of a closed month it is what was kept. For any other every town that was there in the month must have an agreement,
+    because the base is shared between all of them; of a month without towns there are no invoices.
     Raises `NotAgreed` naming what to set, `InvalidInput` for a month that has not begun.
     """
-    start, end = window_bounds("month", month)
-    if now < start:
+    if now < window_bounds("month", month)[0]:
         raise InvalidInput("まだ始まっていない月です。", field="month")
+    closed = await closed_invoices(session, col(ClosedInvoice.month) == month)
+    if not closed:
+        return (await _make(session, month, tenant_id=tenant_id, by_section=by_section)).invoices
+    found = [one if by_section else replace(one, sections=None) for one in closed if tenant_id in (None, one.tenant_id)]
+    if not found:
+        raise InvalidInput(_NOT_BILLED, field="town")
+    return found
+
+
+# ── Closing ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def close_months(db: Database, now: datetime) -> int:
+    """Closes every month that can be, oldest first. Returns how many bills are closed by it.
+
+    A month without all of its terms waits for them. Safe to run twice at once.
+    """
+    async with db.platform_session("invoices", read_only=True) as session:
+        agreed_from: date | None = (await session.exec(select(func.min(Agreement.valid_from)))).one()
+        there_from: datetime | None = (
+            await session.exec(select(func.min(Tenant.created_at)).where(col(Tenant.kind) == "municipality"))
+        ).one()
+        closed = set((await session.exec(select(col(ClosedInvoice.month)).distinct())).all())
+    if agreed_from is None or there_from is None:
+        return 0
+    made = 0
+    month = max(agreed_from, window_start("month", there_from))
+    while month < window_start("month", now):
+        if month not in closed:
+            try:
+                async with db.platform_session("invoices") as session:
+                    made += await close_month(session, month, now)
+            except NotAgreed:
+                pass
+        month = _next(month)
+    return made
+
+
+async def close_month(session: AsyncSession, month: date, now: datetime) -> int:
+    """Keeps what all bills of a month say, in a platform session; from then on they are never made anew.
+
+    0 when it is too early: the month is not over, calls of it are running, or its terms were set today, when who set
+    them may still see a mistake. Raises `NotAgreed`.
+    """
+    await lock_terms(session)
+    if now < window_bounds("month", month)[1] or await closed_invoices(session, col(ClosedInvoice.month) == month):
+        return 0
+    made = await _make(session, month, by_section=True)
+    if not made.invoices or made.runs or now < await terms_rest_from(session, made.terms):
+        return 0
+    erased = set((await session.exec(select(Tenant.id).where(col(Tenant.status) == "erased"))).all())
+    for one in made.invoices:
+        facts = _facts().dump_python(replace(one, is_open=False), mode="json")
+        session.add(ClosedInvoice(tenant_id=one.tenant_id, month=month, facts=facts, closed_at=now))
+        if one.tenant_id in erased:
+            continue
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        await audit.record(
+            session, one.tenant_id, CLOSER, "invoice.close", about=("invoice", one.number),
+            total_yen=one.total_yen, sha256=digest,
+        )  # fmt: skip
+    return len(made.invoices)
+
+
+async def closed_invoices(session: AsyncSession, *which: Any) -> list[Invoice]:
+    """What was kept, with the sections, by month and 団体コード; `which`: criteria on `ClosedInvoice`."""
+    rows = (await session.exec(select(ClosedInvoice).where(*which))).all()
+    kept = [_facts().validate_python(row.facts) for row in rows]
+    return sorted(kept, key=lambda one: (one.month, one.code, str(one.tenant_id)))
+
+
+@cache
+def _facts() -> TypeAdapter[Invoice]:
+    return TypeAdapter(Invoice)
+
+
+def _next(month: date) -> date:
+    return window_bounds("month", month)[1].astimezone(JST).date()
+
+
+# ── Making ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """`runs`: calls of the month are under way. `terms`: the agreements that it rests on."""
+
+    invoices: list[Invoice]
+    runs: bool
+    terms: Sequence[Agreement]
+
+
+async def _make(
+    session: AsyncSession, month: date, *, tenant_id: TenantId | None = None, by_section: bool = False
+) -> _Made:
+    start, end = window_bounds("month", month)
     codes = await _codes(session)
     there = [
         t
@@ -186,9 +296,9 @@ async def make_invoices(
     ]
     towns = {TenantId(t.id): t for t in sorted(there, key=lambda t: (codes.get(TenantId(t.id), ""), str(t.id)))}
     if tenant_id is not None and tenant_id not in towns:
-        raise InvalidInput("この月に請求する団体ではありません。", field="town")
+        raise InvalidInput(_NOT_BILLED, field="town")
     if not towns:
-        return []
+        return _Made([], runs=False, terms=())
     agreed = await agreements(session)
     terms = {t: row for t in towns if (row := in_force_on(agreed.get(t, ()), month))}
     _refuse_without(month, [(codes.get(t, ""), towns[t].name) for t in towns if t not in terms])
@@ -204,8 +314,8 @@ async def make_invoices(
     bases = _share_base(region, {codes.get(t, "") or str(t): terms[t] for t in terms}, towns)
     asked = [tenant_id] if tenant_id is not None else list(towns)
     found = await _ledger(session, start, end, tenant_id)
-    names = {s.id: s.name for s in (await session.exec(select(Section))).all()} if by_section else None
-    return [
+    parts = await _sections(session, month, tenant_id) if by_section else None
+    invoices = [
         _invoice(
             month,
             towns[t],
@@ -215,11 +325,11 @@ async def make_invoices(
             terms[t],
             bases.get(codes.get(t, "") or str(t), 0),
             found.get(t, _Month()),
-            names,
-            has_ended=now >= end,
+            None if parts is None else parts.get(t, _Sections()),
         )
         for t in asked
     ]
+    return _Made(invoices, runs=any(m.held for m in found.values()), terms=tuple(terms.values()))
 
 
 def _refuse_without(month: date, towns: Sequence[tuple[str, str]]) -> None:
@@ -262,9 +372,7 @@ def _invoice(
     terms: Agreement,
     base_yen: int,
     ledger: _Month,
-    names: Mapping[UUID, str] | None,
-    *,
-    has_ended: bool,
+    sections: "_Sections | None",
 ) -> Invoice:
     def rate(of: date, *, part: Literal["base", "usage"]) -> int | None:
         """A correction is taxed as the call it corrects was."""
@@ -293,7 +401,7 @@ def _invoice(
         tenant_id=TenantId(town.id),
         number=f"{month:%Y-%m}-{code}",
         month=month,
-        is_open=not has_ended or ledger.held > 0,
+        is_open=True,
         issuer=issuer,
         town=town.name,
         code=code,
@@ -305,22 +413,69 @@ def _invoice(
         taxes=taxes,
         untaxed_yen=sum(line.amount_yen for line in lines if line.rate is None),
         total_yen=total,
-        sections=None if names is None else _section_shares(total, ledger.sections, names),
+        sections=None if sections is None else _section_shares(total, ledger.sections, sections),
         suspense=Suspense(ledger.suspense_calls, ledger.suspense_uyen),
     )
 
 
-def _section_shares(
-    total: int, sections: Mapping[UUID | None, int], names: Mapping[UUID, str]
-) -> tuple[SectionShare, ...]:
-    """By usage and corrections, dearest first; empty when nothing was used. Who is owed something pays nothing."""
-    told = {str(s or ""): (names.get(s, "") if s else "", max(uyen, 0)) for s, uyen in sections.items()}
+@dataclass(slots=True)
+class _Sections:
+    """A town's: the names of all, also of closed ones; the open ones; how many people are in each; what was used."""
+
+    names: dict[UUID, str] = field(default_factory=dict)
+    opened: dict[UUID, str] = field(default_factory=dict)
+    people: dict[UUID, int] = field(default_factory=dict)
+    usage: list[UsageRow] = field(default_factory=list)
+
+
+async def _sections(session: AsyncSession, month: date, tenant_id: TenantId | None) -> dict[TenantId, _Sections]:
+    """As they are now."""
+    found: dict[TenantId, _Sections] = {}
+    sections = select(Section) if tenant_id is None else select(Section).where(col(Section.tenant_id) == tenant_id)
+    for section in (await session.exec(sections)).all():
+        town = found.setdefault(TenantId(section.tenant_id), _Sections())
+        town.names[section.id] = section.name
+        if section.closed_at is None:
+            town.opened[section.id] = section.name
+    people = (
+        select_columns(col(Person.tenant_id), col(Person.section_id), func.count())
+        .where(col(Person.status).in_(("active", "suspended")), col(Person.section_id).is_not(None))
+        .group_by(col(Person.tenant_id), col(Person.section_id))
+    )
+    if tenant_id is not None:
+        people = people.where(col(Person.tenant_id) == tenant_id)
+    for owner, section_id, count in await _rows(session, people):
+        found.setdefault(TenantId(owner), _Sections()).people[section_id] = int(count)
+    for row in await usage_rows(session, month, tenant_id=tenant_id):
+        found.setdefault(row.tenant_id, _Sections()).usage.append(row)
+    return found
+
+
+def _section_shares(total: int, used: Mapping[UUID | None, int], sections: _Sections) -> tuple[SectionShare, ...]:
+    """By usage and corrections, dearest first, small ones as one; empty when nothing was used.
+
+    Who is owed something pays nothing.
+    """
+    told = {str(s or ""): (sections.names.get(s, "") if s else "", max(uyen, 0)) for s, uyen in used.items()}
     try:
         parts = allocate(total, {key: uyen for key, (_, uyen) in told.items()})
     except NothingToAllocate:
         return ()
     shares = [(key, SectionShare(*told[key], parts[key])) for key in told]
-    return tuple(s for _, s in sorted(shares, key=lambda s: (-s[1].amount_yen, s[1].name, s[0])))
+    ordered = tuple(s for _, s in sorted(shares, key=lambda s: (-s[1].amount_yen, s[1].name, s[0])))
+    lines = sections_told(sections.usage, sections.people, sections.opened, systems="")
+    group = next((line.name for line in lines if line.is_group), "")
+    return _together(ordered, {line.name for line in lines if not line.is_group}, group)
+
+
+def _together(shares: tuple[SectionShare, ...], large: Collection[str], group: str) -> tuple[SectionShare, ...]:
+    """Sections that are not large as one, last; what systems used has no name and stays."""
+    told = [s for s in shares if not s.name or s.name in large]
+    small = [s for s in shares if s.name and s.name not in large]
+    if not small:
+        return tuple(told)
+    one = SectionShare(group or "そのほかの課", sum(s.usage_uyen for s in small), sum(s.amount_yen for s in small))
+    return (*told, one)
 
 
 def _fiscal_year(month: date) -> int:

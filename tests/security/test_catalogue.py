@@ -171,6 +171,7 @@ def test_money_and_identity_are_only_read_by_the_tenants_own_login(catalogue: Ca
     for table in (
         *LEDGER,
         "agreement",
+        "invoice",
         "pool_move",
         "pool_share",
         "tenant",

@@ -5,28 +5,35 @@ import io
 import json
 import re
 import shlex
+import zipfile
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pypdfium2
 import pytest
-from sqlmodel import col, select
+from sqlmodel import col, select, update
 
+from kumiai.worker import Worker
+from tenants.audit import By
 from tenants.audit.verification import verify_chain
 from tenants.context import TenantContext, TenantId, new_id
 from tenants.db import Database
-from tenants.models import Agreement, Audit, Call, Correction, Section, Tenant
-from tenants.quota.invoice import Invoice, make_invoices
-from tenants.quota.invoice_forms import as_csv
+from tenants.models import Agreement, Audit, Call, Correction, Person, PlatformSetting, Section, Tenant
+from tenants.people import close_section, ensure_sections, rename_section
+from tenants.printing import invoice_sheet
+from tenants.quota.invoice import Invoice, close_months, make_invoices
+from tenants.quota.invoice_forms import as_csv, last_day, sheet_data
 from tenants.quota.windows import JST, window_start
+from tenants.usage import MIN_SECTION_PEOPLE
 from tests.gateways import Region, Town
 from tests.servers import DATABASES
 
 YEN = 1_000_000
+OCTOBER = date(2025, 10, 1)
 HOWTO = Path(__file__).resolve().parents[3] / "docs" / "howto" / "operator.md"
 MONTH, NEXT = "2025-10", "2025-11"
 NUMBER = "T7000012050002"
@@ -50,12 +57,28 @@ class Office:
             "agreement", "set", town.code, "--from", since, "--kind", "contribution", "--taxable", taxable,
             "--legal-basis", "地方自治法第252条の2の2に基づく規約", "--legal-basis-on", "2025-03-20", *words,
         )  # fmt: skip
+        self.set_long_ago()
+
+    def set_long_ago(self) -> None:
+        """Nobody may still want to set these terms right."""
+
+        async def work(db: Database) -> None:
+            async with db.platform_session("test") as session:
+                await session.exec(update(Agreement).values(set_at=jst(1, 1)))
+                await session.exec(update(PlatformSetting).values(updated_at=jst(1, 1)))
+
+        self.region.with_database(work)
+
+    def close(self, now: datetime | None = None) -> int:
+        """The worker's duty. Returns how many bills it closed."""
+        return self.region.with_database(lambda db: close_months(db, now or jst(11, 2)))
 
     def issuer_and_base(self, *, base_yen: int = 100_001, share: str = "equal") -> None:
         self.region.command(
             "agreement", "issuer", "--from", "2025-04", "--name", "見本広域連合", "--number", NUMBER, "--address", "見本市1-1"
         )  # fmt: skip
         self.region.command("agreement", "region", "--from", "2025-04", "--base-yen", str(base_yen), "--share", share)
+        self.set_long_ago()
 
     def invoices(self, *words: str, month: str = MONTH) -> list[dict[str, Any]]:
         told: list[dict[str, Any]] = json.loads(
@@ -68,17 +91,27 @@ class Office:
         return told
 
     def own_copy(self, town: Town) -> Invoice:
-        """As the town's own page asks for it, before small sections are put together."""
+        """As the town's own page asks for it."""
 
         async def work(db: Database) -> list[Invoice]:
             async with db.platform_session("test", read_only=True) as session:
-                month = datetime(2025, 10, 1, tzinfo=JST).date()
                 return await make_invoices(
-                    session, month, now=datetime.now(UTC), tenant_id=TenantId(town.id), by_section=True
+                    session, OCTOBER, now=datetime.now(UTC), tenant_id=TenantId(town.id), by_section=True
                 )
 
         [made] = self.region.with_database(work)
         return made
+
+    def copies(self, town: Town, folder: Path) -> dict[str, bytes]:
+        """The bytes of the operator's copy and of the town's own, as CSV and as PDF."""
+        self.region.command("invoice", "--month", MONTH, town.code, "--pdf", str(folder))
+        own = self.own_copy(town)
+        return {
+            "operator.csv": self.region.command("invoice", "--month", MONTH, town.code, "--csv").stdout.encode(),
+            "operator.pdf": (folder / f"invoice-{MONTH}-{town.code}.pdf").read_bytes(),
+            "own.csv": as_csv([own]).encode(),
+            "own.pdf": invoice_sheet(sheet_data(own, product_name="見本共同AI"), last_day=last_day(OCTOBER)),
+        }
 
     def refused(self, *words: str) -> str:
         done = self.region.command(*words, check=False)
@@ -107,6 +140,19 @@ class Office:
 
         self.region.with_database(work)
         return call_id, at
+
+    def staff(self, town: Town, section: str, people: int) -> None:
+        """So many more persons in a section, which is made if it is not there."""
+
+        async def work(db: Database) -> None:
+            async with db.platform_session("test") as session:
+                ids = await ensure_sections(session, TenantId(town.id), [section])
+                for _ in range(people):
+                    session.add(
+                        Person(tenant_id=town.id, login=new_id().hex, display_name="職員", section_id=ids[section])
+                    )
+
+        self.region.with_database(work)
 
     def correct(
         self, town: Town, call: tuple[UUID, datetime], yen: float, *, at: datetime, reason: str = "late settle"
@@ -158,6 +204,8 @@ def agreed(office: Office) -> Office:
 def used(agreed: Office) -> Office:
     """The first town has used something in October, with all that can happen to a call."""
     town = agreed.one
+    agreed.staff(town, "総務課", MIN_SECTION_PEOPLE)
+    agreed.staff(town, "福祉課", MIN_SECTION_PEOPLE)
     agreed.call(town, jst(10, 1, 0), 1000.6, section="総務課")
     agreed.call(town, jst(10, 31, 23), 500.6, section="福祉課")
     agreed.call(town, jst(11, 1, 0), 9999, section="総務課")
@@ -190,6 +238,7 @@ def amounts(invoice: dict[str, Any]) -> dict[str, int]:
 
 
 def test_the_bill_of_a_month(used: Office) -> None:
+    used.close()
     told = used.invoice(used.one)
     # 1000.6 + 500.6 + 80 + 100, cut off once.
     assert amounts(told) == {"base": 50_001, "usage": 1_681, "correction": -50}
@@ -233,6 +282,7 @@ def test_the_bases_sum_to_the_regions(used: Office) -> None:
 
 def test_what_is_learnt_later_stands_on_the_later_invoice_only(used: Office) -> None:
     waiting = used.call(used.one, jst(10, 25), 50, section="福祉課", state="suspense")
+    used.close()
     before = used.invoice(used.one)
     assert before["suspense"] == {"calls": 2, "cost_uyen": 130 * YEN}
     used.correct(used.one, waiting, 20, at=jst(11, 15))
@@ -306,6 +356,126 @@ def test_the_agreement_of_the_month_counts(agreed: Office) -> None:
     assert agreed.invoice(agreed.one, NEXT)["taxes"] == []
 
 
+# ── Closed months ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def reorganise(office: Office) -> None:
+    """The first town's sections of October are renamed, left, closed and filled after it, the town itself is renamed."""
+
+    async def work(db: Database) -> None:
+        by = By("command", "test")
+        async with db.platform_session("test") as session:
+            ids = await ensure_sections(session, TenantId(office.one.id), ["総務課", "福祉課", "観光課"])
+            await rename_section(session, TenantId(office.one.id), ids["福祉課"], "こども福祉課", by=by)
+            await session.exec(
+                update(Person).where(col(Person.section_id) == ids["総務課"]).values(section_id=ids["観光課"])
+            )
+            await close_section(session, TenantId(office.one.id), ids["総務課"], by=by)
+            await session.exec(update(Tenant).where(col(Tenant.id) == office.one.id).values(name="新しい町"))
+
+    office.region.with_database(work)
+    office.staff(office.one, "税務課", MIN_SECTION_PEOPLE)
+    office.staff(office.one, "会計課", MIN_SECTION_PEOPLE)
+
+
+def test_a_closed_months_bill_stays_the_same_to_the_byte(used: Office, tmp_path: Path) -> None:
+    used.staff(used.one, "税務課", 6)
+    used.staff(used.one, "会計課", 6)
+    used.call(used.one, jst(10, 9), 70, section="税務課")
+    used.call(used.one, jst(10, 9), 30, section="会計課")
+    assert used.close() == 14  # two towns, April to October
+    before = used.copies(used.one, tmp_path / "before")
+    reorganise(used)
+    used.agree(used.one, taxable="none", since=NEXT)
+    used.region.command("agreement", "issuer", "--from", NEXT, "--name", "新しい広域連合")
+    used.region.command("agreement", "region", "--from", NEXT, "--base-yen", "7", "--share", "equal")
+    assert used.close() == 0
+    assert used.copies(used.one, tmp_path / "after") == before
+    told = {r["内容"]: int(r["金額（円）"]) for r in section_rows(before["own.csv"])}
+    assert set(told) == {"総務課", "福祉課", "ほかの2課", "業務システム（課なし）"}
+    assert sum(told.values()) == used.invoice(used.one)["total_yen"]
+    # A month that is not closed is told with the names of now.
+    assert used.invoice(used.one, NEXT)["town"]["name"] == "新しい町"
+
+
+def section_rows(data: bytes) -> list[dict[str, str]]:
+    rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
+    return [row for row in rows if row["区分"] == "課ごとの内訳"]
+
+
+def test_terms_of_a_closed_month_cannot_be_set(agreed: Office) -> None:
+    agreed.close()
+    before = agreed.invoice(agreed.one)
+    terms = ("--kind", "fee", "--taxable", "none", "--legal-basis", "規約", "--legal-basis-on", "2025-03-20")
+    for words in (
+        ("set", agreed.one.code, "--from", MONTH, *terms),
+        ("set", agreed.two.code, "--from", "2025-05", *terms),
+        ("region", "--from", "2025-09", "--base-yen", "1", "--share", "equal"),
+        ("issuer", "--from", "2025-04", "--name", "新しい広域連合"),
+    ):
+        told = agreed.refused("agreement", *words)
+        assert "令和7年11月分から" in told
+        assert f"--from {NEXT}" in told
+    # What would hold for no closed month may still be set: nothing rests on March.
+    agreed.agree(agreed.one, since="2025-03")
+    agreed.agree(agreed.one, taxable="none", since=NEXT)
+    assert agreed.invoice(agreed.one) == before
+    listed = json.loads(agreed.region.command("agreement", "list", "--month", MONTH, "--json").stdout)
+    assert [t["agreement"]["taxable"] for t in listed["towns"] if t["code"] == agreed.one.code] == ["all"]
+
+
+def test_terms_that_come_late_may_be_set_right_until_midnight(agreed: Office) -> None:
+    async def set_on_the_fifth(db: Database) -> None:
+        async with db.platform_session("test") as session:
+            await session.exec(update(Agreement).values(set_at=jst(11, 5, 9)))
+
+    agreed.region.with_database(set_on_the_fifth)
+    assert agreed.close(jst(11, 5, 23)) == 0
+    assert agreed.invoice(agreed.one)["is_open"]
+    assert agreed.close(jst(11, 6, 0)) == 14
+    assert not agreed.invoice(agreed.one)["is_open"]
+
+
+def test_a_month_waits_for_its_terms_and_holds_no_other_up(office: Office) -> None:
+    office.issuer_and_base()
+    office.agree(office.one)
+    office.agree(office.two, since=MONTH)
+    assert office.close() == 2
+    assert "2025年9月の取り決めがありません" in office.refused("invoice", "--month", "2025-09")
+    office.agree(office.two, since="2025-09")
+    assert office.close() == 2
+
+
+def test_closing_stands_in_the_audit_chain(agreed: Office) -> None:
+    agreed.close()
+    links = agreed.region.links(agreed.one, "invoice.close")
+    assert [link.object_id for link in links][-1] == f"{MONTH}-{agreed.one.code}"
+    assert links[-1].facts["total_yen"] == agreed.invoice(agreed.one)["total_yen"]
+
+
+def test_closed_bills_go_along_in_the_towns_export(used: Office, tmp_path: Path) -> None:
+    used.close()
+    used.region.command("tenant", "export", used.one.code, "--to", str(tmp_path / "town.zip"))
+    with zipfile.ZipFile(tmp_path / "town.zip") as archive:
+        data = archive.read("invoices.csv")
+    rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"))))
+    assert {(row["対象月"], row["状態"]) for row in rows} == {(f"2025-{m:02}", "締め済み") for m in range(4, 11)}
+    assert {row["団体コード"] for row in rows} == {used.one.code}
+    assert {"総務課", "福祉課"} <= {row["内容"] for row in section_rows(data)}
+
+
+def test_the_worker_closes_the_month(agreed: Office) -> None:
+    async def duty(_: Database) -> int:
+        worker = Worker(agreed.region.settings, clock=lambda: jst(11, 2))
+        try:
+            return await worker.invoices()
+        finally:
+            await worker.close()
+
+    assert agreed.region.with_database(duty) == 14
+    assert not agreed.invoice(agreed.one)["is_open"]
+
+
 # ── When there is none ───────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -369,6 +539,7 @@ def test_a_population_needs_its_day(office: Office) -> None:
 def test_a_month_that_has_not_ended_says_so(agreed: Office) -> None:
     now = datetime.now(JST)
     this, later = f"{now:%Y-%m}", f"{now + timedelta(days=40):%Y-%m}"
+    agreed.close(now.astimezone(UTC))
     assert agreed.invoice(agreed.one, this)["is_open"]
     assert OPEN in agreed.region.command("invoice", "--month", this).stdout
     assert OPEN not in agreed.region.command("invoice", "--month", MONTH).stdout
@@ -376,8 +547,11 @@ def test_a_month_that_has_not_ended_says_so(agreed: Office) -> None:
 
 
 def test_a_call_that_still_runs_keeps_the_month_open(agreed: Office) -> None:
+    """For all towns, who share a base."""
     agreed.call(agreed.one, jst(10, 31, 23), 0, state="held")
-    assert (agreed.invoice(agreed.one)["is_open"], agreed.invoice(agreed.two)["is_open"]) == (True, False)
+    agreed.close()
+    assert [told["is_open"] for told in agreed.invoices()] == [True, True]
+    assert [told["is_open"] for told in agreed.invoices(month="2025-09")] == [False, False]
 
 
 # ── How it is kept and told ──────────────────────────────────────────────────────────────────────────────────────
@@ -447,6 +621,7 @@ def test_two_processes_make_the_same_bytes(used: Office, tmp_path: Path) -> None
 
 def test_the_printed_invoice_has_what_the_law_asks_for(used: Office, tmp_path: Path) -> None:
     used.agree(used.one, taxable="usage")
+    used.close()
     used.region.command("invoice", "--month", MONTH, used.one.code, "--pdf", str(tmp_path))
     told = printed(tmp_path / f"invoice-{MONTH}-{used.one.code}.pdf")
     for words in (
