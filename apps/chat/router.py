@@ -273,11 +273,12 @@ async def send(
     photos: Annotated[list[str] | None, Form()] = None,
     file: Annotated[list[UploadFile] | None, File()] = None,
     way: Annotated[Literal["", "mask", "onprem", "cancel"], Form()] = "",
+    told: Annotated[str, Form(max_length=400)] = "",
 ) -> Response:
     """Stores the question and answers it: as a stream for scripts, else in full with a redirect.
 
     First the guard is asked what is in it. If that calls for a decision nothing is stored: the ways to send it are
-    shown, and the one that is chosen comes back as `way`.
+    shown, and the one that is chosen comes back as `way`. What is only told comes back as `told` when it is sent again.
     """
     chat = Chat(ctx)
     ids = [_uuid(i) for i in file_ids or ()]
@@ -295,7 +296,13 @@ async def send(
         look = None
         if way != "cancel":
             look = await chat.look(
-                text, conversation_id=conversation_id, model=model, data_class=data_class, files=ids, photos=shown
+                text,
+                conversation_id=conversation_id,
+                model=model,
+                data_class=data_class,
+                files=ids,
+                photos=shown,
+                told=told.split(),
             )
         if way == "cancel" or (look is not None and not (way == "mask" and look.outlook.can_mask)):
             if look is not None and _wants_stream(request):
@@ -323,6 +330,7 @@ async def send(
             folder=folder,
             mask=way == "mask",
             photos=shown,
+            told=() if way == "mask" else told.split(),
         )
     except Problem as problem:
         if _wants_stream(request):

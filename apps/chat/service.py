@@ -212,7 +212,8 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """`data_class` is the heaviest that was ever declared in it; `masked` once 伏せて送る was chosen in it."""
+    """`data_class` is the heaviest that was ever declared in it; `masked` once 伏せて送る was chosen in it. `told`: kinds
+    of findings that were shown and sent all the same."""
 
     id: UUID
     version: int
@@ -225,6 +226,7 @@ class Conversation:
     deleted_at: datetime | None = None
     messages: tuple[Message, ...] = ()
     masked: bool = False
+    told: tuple[str, ...] = ()
 
     @property
     def answers(self) -> tuple[Message, ...]:
@@ -458,16 +460,21 @@ class Chat:
         data_class: str,
         files: Sequence[UUID],
         photos: Collection[UUID] = (),
+        told: Collection[str] = (),
     ) -> "Look | None":
-        """What the guard finds in a question and its files, if that asks for a decision; else None.
+        """What the guard finds in a question and its files, if that asks for a decision or is to be told; else None.
 
-        Where the gateway cannot be asked nothing is decided here: it looks again before anything leaves. Raises
-        `NotHeardYet`, `NotHeard`, and `CannotSee` where photographs are to go to a model that does not take them.
+        told: kinds of which the person was told and sent all the same, see `Look.kinds`. Where the gateway cannot be
+        asked nothing is decided here: it looks again before anything leaves. Raises `NotHeardYet`, `NotHeard`, and
+        `CannotSee` where photographs are to go to a model that does not take them.
         """
         text = _checked_text(text)
+        masked = False
         if conversation_id is not None:
-            earlier = await self._ctx.documents.get(conversation_id, kind="conversation")
-            data_class = max(str(earlier.body["data_class"]), data_class, key=WEIGHTS.index)
+            earlier = _conversation(await self._ctx.documents.get(conversation_id, kind="conversation"))
+            data_class = max(earlier.data_class, data_class, key=WEIGHTS.index)
+            masked = earlier.masked and model != "onprem"
+            told = {*told, *earlier.told}
         read = [await self.read(f) for f in dict.fromkeys(files)]
         attached = [_chosen(r.file, photos) for r in read]
         if any(f.as_photo for f in attached):
@@ -489,10 +496,32 @@ class Chat:
                 # Later looks see the words alone, not how a number was put together from them.
                 raise
             return None
+        names = [r.file.name for r in read]
         goes = outlook.then in ("send", "warn")
         if outlook.needs_a_choice or (weighty and not goes):
-            return _look(outlook, text, [r.file.name for r in read], weighty)
+            return _look(outlook, text, names, weighty)
+        if goes and not masked:
+            noticed = await self._noticed(outlook, model, data_class)
+            if not {f.kind for f in noticed} <= set(told):
+                return replace(_look(replace(outlook, found=noticed), text, names), may_go=True)
         return None
+
+    async def _noticed(self, outlook: Outlook, model: str, data_class: str) -> tuple[GuardFinding, ...]:
+        """What the town only wants to be told: words of its list, and personal data on its way to where it may not be
+        processed by its weight."""
+        found = tuple(f for f in outlook.found if f.action == "warn")
+        if any(f.data_class == UNSURE_WEIGHT for f in found) and await self._may_have(model, data_class):
+            return tuple(f for f in found if f.data_class != UNSURE_WEIGHT)
+        return found
+
+    async def _may_have(self, model: str, data_class: str) -> bool:
+        """Whether a model may have personal data: as it was declared, or by the town's rules."""
+        if WEIGHTS.index(data_class) >= WEIGHTS.index(UNSURE_WEIGHT):
+            return True
+        try:
+            return any(c.alias == model and not c.why_not for c in await self._ctx.models(UNSURE_WEIGHT))
+        except Problem:
+            return False
 
     # ── asking ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -641,11 +670,13 @@ class Chat:
         folder: str = "",
         mask: bool = False,
         photos: Collection[UUID] = (),
+        told: Collection[str] = (),
     ) -> Turn:
         """Stores a question and prepares what is sent. Raises `NothingToSend`, `TooLong`, `NotFound`.
 
         mask: from here on personal data leaves as placeholders in this conversation, for its beginning is sent again
-        with every question. photos: files that go as pictures.
+        with every question. photos: files that go as pictures. told: kinds of findings that this conversation tells of
+        no more.
         """
         text = _checked_text(text)
         if len(files) > MAX_FILES:
@@ -660,6 +691,9 @@ class Chat:
         if mask and not conversation.masked:
             await self._change(conversation.id, masked=True)
             conversation = replace(conversation, masked=True)
+        if not set(told) <= set(conversation.told):
+            conversation = replace(conversation, told=tuple(sorted({*told, *conversation.told})))
+            await self._change(conversation.id, told=list(conversation.told))
         return await self._asked(conversation, text, attached)
 
     async def ask_again(
@@ -1126,7 +1160,7 @@ class Look:
     parts: the question, cut to what stands around the findings: (text, what it is called, or nothing). in_files: a name
     and what was found there, in words. count: places in all; to_mask: those that placeholders can stand for. heavy: what
     makes more of it than personal data, in words. weighty: files that count as personal data for what could not
-    be made sure in them.
+    be made sure in them. may_go: it is only told, and goes as it is when it is sent again.
     """
 
     outlook: Outlook
@@ -1136,6 +1170,11 @@ class Look:
     to_mask: int
     heavy: tuple[str, ...]
     weighty: tuple[AttachedFile, ...] = ()
+    may_go: bool = False
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(sorted({f.kind for f in self.outlook.found}))
 
 
 # What is said of somebody weighs nothing any more once nobody knows of whom.
@@ -1333,6 +1372,7 @@ def _conversation(document: Any, messages: tuple[Message, ...] = ()) -> Conversa
         deleted_at=document.deleted_at,
         messages=messages,
         masked=bool(body.get("masked")),
+        told=tuple(body.get("told", ())),
     )
 
 

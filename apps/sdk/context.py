@@ -43,7 +43,8 @@ class ModelChoice:
 class GuardFinding:
     """Something the guard found: in which of the texts, from where to where (in characters), and what it is called.
 
-    data_class: what it raises a call to; empty where it raises nothing by itself.
+    data_class: what it raises a call to; empty where it raises nothing by itself. action: what the town does about it
+    (warn, mask, reroute or block).
     """
 
     text: int
@@ -53,6 +54,7 @@ class GuardFinding:
     label: str
     reason: str
     data_class: str = ""
+    action: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +184,16 @@ class GatewayClient:
             can_mask=body["can_mask"],
             reroute_to=body["reroute_to"] or "",
             found=tuple(
-                GuardFinding(f["text"], f["start"], f["end"], f["kind"], f["label"], f["reason"], f["data_class"] or "")
+                GuardFinding(
+                    f["text"],
+                    f["start"],
+                    f["end"],
+                    f["kind"],
+                    f["label"],
+                    f["reason"],
+                    f["data_class"] or "",
+                    f["action"],
+                )
                 for f in body["findings"]
             ),
         )

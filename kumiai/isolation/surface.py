@@ -33,7 +33,7 @@ PLAIN: Final[Mapping[str, str]] = {
     "name": "名前", "names_too": "", "next": "/", "ng_words": "", "note": "", "number": "", "page": "1",
     "page_path": "/", "password": "aaaa-2222-bbbb", "pinned": "1", "pool_yen": "1", "preset": "standard", "demanded": "1", "register": "code", "since": "2031-04-01", "vouched": "",
     "public": "", "q": "水", "reason": "", "remove_absent": "", "role": "staff", "scope": "chat", "sections": "総務課",
-    "send_key": "enter", "sort": "", "state": "open", "suggest": "", "take_back": "", "text": "水", "then": "", "title": "題",
+    "send_key": "enter", "sort": "", "state": "open", "suggest": "", "take_back": "", "text": "水", "then": "", "title": "題", "told": "",
     "town": "", "typed_name": "違う名前", "version": "0", "via": "", "way": "", "when_found": "", "why": "", "window": "month",
     "shared_after_own": "", "with_content": "", "wordings": "", "yen": "1", "packed": "[]", "file": "",
     "until": "once", "wish": "", "start": "",

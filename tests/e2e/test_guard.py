@@ -21,6 +21,7 @@ LETTER = (
     "再度お問い合わせがありました。おわびと今後の対応を伝える返信文を作ってください。"
 )
 HEAVY = "申請者の山田太郎様は統合失調症で通院中です。受給者証の更新の手続を案内する文を作ってください。"
+NAMED = "山田太郎様へ、避難所の段差についてのおわびの文を作ってください。"
 NUMBER = "個人番号 1234 5678 9018 の方への通知を書いてください。"
 HEADING = "まだ送っていません。個人の情報が3か所あります"
 
@@ -148,6 +149,71 @@ def test_by_keyboard_alone(abroad: Abroad) -> None:
     page.keyboard.press("Enter")
     expect(chat.answered()).to_contain_text("庁内")
     assert abroad.upstream.seen()["calls"] == 0
+
+
+@by_size
+def test_what_a_town_only_wants_to_be_told_is_shown_before_it_goes(abroad: Abroad, size: str) -> None:
+    """A name by itself raises nothing here: it is told once, and goes when it is sent again."""
+    chat = open_chat(abroad.visitor, size)
+    page = stopped(abroad, chat, NAMED)
+    expect(page.get_by_role("heading", name="送る前に確かめてください。個人の情報が1か所あります")).to_be_visible()
+    expect(page.locator("#guard")).to_contain_text("「標準」は海外で処理します。このままでも送れます。")
+    assert page.locator("#guard mark").all_inner_texts() == ["氏名山田太郎"]
+    ways = ["このまま送る", "伏せて送る", "庁内のAIで送る", "やめる"]
+    assert page.locator("#guard button").all_inner_texts() == ways
+    expect(chat.box).to_be_focused()
+    look(page, size)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.get_by_role("button", name="このまま送る").click()
+    chat.answered()
+    assert "山田太郎様へ" in sent(abroad)
+    # Another of the same kind is told no more in this conversation, one of another kind is held back as ever.
+    chat.ask("宛名を佐藤花子様に替えてください。")
+    expect(page.locator("#guard")).to_have_count(0)
+    assert abroad.upstream.seen()["calls"] == 2
+    chat.box.fill("連絡先は090-1234-5678です。")
+    chat.send.click()
+    expect(page.get_by_role("heading", name="まだ送っていません。個人の情報が1か所あります")).to_be_visible()
+    assert abroad.upstream.seen()["calls"] == 2
+
+
+def test_the_key_that_sends_sends_what_was_told(abroad: Abroad) -> None:
+    chat = abroad.chat()
+    chat.box.fill(NAMED)
+    chat.box.press("Control+Enter")
+    expect(chat.page.locator("#guard.is-notice")).to_be_visible()
+    assert abroad.upstream.seen()["calls"] == 0
+    chat.box.press("Control+Enter")
+    expect(chat.answers).to_have_count(1)
+    chat.answered()
+    assert abroad.upstream.seen()["calls"] == 1
+
+
+def test_what_was_told_can_be_masked_as_well(abroad: Abroad) -> None:
+    chat = abroad.chat()
+    page = stopped(abroad, chat, NAMED)
+    page.get_by_role("button", name="伏せて送る").click()
+    expect(chat.answered()).to_contain_text("個人の情報を記号に替えて送り")
+    assert "⟦氏名1⟧様へ" in sent(abroad)
+    chat.ask("宛名を佐藤花子様に替えてください。")
+    assert abroad.upstream.seen()["calls"] == 2
+    assert "佐藤" not in sent(abroad)
+
+
+def test_in_the_house_nothing_is_told(abroad: Abroad) -> None:
+    chat = abroad.chat()
+    chat.page.get_by_label("庁内専用").check()
+    chat.ask(NAMED)
+    expect(chat.page.locator("#guard")).to_have_count(0)
+
+
+def test_without_scripts_what_is_told_goes_when_it_is_sent_again(abroad: Abroad) -> None:
+    chat = ChatPage(abroad.visitor.open(abroad.visitor.demo.person("staff"), script=False)).open()
+    page = stopped(abroad, chat, NAMED)
+    expect(page.get_by_role("heading", name="送る前に確かめてください。")).to_be_visible()
+    chat.send.click()
+    expect(chat.answers).to_have_count(1)
+    assert abroad.upstream.seen()["calls"] == 1
 
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])

@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
+from typing import Any, Literal
 from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
@@ -12,7 +13,7 @@ import pytest
 from apps.chat import service
 from apps.chat.cards import card
 from apps.chat.service import AttachedFile, Conversation, Message, ReadFile
-from apps.sdk.context import Outlook
+from apps.sdk.context import GuardFinding, ModelChoice, Outlook
 from apps.sdk.material import Marks
 
 NOW = datetime(2026, 11, 25, 10, 0, tzinfo=ZoneInfo("Asia/Tokyo"))  # A Wednesday.
@@ -196,6 +197,55 @@ async def test_the_names_of_files_are_looked_at_before_they_leave() -> None:
     assert gateway.texts[:2] == ["要約して", "相談票_090-1234-5678.pdf\n本文"]
     # As much of the last one as would be sent.
     assert gateway.texts[2] == "次.pdf\n" + "い" * (service.MAX_MATERIAL_CHARACTERS - 2)
+
+
+PHONE = GuardFinding(0, 0, 3, "phone", "電話番号", "", data_class="3C", action="warn")
+WORD = GuardFinding(0, 3, 5, "ng_word", "送らない言葉", "", action="warn")
+
+
+def told_of(*found: GuardFinding, then: Literal["send", "warn", "block"] = "warn") -> service.Chat:
+    """A town that only wants to be told, and whose 庁内専用 alone may have personal data."""
+
+    async def inspect(_texts: list[str], **_: str) -> Outlook:
+        return Outlook(then, "1", "", can_mask=True, reroute_to="onprem", found=found)
+
+    async def models(_data_class: str) -> list[ModelChoice]:
+        return [
+            ModelChoice("standard", "標準", "overseas", "", "", why_not="扱えません"),
+            ModelChoice("onprem", "庁内専用", "onprem", "shared", ""),
+        ]
+
+    return service.Chat(SimpleNamespace(gateway=SimpleNamespace(inspect=inspect), models=models))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("found", "asked", "shown"),
+    [
+        ((PHONE,), {}, ("phone",)),
+        ((PHONE,), {"model": "onprem"}, ()),
+        # Declared, it is known.
+        ((PHONE,), {"data_class": "3C"}, ()),
+        ((PHONE,), {"told": ["phone"]}, ()),
+        ((PHONE, WORD), {"told": ["phone"]}, ("ng_word", "phone")),
+        ((PHONE, WORD), {"model": "onprem"}, ("ng_word",)),
+        ((replace(PHONE, action="block"),), {"model": "onprem"}, ()),
+    ],
+)
+async def test_what_a_town_wants_to_be_told_is_shown_where_it_matters(
+    found: tuple[GuardFinding, ...], asked: dict[str, Any], shown: tuple[str, ...]
+) -> None:
+    options = {"conversation_id": None, "model": "standard", "data_class": "1", "files": []} | asked
+    look = await told_of(*found).look("電話番号", **options)
+    assert (look.kinds if look else ()) == shown
+    assert look is None or look.may_go
+
+
+async def test_what_is_held_back_is_no_mere_notice() -> None:
+    look = await told_of(replace(PHONE, action="block"), then="block").look(
+        "電話番号", conversation_id=None, model="standard", data_class="1", files=[], told=["phone"]
+    )
+    assert look is not None
+    assert not look.may_go
 
 
 def hearing_since(updated_at: datetime, files: int = 1) -> service.Chat:

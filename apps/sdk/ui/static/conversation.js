@@ -50,7 +50,8 @@
     }
     if (modified || area.dataset.sendKey === "enter") {
       event.preventDefault();
-      if (!running) form.requestSubmit();
+      // A key that is held down must not send what it has just been told of.
+      if (!running && !event.repeat) form.requestSubmit();
     }
   });
 
@@ -212,12 +213,14 @@
   };
   const ENDS = { done: "回答が届きました。", stopped: "回答を止めました。", failed: "回答を作れませんでした。" };
 
-  /* What the guard found, above the text: it stays until a way is chosen or the text is sent anew. */
+  /* What the guard found, above the text: it stays until a way is chosen or the text is sent anew. What is only told
+     leaves the person where they were: the key that sends sends it. */
+  const toldOf = () => $('#guard input[name="told"]');
   const showGuard = (html) => {
     place.replaceChildren(fragment(html));
     const heading = $("#guard-h");
-    say(heading.textContent);
-    heading.focus({ preventScroll: true });
+    say(toldOf() ? $("#guard .p-guard__head").textContent : heading.textContent);
+    (toldOf() ? area : heading).focus({ preventScroll: true });
     place.scrollIntoView({ block: "nearest" });
   };
 
@@ -303,6 +306,7 @@
     const controller = new AbortController();
     running = controller;
     setBusy(true);
+    const told = isCompose && toldOf()?.value;
     place.replaceChildren();
     let live = null;
     let shownGuard = "";
@@ -313,6 +317,7 @@
       const data = new FormData(asking);
       if (submitter) data.set(submitter.name, submitter.value);
       data.delete("file");
+      if (told) data.set("told", told);
       for (const name of ["model", "data_class"]) {
         const chosen = new FormData(form).get(name);
         if (!data.has(name) && chosen) data.set(name, chosen);
