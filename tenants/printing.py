@@ -14,10 +14,8 @@ import noto_cjk_sans_jp_regular
 import typst
 
 from tenants.audit.certificate import COUNT_WORDS
+from tenants.eras import wareki
 from tenants.quota.windows import JST
-
-# 令和 began in 2019; papers are dated on the day they are printed, so no older era is needed.
-_REIWA_YEAR_ZERO: Final = 2018
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +50,6 @@ class Handover:
     full_login: str = ""
     admin_name: str = field(default="", repr=False)
     contact: str = ""
-
-
-def wareki(day: date) -> str:
-    """令和8年11月24日."""
-    year = day.year - _REIWA_YEAR_ZERO
-    return f"令和{'元' if year == 1 else year}年{day.month}月{day.day}日"
 
 
 def render_pdf(template: str, data: Mapping[str, Any], *, today: date) -> bytes:

@@ -12,7 +12,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from kumiai.isolation.rows import Wall
 from kumiai.isolation.tokens import KINDS
-from tenants.printing import render_pdf, wareki
+from tenants.eras import wareki
+from tenants.printing import render_pdf
 from tenants.quota.windows import JST
 
 _FOLDER: Final = Path(__file__).parent

@@ -27,8 +27,8 @@ from tenants import audit
 from tenants.audit import By
 from tenants.context import TenantId
 from tenants.db import Database
+from tenants.eras import wareki
 from tenants.models import Agreement, Call, ClosedInvoice, Correction, Person, Section, Tenant, TenantCode
-from tenants.printing import wareki
 from tenants.quota.agreements import (
     Issuer,
     RegionTerms,

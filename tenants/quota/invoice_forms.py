@@ -7,7 +7,7 @@ from datetime import date
 from decimal import Decimal
 from typing import Any, Final
 
-from tenants.printing import wareki
+from tenants.eras import wareki
 from tenants.quota.agreements import KIND_WORDS
 from tenants.quota.invoice import Invoice, Line
 from tenants.quota.pricing import UYEN_PER_YEN

@@ -5,7 +5,7 @@ from datetime import date
 import pypdfium2
 import pytest
 
-from tenants.printing import Handover, Slip, handover_sheet, initial_password_slips, render_pdf, wareki
+from tenants.printing import Handover, Slip, handover_sheet, initial_password_slips, render_pdf
 
 TODAY = date(2026, 11, 24)
 URL = "https://kumiai.example.lg.jp/towns/011011"
@@ -135,7 +135,3 @@ def test_the_fonts_travel_in_the_file() -> None:
 
 def test_a_template_of_ours_may_print_anything_else() -> None:
     assert "令和" in pages(render_pdf("#data.text", {"text": "令和"}, today=TODAY))[0]
-
-
-def test_the_first_year_of_the_era_is_written_as_a_word() -> None:
-    assert (wareki(date(2019, 5, 1)), wareki(TODAY)) == ("令和元年5月1日", "令和8年11月24日")
