@@ -277,7 +277,7 @@ async def _by_this_machine(data: bytes, way: _Way, refusal: Problem | None) -> R
     order = {"language": "ja", "hears": True, "tells_way": True}
     told = (await _asked(_listener, order, data, on_way=way.go)).told
     heard = [speech.Heard(*piece) for piece in told["pieces"]]
-    who = "この画面を動かす機械"
+    who = "組み込みの聞き取り機能"
     remarks = [Remark("heard", "聞き違いがないか、録音と聞き比べてください。AIに渡るのは言葉だけで、音は渡りません。")]
     if refusal is not None:
         why = f"庁内のAIでは聞き取れませんでした（{refusal.title}）。{who}が聞き取ったため、聞き違いが多いことがあります。"

@@ -97,7 +97,7 @@ def test_a_model_that_does_not_answer_is_stood_in_for_and_that_is_said(
 ) -> None:
     upstream.control("error", status=500)
     chat = attached(visitor, tmp_path)
-    expect(chat.waiting).to_contain_text("庁内のAIの代わりに、この画面を動かす機械が聞き取りました")
+    expect(chat.waiting).to_contain_text("庁内のAIの代わりに、組み込みの聞き取り機能が聞き取りました")
     look(chat.page, "desktop")
     with chat.page.expect_popup() as opened:
         chat.waiting.get_by_role("link", name="読み取った文を見る").click()

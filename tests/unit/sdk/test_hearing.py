@@ -204,7 +204,7 @@ async def test_the_houses_model_hears_piece_by_piece_and_is_named(monkeypatch: p
     assert [p.label for p in reading.parts] == ["0分から", "読み上げられた番号をつなげたもの"]
     # Whoever heard it may have misheard a digit.
     assert reading.has_unread
-    assert "この画面を動かす機械" not in reading.all_text + str(reading.warnings)
+    assert "組み込みの聞き取り機能" not in reading.all_text + str(reading.warnings)
 
 
 @pytest.mark.real
@@ -217,7 +217,7 @@ async def test_where_the_model_does_not_hear_it_this_machine_does(monkeypatch: p
     assert len(model.given) == 1
     assert "保育園" in reading.text
     assert "使いません" not in reading.text
-    assert "庁内のAIの代わりに、この画面を動かす機械が聞き取りました" in reading.summary
+    assert "庁内のAIの代わりに、組み込みの聞き取り機能が聞き取りました" in reading.summary
     assert [w.code for w in reading.warnings] == ["heard", "instead"]
     assert f"庁内のAIでは聞き取れませんでした（{Unavailable.title}）" in reading.warnings[1].words
 
