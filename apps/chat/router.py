@@ -306,7 +306,7 @@ async def send(
             )
         if way == "cancel" or (look is not None and not (way == "mask" and look.outlook.can_mask)):
             if look is not None and _wants_stream(request):
-                return await ctx.page("_guard.html", look=look, asked=await _asked(ctx, model, data_class))
+                return await ctx.page("_guard.html", look=look, asked=await _asked(ctx, model, data_class, look))
             found = await _still_there(chat, conversation_id)
             return await _page(
                 ctx,
@@ -318,17 +318,18 @@ async def send(
                 model=model,
                 waiting=[replace(await chat.file(i), as_photo=i in shown) for i in ids],
                 look=look,
-                asked=await _asked(ctx, model, data_class) if look else None,
+                asked=await _asked(ctx, model, data_class, look) if look else None,
             )
         turn = await chat.ask(
             text,
             conversation_id=conversation_id,
-            model=model,
+            model=look.masked_by if look and look.masked_by else model,
             data_class=data_class,
             files=ids,
             card=card(card_id),
             folder=folder,
             mask=way == "mask",
+            lighten=look is not None and bool(look.masked_by),
             photos=shown,
             told=() if way == "mask" else told.split(),
         )
@@ -396,7 +397,8 @@ async def _answered(ctx: AppContext, request: Request, chat: Chat, turn: Turn) -
         "conversation": str(turn.conversation.id),
         "question": str(turn.question.id),
         "title": turn.conversation.title,
-        "data_class": turn.data_class,
+        "data_class": turn.conversation.data_class,
+        "sent_as": turn.data_class,
         "model": turn.model,
         "html": bytes(question.body).decode(),
     }
@@ -445,10 +447,10 @@ def _stream(events: AsyncIterator[bytes]) -> Response:
     )
 
 
-async def _asked(ctx: AppContext, model: str, data_class: str) -> ModelChoice | None:
-    """The model a question was meant for, to tell where it would have been processed."""
-    models, _ = await _models(ctx, data_class)
-    return next((m for m in models if m.alias == model), None)
+async def _asked(ctx: AppContext, model: str, data_class: str, look: service.Look) -> ModelChoice | None:
+    """The model a question was meant for, or that may have it masked, to tell where it would be processed."""
+    models, _ = await _models(ctx, service.MASKED_WEIGHT if look.masked_by else data_class)
+    return next((m for m in models if m.alias == (look.masked_by or model)), None)
 
 
 async def _still_there(chat: Chat, conversation_id: UUID | None) -> Conversation | None:
@@ -498,7 +500,7 @@ async def _message_fragment(ctx: AppContext, conversation: Conversation, message
     """A message by itself; a failed one with the models that may be tried instead."""
     models: Sequence[ModelChoice] = ()
     if message.state == "failed":
-        models, _ = await _models(ctx, conversation.data_class)
+        models, _ = await _models(ctx, conversation.sent_as)
     return await ctx.page(
         "_message_only.html", conversation=conversation, message=message, models=models, **_message_words()
     )
@@ -800,7 +802,8 @@ async def _page(ctx: AppContext, found: Conversation | None, *, status: int = 20
     today = local(ctx.now).date()
     due, all_year = cards_for(ctx.actor.section_name, today)
     data_class = max(found.data_class if found else "1", facts.pop("data_class", "1"), key=service.WEIGHTS.index)
-    models, models_problem = await _models(ctx, data_class)
+    is_light = found is not None and found.sent_as != data_class == found.data_class
+    models, models_problem = await _models(ctx, service.MASKED_WEIGHT if is_light else data_class)
     usual = "standard"
     if all(m.why_not for m in models if m.alias == usual):
         # A page without scripts sends what is ticked, and a model that is not allowed cannot be.

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, suppress
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -44,6 +44,8 @@ MAX_PHOTOS: Final = 4
 MAX_PHOTO_BYTES: Final = 10 * 1024 * 1024
 # What nobody could make sure of: a number that was misheard, a face on a photograph. The gateway says the same.
 UNSURE_WEIGHT: Final = "3C"
+# What personal data weighs once placeholders stand for what was found of it. Source: docs/adr/0022.
+MASKED_WEIGHT: Final = "2"
 # How long a file waits for the question that takes it along.
 KEEP_UNSENT: Final = timedelta(days=2)
 # How often it is kept how far the listener to a recording is, for pages of other processes; and how long after the last
@@ -96,6 +98,13 @@ class AlreadySent(Conflict):
 class NotCorrectable(InvalidInput):
     type = "urn:problem:chat:not-correctable"
     title = "この資料の文は、ここでは直せません"
+
+
+class NothingMasked(InvalidInput):
+    """It was declared to be personal data, and nothing is found in it that placeholders could stand for."""
+
+    type = "urn:problem:chat:nothing-masked"
+    title = "伏せるところが見つからないので、送りませんでした"
 
 
 class CannotSee(InvalidInput):
@@ -213,7 +222,9 @@ class Message:
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """`data_class` is the heaviest that was ever declared in it; `masked` once 伏せて送る was chosen in it. `told`: kinds
-    of findings that were shown and sent all the same."""
+    of findings that were shown and sent all the same. `lightened`: declared to be personal data, it goes masked, and then
+    weighs less.
+    """
 
     id: UUID
     version: int
@@ -227,6 +238,13 @@ class Conversation:
     messages: tuple[Message, ...] = ()
     masked: bool = False
     told: tuple[str, ...] = ()
+    lightened: bool = False
+
+    @property
+    def sent_as(self) -> str:
+        """The weight of what leaves the house."""
+        is_light = self.lightened and self.model != "onprem" and self.data_class == UNSURE_WEIGHT
+        return MASKED_WEIGHT if is_light else self.data_class
 
     @property
     def answers(self) -> tuple[Message, ...]:
@@ -269,7 +287,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A question that is stored and about to be answered."""
+    """A question that is stored and about to be answered; `data_class`: of what leaves, see `Conversation.sent_as`."""
 
     conversation: Conversation
     question: Message
@@ -469,10 +487,14 @@ class Chat:
         `CannotSee` where photographs are to go to a model that does not take them.
         """
         text = _checked_text(text)
-        masked = False
+        earlier: Conversation | None = None
+        masked, may_lighten = False, True
         if conversation_id is not None:
             earlier = _conversation(await self._ctx.documents.get(conversation_id, kind="conversation"))
-            data_class = max(earlier.data_class, data_class, key=WEIGHTS.index)
+            # What was said in it as personal data is not looked at again, and goes along.
+            may_lighten = WEIGHTS.index(earlier.data_class) < WEIGHTS.index(UNSURE_WEIGHT)
+            earlier = await self._heavier(earlier, model, data_class)
+            model, data_class = earlier.model, earlier.data_class
             masked = earlier.masked and model != "onprem"
             told = {*told, *earlier.told}
         read = [await self.read(f) for f in dict.fromkeys(files)]
@@ -481,6 +503,7 @@ class Chat:
             await self._check_sight(model)
         weighty = [f for f in attached if f.why_heavy]
         data_class = _heaviest(data_class, attached)
+        is_light = earlier is not None and earlier.sent_as != data_class and not weighty
         room = MAX_MATERIAL_CHARACTERS
         texts = [text]
         for one in read:
@@ -489,7 +512,9 @@ class Chat:
             room -= min(room, len(one.text))
         try:
             outlook = await self._ctx.gateway.inspect(
-                texts, model=model if model in MODEL_WORDS else "standard", data_class=data_class
+                texts,
+                model=model if model in MODEL_WORDS else "standard",
+                data_class=MASKED_WEIGHT if is_light else data_class,
             )
         except Problem:
             if any(r.file.kind == Kind.RECORDING.words for r in read):
@@ -498,6 +523,12 @@ class Chat:
             return None
         names = [r.file.name for r in read]
         goes = outlook.then in ("send", "warn")
+        if is_light and read and not outlook.can_mask and not outlook.blocked_by:
+            return replace(_look(outlook, text, names), is_nowhere=True)
+        is_declared = data_class == UNSURE_WEIGHT and not weighty and not is_light
+        may_help = not goes and not outlook.blocked_by and outlook.data_class in WEIGHTS
+        if is_declared and may_lighten and may_help and await self._is_nowhere():
+            return await self._masked_look(outlook, texts, names, model)
         if outlook.needs_a_choice or (weighty and not goes):
             return _look(outlook, text, names, weighty)
         if goes and not masked:
@@ -506,20 +537,38 @@ class Chat:
                 return replace(_look(replace(outlook, found=noticed), text, names), may_go=True)
         return None
 
+    async def _is_nowhere(self) -> bool:
+        """Whether no model of this town may have personal data."""
+        try:
+            choices = await self._ctx.models(UNSURE_WEIGHT)
+        except Problem:
+            return False
+        return bool(choices) and all(c.why_not for c in choices)
+
+    async def _masked_look(self, outlook: Outlook, texts: Sequence[str], names: Sequence[str], model: str) -> "Look":
+        """What was declared to be personal data where it may go nowhere: by which model it may, masked."""
+        able = [c.alias for c in await self._ctx.models(MASKED_WEIGHT) if not c.why_not]
+        by = model if model in able else next(iter(able), "")
+        can_mask = False
+        if by:
+            masked = await self._ctx.gateway.inspect(texts, model=by, data_class=MASKED_WEIGHT)
+            can_mask = masked.can_mask and not masked.blocked_by
+        look = _look(replace(outlook, can_mask=can_mask), texts[0], names)
+        return replace(look, is_nowhere=True, masked_by=by if can_mask else "")
+
     async def _noticed(self, outlook: Outlook, model: str, data_class: str) -> tuple[GuardFinding, ...]:
         """What the town only wants to be told: words of its list, and personal data on its way to where it may not be
         processed by its weight."""
         found = tuple(f for f in outlook.found if f.action == "warn")
-        if any(f.data_class == UNSURE_WEIGHT for f in found) and await self._may_have(model, data_class):
-            return tuple(f for f in found if f.data_class != UNSURE_WEIGHT)
+        if any(f.data_class == UNSURE_WEIGHT for f in found):
+            is_declared = WEIGHTS.index(data_class) >= WEIGHTS.index(UNSURE_WEIGHT)
+            if is_declared or await self._may_have(model, UNSURE_WEIGHT):
+                return tuple(f for f in found if f.data_class != UNSURE_WEIGHT)
         return found
 
     async def _may_have(self, model: str, data_class: str) -> bool:
-        """Whether a model may have personal data: as it was declared, or by the town's rules."""
-        if WEIGHTS.index(data_class) >= WEIGHTS.index(UNSURE_WEIGHT):
-            return True
         try:
-            return any(c.alias == model and not c.why_not for c in await self._ctx.models(UNSURE_WEIGHT))
+            return any(c.alias == model and not c.why_not for c in await self._ctx.models(data_class))
         except Problem:
             return False
 
@@ -669,13 +718,14 @@ class Chat:
         card: Card | None = None,
         folder: str = "",
         mask: bool = False,
+        lighten: bool = False,
         photos: Collection[UUID] = (),
         told: Collection[str] = (),
     ) -> Turn:
         """Stores a question and prepares what is sent. Raises `NothingToSend`, `TooLong`, `NotFound`.
 
         mask: from here on personal data leaves as placeholders in this conversation, for its beginning is sent again
-        with every question. photos: files that go as pictures. told: kinds of findings that this conversation tells of
+        with every question. lighten: and weighs less for it, see `Look.masked_by`. photos: files that go as pictures. told: kinds of findings that this conversation tells of
         no more.
         """
         text = _checked_text(text)
@@ -688,9 +738,9 @@ class Chat:
             conversation = await self._weighed(await self.open(conversation_id), model, data_class)
         else:
             conversation = await self._create(_title(text, card), model, data_class, folder)
-        if mask and not conversation.masked:
-            await self._change(conversation.id, masked=True)
-            conversation = replace(conversation, masked=True)
+        if mask and (not conversation.masked or lighten):
+            conversation = replace(conversation, masked=True, lightened=lighten)
+            await self._change(conversation.id, masked=True, lightened=lighten)
         if not set(told) <= set(conversation.told):
             conversation = replace(conversation, told=tuple(sorted({*told, *conversation.told})))
             await self._change(conversation.id, told=list(conversation.told))
@@ -734,12 +784,25 @@ class Chat:
 
     async def answer(self, turn: Turn) -> AsyncGenerator[Begun | Piece | Waiting | Finished, None]:
         """Streams the answer; whatever happens (stopped, refused, lost) what came so far is stored."""
-        stream = self._ctx.gateway.stream_chat(
-            turn.messages, model=turn.model, data_class=turn.data_class, mask=turn.masked
-        )
+        stream = self._opened(turn)
         async with aclosing(self._kept(turn.conversation, turn.question, turn.model, stream)) as pieces:
             async for piece in pieces:
                 yield piece
+
+    @asynccontextmanager
+    async def _opened(self, turn: Turn) -> AsyncIterator[ChatStream]:
+        """Raises `NothingMasked` before anything leaves as lighter than it was declared without a placeholder in it."""
+        if turn.data_class != turn.conversation.data_class:
+            said = "\n\n".join(str(m["content"]) for m in turn.messages if m["role"] != "system")
+            outlook = await self._ctx.gateway.inspect([said], model=turn.model, data_class=turn.data_class)
+            if not outlook.can_mask:
+                raise NothingMasked(
+                    "この会話は「個人情報あり」です。伏せるところがないときは、新しい会話で「入れる情報」を選び直してください。"
+                )
+        async with self._ctx.gateway.stream_chat(
+            turn.messages, model=turn.model, data_class=turn.data_class, mask=turn.masked
+        ) as stream:
+            yield stream
 
     async def take_up(self, conversation: Conversation) -> AsyncGenerator[Begun | Piece | Waiting | Finished, None]:
         """The answer that is coming, begun by a process that is gone or busy elsewhere; whoever has it first stores it.
@@ -904,11 +967,19 @@ class Chat:
         return _conversation(document)
 
     async def _weighed(self, conversation: Conversation, model: str, data_class: str) -> Conversation:
-        """The conversation with the chosen model and at least the weight it already has."""
+        """The conversation with the chosen model and at least the weight it already has, stored so."""
+        weighed = await self._heavier(conversation, model, data_class)
+        if weighed != conversation:
+            await self._change(conversation.id, model=weighed.model, data_class=weighed.data_class)
+        return weighed
+
+    async def _heavier(self, conversation: Conversation, model: str, data_class: str) -> Conversation:
         heaviest = max(conversation.data_class, data_class, key=WEIGHTS.index)
-        if (model, heaviest) != (conversation.model, conversation.data_class):
-            await self._change(conversation.id, model=model, data_class=heaviest)
-        return replace(conversation, model=model, data_class=heaviest)
+        weighed = replace(conversation, model=model, data_class=heaviest)
+        if weighed.sent_as != heaviest and not await self._may_have(model, weighed.sent_as):
+            # A page that only knows what was declared offers no model, and says none.
+            return replace(weighed, model=conversation.model)
+        return weighed
 
     async def _asked(self, conversation: Conversation, text: str, files: Sequence[AttachedFile]) -> Turn:
         body = {"role": "user", "state": "done", "files": [_note(f) for f in files]}
@@ -960,7 +1031,7 @@ class Chat:
             *told,
             {"role": "user", "content": content},
         ]
-        return Turn(conversation, question, conversation.model, conversation.data_class, tuple(messages), masked)
+        return Turn(conversation, question, conversation.model, conversation.sent_as, tuple(messages), masked)
 
     async def _check_sight(self, model: str) -> None:
         """Raises `CannotSee`. Where the gateway cannot be asked it says so itself before anything leaves."""
@@ -1160,7 +1231,8 @@ class Look:
     parts: the question, cut to what stands around the findings: (text, what it is called, or nothing). in_files: a name
     and what was found there, in words. count: places in all; to_mask: those that placeholders can stand for. heavy: what
     makes more of it than personal data, in words. weighty: files that count as personal data for what could not
-    be made sure in them. may_go: it is only told, and goes as it is when it is sent again.
+    be made sure in them. may_go: it is only told, and goes as it is when it is sent again. is_nowhere: it was declared
+    to be what no model of the town may have; masked_by: the one that may have it masked.
     """
 
     outlook: Outlook
@@ -1171,6 +1243,8 @@ class Look:
     heavy: tuple[str, ...]
     weighty: tuple[AttachedFile, ...] = ()
     may_go: bool = False
+    is_nowhere: bool = False
+    masked_by: str = ""
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -1373,6 +1447,7 @@ def _conversation(document: Any, messages: tuple[Message, ...] = ()) -> Conversa
         messages=messages,
         masked=bool(body.get("masked")),
         told=tuple(body.get("told", ())),
+        lightened=bool(body.get("lightened")),
     )
 
 

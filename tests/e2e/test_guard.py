@@ -2,13 +2,16 @@
 
 import json
 import re
+from collections.abc import Iterator
 from functools import partial
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, StorageState, expect
 
 from apps.chat.cards import all_cards
-from tests.browsers import DESKTOP, PHONE
+from loadtests.upstream import RunningUpstream
+from tests.browsers import DESKTOP, PHONE, Visitor
+from tests.demo_process import DemoPerson, DemoProcess
 from tests.e2e.chat_page import ChatPage
 from tests.e2e.conftest import Abroad
 from tests.e2e.test_states import SIZES, by_size, look, open_chat
@@ -297,3 +300,106 @@ def test_the_box_starts_with_the_towns_weight_and_a_model_that_may_have_it(abroa
         decide("公開してよい", reason="試験の前の設定に戻す")
         # Before others open their boxes.
         eventually(lambda: chat.open() and weights.input_value() == "1", within_s=60)
+
+
+@pytest.fixture(scope="module")
+def third_town(
+    demo_abroad: tuple[DemoProcess, RunningUpstream], chromium: Browser, states_abroad: dict[DemoPerson, StorageState]
+) -> Iterator[None]:
+    """The demo's third town without a model in the house, where 庁内だけ may go abroad; afterwards as it was."""
+    demo, _ = demo_abroad
+    visiting = Visitor(demo, chromium, states_abroad)
+    admin, clerk = visiting.open(demo.person("town_admin", 2)), visiting.open(demo.person("staff", 2))
+
+    def decide(preset: str, *, house: bool) -> None:
+        admin.goto("/console/town/policy")
+        admin.get_by_label("庁内専用").set_checked(house)
+        admin.locator(f'input[name="preset"][value="{preset}"]').check()
+        admin.get_by_role("button", name="変わることを確かめる").click()
+        if admin.get_by_label("理由").count():
+            admin.get_by_label("理由").fill("試験のために変える")
+        admin.get_by_role("button", name="このとおり変える").click()
+        expect(admin.get_by_role("status")).to_contain_text("保存しました")
+
+        def is_known() -> bool:
+            clerk.goto("/apps/chat")
+            return clerk.get_by_label("庁内専用").count() == house
+
+        eventually(is_known, within_s=60)
+
+    decide("open", house=False)
+    yield
+    decide("standard", house=True)
+    visiting.close()
+
+
+@pytest.fixture
+def without_house(abroad: Abroad, third_town: None) -> Abroad:
+    return abroad
+
+
+def declared(abroad: Abroad, text: str, size: str = "desktop", **options: bool) -> ChatPage:
+    """A question of a town without a model in the house, declared to be personal data and held back."""
+    person = abroad.visitor.demo.person("staff", 2)
+    chat = ChatPage(abroad.visitor.open(person, viewport=SIZES[size], **options)).open()
+    chat.page.get_by_label("入れる情報").select_option("3C")
+    stopped(abroad, chat, text)
+    heading = "まだ送っていません。「個人情報あり」のままでは送れません"
+    expect(chat.page.get_by_role("heading", name=heading)).to_be_visible()
+    expect(chat.page.locator("#guard")).to_contain_text("「個人情報あり」を扱えるAIがないため、この町では送れません。")
+    return chat
+
+
+@by_size
+def test_a_town_without_a_house_may_send_what_is_masked(without_house: Abroad, size: str) -> None:
+    chat = declared(without_house, LETTER, size)
+    page = chat.page
+    expect(page.locator("#guard")).to_contain_text("「標準」（海外で処理）に送れます。印のないところに")
+    assert page.locator("#guard button").all_inner_texts() == ["伏せて送る", "やめる"]
+    look(page, size)
+    page.get_by_role("button", name="伏せて送る").click()
+    expect(chat.answered()).to_contain_text("個人の情報を記号に替えて送り")
+    for original in ("山田", "1234", "小川町"):
+        assert original not in sent(without_house)
+    # It stays what it was declared to be, and what follows goes masked as well, by a model that can be chosen.
+    weights = page.get_by_label("入れる情報")
+    expect(weights).to_have_value("3C")
+    expect(page.locator('input[name="model"]:checked')).to_have_value("standard")
+    chat.ask("もっと短くしてください")
+    assert without_house.upstream.seen()["calls"] == 2
+    page.reload()
+    expect(weights).to_have_value("3C")
+    page.get_by_label("速い").check()
+    chat.ask("敬語を減らしてください")
+    expect(chat.answers.last).to_contain_text("速い")
+    assert "山田" not in sent(without_house)
+    look(page, size)
+
+
+def test_where_nothing_is_found_nothing_can_be_masked(without_house: Abroad) -> None:
+    chat = declared(without_house, "避難所の段差についてのおわびの文を作ってください。")
+    expect(chat.page.locator("#guard")).to_contain_text("伏せられるところも見つかりませんでした。")
+    assert chat.page.locator("#guard button").all_inner_texts() == ["やめる"]
+
+
+def test_a_question_that_loses_what_was_masked_does_not_go(without_house: Abroad) -> None:
+    chat = declared(without_house, NAMED)
+    chat.page.get_by_role("button", name="伏せて送る").click()
+    chat.answered()
+    chat.questions.first.get_by_role("link", name="直して送り直す").click()
+    changed = chat.page.get_by_role("textbox", name="質問を直す")
+    changed.fill("先方へ、避難所の段差についてのおわびの文を作ってください。")
+    chat.page.get_by_role("button", name="直して送り直す").click()
+    expect(chat.answered()).to_contain_text("伏せるところが見つからないので、送りませんでした")
+    assert without_house.upstream.seen()["calls"] == 1
+
+
+def test_without_scripts_a_town_without_a_house_may_mask_too(without_house: Abroad) -> None:
+    chat = declared(without_house, LETTER, script=False)
+    chat.page.get_by_role("button", name="伏せて送る").click()
+    expect(chat.answers.last).to_contain_text("個人の情報を記号に替えて送り")
+    chat.box.fill("もっと短くしてください")
+    chat.send.click()
+    expect(chat.answers).to_have_count(2)
+    assert without_house.upstream.seen()["calls"] == 2
+    assert "山田" not in sent(without_house)

@@ -198,6 +198,8 @@
         weights.dispatchEvent(new Event("change"));
       }
       for (const option of weights.options) option.disabled = option.value < weights.value;
+      // Masked, it may go where what was put in may not.
+      if (start.sent_as !== start.data_class) showModels(start.sent_as, start.model);
     }
     const question = document.getElementById(`m-${start.question}`);
     if (live.article.getBoundingClientRect().bottom > innerHeight - form.offsetHeight) question?.scrollIntoView({ block: "start" });
@@ -573,11 +575,14 @@
   });
 
   // ── The weight of what is put in decides which models may answer ─────────────────────────────────────────────────
+  const showModels = async (weight, model) => {
+    const html = await get(`/apps/chat/models?data_class=${weight}&model=${model}`);
+    if (html) $("#models").replaceWith(fragment(html));
+    return Boolean(html);
+  };
   $('select[name="data_class"]', form).addEventListener("change", async (event) => {
     const before = $('input[name="model"]:checked');
-    const html = await get(`/apps/chat/models?data_class=${event.target.value}&model=${before?.value ?? ""}`);
-    if (!html) return;
-    $("#models").replaceWith(fragment(html));
+    if (!(await showModels(event.target.value, before?.value ?? ""))) return;
     if ($('input[name="model"]:checked')) return;
     const other = $('#models input[name="model"]:not(:disabled)');
     if (!other) return;
