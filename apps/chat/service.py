@@ -942,10 +942,14 @@ class Chat:
     async def delete_prompt(self, prompt_id: UUID) -> None:
         """To the trash, for 30 days."""
         await self._ctx.documents.get(prompt_id, kind="prompt")
+        await self._ctx.audit("delete_prompt", about=("prompt", prompt_id))
         await self._ctx.documents.delete(prompt_id)
 
     async def restore_prompt(self, prompt_id: UUID) -> None:
-        await self._ctx.documents.restore(prompt_id)
+        """Raises `NotFound` for what is not this person's."""
+        if (await self._ctx.documents.get(prompt_id, kind="prompt", deleted=True)).deleted_at is not None:
+            await self._ctx.audit("restore_prompt", about=("prompt", prompt_id))
+            await self._ctx.documents.restore(prompt_id)
 
     # ── parts ────────────────────────────────────────────────────────────────────────────────────────────────────
 

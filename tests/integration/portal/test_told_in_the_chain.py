@@ -223,6 +223,20 @@ def _restore_conversation(site: Site) -> str:
     return id
 
 
+def _delete_prompt(site: Site) -> str:
+    title = f"定型文{uuid4()}"
+    site.submit(site.clerk, "/apps/chat/prompts", title=title, text="次の文を短くしてください。")
+    [id] = re.findall(rf'id="p-([0-9a-f-]+)">{title}', site.seen(site.clerk, "/apps/chat/prompts"))
+    site.submit(site.clerk, f"/apps/chat/prompts/{id}/delete")
+    return str(id)
+
+
+def _restore_prompt(site: Site) -> str:
+    id = _delete_prompt(site)
+    site.submit(site.clerk, f"/apps/chat/prompts/{id}/restore")
+    return id
+
+
 def _export_conversation(site: Site) -> str:
     """Not before every point is ticked."""
     id = site.conversation()
@@ -259,6 +273,8 @@ ACTS: dict[str, tuple[Callable[[Site], str | None], str, str]] = {
     "usage.download": (_take_usage, "person", "tenant"),
     "chat.delete": (_delete_conversation, "person", "conversation"),
     "chat.restore": (_restore_conversation, "person", "conversation"),
+    "chat.delete_prompt": (_delete_prompt, "person", "prompt"),
+    "chat.restore_prompt": (_restore_prompt, "person", "prompt"),
     "chat.export_docx": (_export_conversation, "person", "conversation"),
 }
 
