@@ -1,15 +1,25 @@
 """Task cards: what a clerk of this section does at this time of the year, instead of an empty box."""
 
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from datetime import date
 from functools import cache
 from pathlib import Path
+from typing import Any, Final
+
+# In rising order; how heavy a card says its work is.
+WEIGHTS: Final = ("1", "2", "3C", "3B", "3A")
+
+
+class BadCard(ValueError):
+    """The file of the cards cannot be used; says which card and what to write."""
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """`months` empty: all year; `sections`: words that occur in the section's name, empty: everyone."""
+    """`months` empty: all year; `sections`: words that occur in the section's name, empty: everyone; `data_class`: one of
+    `WEIGHTS`."""
 
     id: str
     icon: str
@@ -30,12 +40,19 @@ class Card:
 
 @cache
 def all_cards() -> tuple[Card, ...]:
-    """The shipped cards. Raises `KeyError` or `TypeError` on a card that lacks a field."""
+    """The shipped cards. Raises `BadCard`."""
     with (Path(__file__).parent / "cards.toml").open("rb") as file:
-        entries = tomllib.load(file)["card"]
-    return tuple(
-        Card(**(entry | {"months": tuple(entry["months"]), "sections": tuple(entry["sections"])})) for entry in entries
-    )
+        return tuple(card_of(entry) for entry in tomllib.load(file)["card"])
+
+
+def card_of(entry: Mapping[str, Any]) -> Card:
+    """An entry of the file. Raises `BadCard`."""
+    name = f"cards.toml のカード「{entry.get('id', '')}」"
+    if missing := [f.name for f in fields(Card) if f.name not in entry]:
+        raise BadCard(f"{name}に {'、'.join(missing)} がありません。書き足してください。")
+    if entry["data_class"] not in WEIGHTS:
+        raise BadCard(f"{name}の data_class「{entry['data_class']}」は {'・'.join(WEIGHTS)} のどれかにしてください。")
+    return Card(**{**entry, "months": tuple(entry["months"]), "sections": tuple(entry["sections"])})
 
 
 def cards_for(section_name: str, today: date) -> tuple[tuple[Card, ...], tuple[Card, ...]]:

@@ -18,7 +18,7 @@ from fastapi import APIRouter, File, Form, Query, Request, UploadFile
 from starlette.responses import PlainTextResponse, RedirectResponse, Response, StreamingResponse
 
 from apps.chat import service
-from apps.chat.cards import all_cards, card, cards_for
+from apps.chat.cards import WEIGHTS, all_cards, card, cards_for
 from apps.chat.checklist import checklist
 from apps.chat.service import Begun, Chat, Conversation, Finished, Message, Piece, Turn, Waiting
 from apps.sdk import App, AppContext, Conflict, InvalidInput, NotFound, Problem, load_manifest
@@ -70,7 +70,7 @@ async def new_chat(ctx: Context, card_id: str = "", prompt: str = "", folder: st
         saved=saved,
         typed=text,
         prompts=prompts,
-        data_class=chosen.data_class if chosen else _default_class(ctx),
+        data_class=chosen.data_class if chosen else ctx.default_class,
     )
 
 
@@ -292,7 +292,7 @@ async def send(
             await chat.file(unasked)
         data_class = _class(ctx, data_class)
         if way == "onprem":
-            model, data_class = "onprem", max(data_class, "3C", key=service.WEIGHTS.index)
+            model, data_class = "onprem", max(data_class, "3C", key=WEIGHTS.index)
         look = None
         if way != "cancel":
             look = await chat.look(
@@ -345,7 +345,7 @@ async def send(
             typed=text,
             folder=folder,
             chosen=card(card_id),
-            data_class=data_class if data_class in service.WEIGHTS else _default_class(ctx),
+            data_class=data_class if data_class in WEIGHTS else ctx.default_class,
             waiting=[replace(await chat.file(i), as_photo=i in shown) for i in ids],
             problem=problem,
         )
@@ -801,7 +801,7 @@ async def _page(ctx: AppContext, found: Conversation | None, *, status: int = 20
     folder = str(facts.pop("folder", "") or (found.folder if found else ""))
     today = local(ctx.now).date()
     due, all_year = cards_for(ctx.actor.section_name, today)
-    data_class = max(found.data_class if found else "1", facts.pop("data_class", "1"), key=service.WEIGHTS.index)
+    data_class = max(found.data_class if found else "1", facts.pop("data_class", "1"), key=WEIGHTS.index)
     is_light = found is not None and found.sent_as != data_class == found.data_class
     models, models_problem = await _models(ctx, service.MASKED_WEIGHT if is_light else data_class)
     usual = "standard"
@@ -900,14 +900,9 @@ def _block(message: Message) -> Block:
 def _class(ctx: AppContext, value: str) -> str:
     """The weight that was chosen, or the town's where none was. Raises `InvalidInput`."""
     value = value or ctx.default_class
-    if value not in service.WEIGHTS:
+    if value not in WEIGHTS:
         raise InvalidInput("情報の重さを選んでください。", field="data_class")
     return value
-
-
-def _default_class(ctx: AppContext) -> str:
-    """The town's weight for what nobody weighed, as far as a question can have it."""
-    return ctx.default_class if ctx.default_class in service.WEIGHTS else service.WEIGHTS[-1]
 
 
 def _uuid(text: str) -> UUID:

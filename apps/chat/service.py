@@ -23,7 +23,7 @@ from uuid import UUID
 import anyio
 import anyio.to_thread
 
-from apps.chat.cards import Card
+from apps.chat.cards import WEIGHTS, Card
 from apps.chat.hints import Hint, hint_for
 from apps.sdk import AppContext, AppDocuments, CallFacts, Conflict, InvalidInput, NotFound, Problem, Queued
 from apps.sdk.context import STREAM_NOT_FOUND, ChatStream, GuardFinding, Outlook
@@ -57,8 +57,8 @@ MAX_HEARD_AT_ONCE: Final = 3
 # Rows of a table that are shown under what was computed from them; the file's own page shows more.
 MAX_SHOWN_ROWS: Final = 100
 
-# In rising order. A conversation never gets lighter: what was said in it is sent again with every question.
-WEIGHTS: Final = ("1", "2", "3C", "3B")
+# What goes to no model, whoever asks.
+FORBIDDEN_WEIGHT: Final = "3A"
 
 State = Literal["done", "stopped", "failed"]
 FileState = Literal["read", "hearing", "failed"]
@@ -221,7 +221,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """`data_class` is the heaviest that was ever declared in it; `masked` once 伏せて送る was chosen in it. `told`: kinds
+    """`data_class` is the heaviest that was ever declared in it, for all of it is sent again with every question; `masked` once 伏せて送る was chosen in it. `told`: kinds
     of findings that were shown and sent all the same. `lightened`: declared to be personal data, it goes masked, and then
     weighs less.
     """
@@ -497,6 +497,9 @@ class Chat:
             model, data_class = earlier.model, earlier.data_class
             masked = earlier.masked and model != "onprem"
             told = {*told, *earlier.told}
+        if data_class == FORBIDDEN_WEIGHT:
+            nowhere = Outlook("block", FORBIDDEN_WEIGHT, "", can_mask=False, reroute_to="")
+            return replace(_look(nowhere, text, ()), is_declared=True)
         read = [await self.read(f) for f in dict.fromkeys(files)]
         attached = [_chosen(r.file, photos) for r in read]
         if any(f.as_photo for f in attached):
@@ -525,9 +528,9 @@ class Chat:
         goes = outlook.then in ("send", "warn")
         if is_light and read and not outlook.can_mask and not outlook.blocked_by:
             return replace(_look(outlook, text, names), is_nowhere=True)
-        is_declared = data_class == UNSURE_WEIGHT and not weighty and not is_light
-        may_help = not goes and not outlook.blocked_by and outlook.data_class in WEIGHTS
-        if is_declared and may_lighten and may_help and await self._is_nowhere():
+        is_personal = data_class == UNSURE_WEIGHT and not weighty and not is_light
+        may_help = not goes and not outlook.blocked_by and outlook.data_class != FORBIDDEN_WEIGHT
+        if is_personal and may_lighten and may_help and await self._is_nowhere():
             return await self._masked_look(outlook, texts, names, model)
         if outlook.needs_a_choice or (weighty and not goes):
             return _look(outlook, text, names, weighty)
@@ -1236,7 +1239,8 @@ class Look:
     and what was found there, in words. count: places in all; to_mask: those that placeholders can stand for. heavy: what
     makes more of it than personal data, in words. weighty: files that count as personal data for what could not
     be made sure in them. may_go: it is only told, and goes as it is when it is sent again. is_nowhere: it was declared
-    to be what no model of the town may have; masked_by: the one that may have it masked.
+    to be what no model of the town may have; masked_by: the one that may have it masked. is_declared: it was said
+    to be what goes nowhere, whatever is found.
     """
 
     outlook: Outlook
@@ -1249,6 +1253,7 @@ class Look:
     may_go: bool = False
     is_nowhere: bool = False
     masked_by: str = ""
+    is_declared: bool = False
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -93,6 +93,17 @@ def test_a_conversation_of_the_heaviest_weight_gets_no_lighter(abroad: Abroad) -
     assert abroad.upstream.seen()["calls"] == 0
 
 
+def test_what_is_secret_goes_nowhere_in_words_of_its_own(abroad: Abroad) -> None:
+    """As a card may preset it, whatever stands in the text."""
+    chat = abroad.chat()
+    chat.page.locator('select[name="data_class"]').evaluate("select => select.add(new Option('card', '3A'))")
+    chat.page.locator('select[name="data_class"]').select_option("3A")
+    page = stopped(abroad, chat, "避難所の段差についてのおわびの文を作ってください。")
+    expect(page.get_by_role("heading", name="まだ送っていません。秘密文書にあたる仕事です")).to_be_visible()
+    assert page.locator("#guard button").all_inner_texts() == ["やめる"]
+    expect(page).to_have_url(re.compile("/apps/chat$"))
+
+
 def test_masked_it_leaves_without_the_originals(abroad: Abroad) -> None:
     chat = abroad.chat()
     page = stopped(abroad, chat)

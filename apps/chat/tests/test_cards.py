@@ -5,7 +5,7 @@ from datetime import date
 
 import pytest
 
-from apps.chat.cards import all_cards, card, cards_for
+from apps.chat.cards import WEIGHTS, BadCard, all_cards, card, card_of, cards_for
 from apps.sdk.ui.render import STATIC
 
 SECTIONS = ("総務課", "福祉課", "税務課", "こども課", "建設課", "住民課", "産業課", "教育委員会事務局", "会計課", "")
@@ -46,3 +46,24 @@ def test_every_icon_is_drawn() -> None:
 
 def test_every_prompt_has_a_gap_to_fill_or_takes_a_file() -> None:
     assert all("［" in c.prompt or "付けた" in c.prompt for c in all_cards())
+
+
+ENTRY = {
+    "id": "sample", "icon": "edit", "title": "題", "lead": "説明", "minutes": 3, "months": [], "sections": [],
+    "data_class": "3A", "prompt": "次の文",
+}  # fmt: skip
+
+
+def test_a_card_may_say_any_weight() -> None:
+    assert [card_of(ENTRY | {"data_class": w}).data_class for w in WEIGHTS] == list(WEIGHTS)
+
+
+@pytest.mark.parametrize("wrong", ["3a", "4", "", 2])
+def test_a_weight_that_is_none_is_named_with_its_card(wrong: object) -> None:
+    with pytest.raises(BadCard, match=f"カード「sample」の data_class「{wrong}」は 1・2・3C・3B・3A のどれか"):
+        card_of(ENTRY | {"data_class": wrong})
+
+
+def test_what_a_card_lacks_is_named() -> None:
+    with pytest.raises(BadCard, match="カード「sample」に prompt がありません"):
+        card_of({name: value for name, value in ENTRY.items() if name != "prompt"})

@@ -190,14 +190,15 @@
       document.title = `${start.title}｜${document.title.split("｜").pop()}`;
       $("#title").textContent = start.title;
       const weights = $('select[name="data_class"]', form);
-      if (start.data_class > weights.value) {
+      const heavy = [...weights.options].findIndex((option) => option.value === start.data_class);
+      if (heavy > weights.selectedIndex) {
         // 庁内のAIで送る made it heavier, and with it the rest of the conversation.
-        weights.value = start.data_class;
+        weights.selectedIndex = heavy;
         const chosen = $(`input[name="model"][value="${start.model}"]`, form);
         if (chosen) chosen.checked = true;
         weights.dispatchEvent(new Event("change"));
       }
-      for (const option of weights.options) option.disabled = option.value < weights.value;
+      for (const option of weights.options) option.disabled = option.index < weights.selectedIndex;
       // Masked, it may go where what was put in may not.
       if (start.sent_as !== start.data_class) showModels(start.sent_as, start.model);
     }
