@@ -82,7 +82,8 @@ def reconcile(
     provider: Annotated[str, typer.Option(help="The provider, as deployments begin: openai of openai/….")],
     apply: Annotated[bool, typer.Option("--apply", help="Do it; without, it is only shown.")] = False,
 ) -> None:
-    """Settle calls that wait for their true cost by a provider's usage file. The same file twice changes nothing."""
+    """Settle calls that wait for their true cost, or were charged by what was held for them, by a provider's usage file. The
+    same file twice changes nothing."""
 
     async def work(settings: Settings, db: Database) -> None:
         try:

@@ -127,7 +127,8 @@ class Closing:
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """A held attempt whose lease ran out, or one in suspense; `hold_uyen` is what stands for it in the accounts."""
+    """A held attempt whose lease ran out, one in suspense, or one charged by its hold; `hold_uyen` is what stands for it
+    in the accounts."""
 
     tenant_id: UUID
     created_at: datetime
@@ -209,6 +210,9 @@ class LedgerBook(Protocol):
 
     def in_suspense(self, since: datetime, until: datetime, limit: int) -> list[Open]:
         """Attempts in suspense of calls that began in that time, oldest first; not locked."""
+
+    def at_hold(self, since: datetime, until: datetime) -> list[Open]:
+        """Attempts that ended without anybody counting and were charged by their full hold, likewise."""
 
 
 def open_book(urls: DatabaseUrls) -> LedgerBook:
@@ -536,6 +540,17 @@ class PostgresBook:
         ).fetchall()
         return [Open(t, at, call, attempt, hold, account_ids(ids)) for t, at, call, attempt, hold, ids in rows]
 
+    def at_hold(self, since: datetime, until: datetime) -> list[Open]:
+        rows = self._cursor.execute(
+            """select c.tenant_id, c.created_at, c.id, a.id, a.cost_uyen, c.account_ids from call c join attempt a
+                 on a.tenant_id = c.tenant_id and a.created_at = c.created_at and a.call_id = c.id
+                and a.state = 'settled' and a.cost_uyen > 0
+               where c.state = 'settled' and c.usage_source = 'hold' and c.created_at >= %s and c.created_at < %s
+               order by c.created_at, a.id""",
+            (since, until),
+        ).fetchall()
+        return [Open(t, at, call, attempt, hold, account_ids(ids)) for t, at, call, attempt, hold, ids in rows]
+
 
 def _to_sqlite(value: object) -> object:
     """As SQLAlchemy writes them: UUIDs as 32 hex digits, instants as naive UTC text."""
@@ -842,6 +857,22 @@ class SqliteBook:
                    where c.state = 'suspense' and c.created_at >= ? and c.created_at < ?
                    order by c.created_at, a.id limit ?""",
                 (since, until, limit),
+            )
+        ) as cursor:
+            return [
+                Open(UUID(t), _instant(at), UUID(call), UUID(attempt), hold, account_ids(ids))
+                for t, at, call, attempt, hold, ids in cursor.fetchall()
+            ]
+
+    def at_hold(self, since: datetime, until: datetime) -> list[Open]:
+        with closing(
+            self._run(
+                """select c.tenant_id, c.created_at, c.id, a.id, a.cost_uyen, c.account_ids from "call" c
+                   join attempt a on a.tenant_id = c.tenant_id and a.created_at = c.created_at and a.call_id = c.id
+                    and a.state = 'settled' and a.cost_uyen > 0
+                   where c.state = 'settled' and c.usage_source = 'hold' and c.created_at >= ? and c.created_at < ?
+                   order by c.created_at, a.id""",
+                (since, until),
             )
         ) as cursor:
             return [

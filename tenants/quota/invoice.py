@@ -42,7 +42,7 @@ from tenants.quota.agreements import (
     terms_rest_from,
 )
 from tenants.quota.pricing import UYEN_PER_YEN
-from tenants.quota.suspense import FINAL
+from tenants.quota.suspense import FINAL, FROM_FILE_AT_HOLD
 from tenants.quota.windows import JST, window_bounds, window_start
 from tenants.usage import UsageRow, usage_rows
 from tenants.usage import by_section as sections_told
@@ -562,6 +562,9 @@ async def _apply_corrections(
             continue
         month.usage_uyen -= int(delta)
         month.add(section, -int(delta))
+        if reason == FROM_FILE_AT_HOLD:
+            # It was no 確認待ち then.
+            continue
         if state == "suspense":
             # It is counted already; only its amount at the end of the month was another.
             month.suspense_uyen -= int(delta)

@@ -1,4 +1,4 @@
-"""A provider's usage file against what waits for its true cost (確認待ち).
+"""A provider's usage file against what waits for its true cost (確認待ち) or was charged by its hold.
 
 The gateway sends each attempt's id as `X-Client-Request-Id`; a row of the file is matched by it and by nothing else.
 Either all rows can be read, or nothing is done. Formats: docs/howto/operator.md.
@@ -16,6 +16,7 @@ from typing import Any, Final
 from uuid import UUID
 
 import orjson
+from sqlalchemy import and_
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -23,7 +24,7 @@ from observability.problems import InvalidInput
 from tenants import audit
 from tenants.audit import By
 from tenants.context import TenantId
-from tenants.models import Attempt, FxRate, Price
+from tenants.models import Attempt, Call, FxRate, Price
 from tenants.quota.book import Closing
 from tenants.quota.pricing import OWN_KEY, UYEN_PER_YEN, cost_uyen
 from tenants.quota.suspense import FINAL
@@ -266,14 +267,15 @@ async def plan_reconcile(session: AsyncSession, file: UsageFile, *, provider: st
     prices = {p.version: p for p in (await session.exec(select(Price))).all()}
     rates = {r.version: r for r in (await session.exec(select(FxRate))).all()}
     for row in file.rows:
-        attempt = found.get(row.attempt_id) if row.attempt_id else None
+        attempt, source = found.get(row.attempt_id, (None, "")) if row.attempt_id else (None, "")
         if attempt is None:
             plan.foreign.append(row.number)
             continue
         if attempt.deployment.partition("/")[0] != provider or row.deployment not in ("", attempt.deployment):
             wrong.append(f"{row.number}行目：帳簿では {attempt.deployment} への呼び出しです")
             continue
-        if attempt.state != "suspense":
+        is_at_hold = attempt.state == "settled" and source == "hold" and attempt.cost_uyen > 0
+        if attempt.state != "suspense" and not is_at_hold:
             plan.running += attempt.state == "held"
             plan.final += attempt.state == FINAL
             plan.settled += attempt.state not in ("held", FINAL)
@@ -327,19 +329,31 @@ def _cost(row: UsageRow, attempt: Attempt, prices: Mapping[str, Price], rates: M
     )
 
 
-async def _attempts(session: AsyncSession, ids: Sequence[UUID]) -> dict[UUID, Attempt]:
-    """Those that are ours. The time in an id says in which months' partitions it can be."""
+async def _attempts(session: AsyncSession, ids: Sequence[UUID]) -> dict[UUID, tuple[Attempt, str]]:
+    """Those that are ours, with where their call's figures come from. The time in an id says in which months' partitions
+    it can be."""
     ours = sorted(i for i in ids if i.version == 7)
-    found: dict[UUID, Attempt] = {}
+    found: dict[UUID, tuple[Attempt, str]] = {}
     for first in range(0, len(ours), _AT_ONCE):
         some = ours[first : first + _AT_ONCE]
         made = [datetime.fromtimestamp((i.int >> 80) / 1000, UTC) for i in (some[0], some[-1])]
-        query = select(Attempt).where(
-            col(Attempt.id).in_(some),
-            col(Attempt.created_at) >= made[0] - _AROUND,
-            col(Attempt.created_at) <= made[1] + _AROUND,
+        query = (
+            select(Attempt, col(Call.usage_source))
+            .join(
+                Call,
+                and_(
+                    col(Call.tenant_id) == col(Attempt.tenant_id),
+                    col(Call.created_at) == col(Attempt.created_at),
+                    col(Call.id) == col(Attempt.call_id),
+                ),
+            )
+            .where(
+                col(Attempt.id).in_(some),
+                col(Attempt.created_at) >= made[0] - _AROUND,
+                col(Attempt.created_at) <= made[1] + _AROUND,
+            )
         )
-        found |= {a.id: a for a in (await session.exec(query)).all()}
+        found |= {a.id: (a, source) for a, source in (await session.exec(query)).all()}
     return found
 
 

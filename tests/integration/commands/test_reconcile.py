@@ -13,7 +13,7 @@ from sqlmodel import col, select
 
 from tenants.context import DataClass, new_id
 from tenants.db import Database
-from tenants.models import Audit, FxRate, Price
+from tenants.models import Attempt, Audit, Call, FxRate, Price
 from tenants.quota.ledger import LEASE, LedgerWriter, sweep
 from tenants.quota.pricing import PriceBook
 from tenants.quota.terms import Hold
@@ -165,6 +165,23 @@ def test_one_bad_row_and_nothing_is_done(office: Office) -> None:
     office.path.unlink()
     assert "読めません" in office.refused("--apply")
     assert (office.posted, office.states, office.audited()) == (300 * YEN, ["suspense"] * 3, [])
+
+
+def test_a_call_charged_by_its_hold_gets_what_is_too_much_back(office: Office) -> None:
+    """Settled long ago, as nobody counted: the file corrects it as it does what waits."""
+
+    async def at_hold(db: Database) -> None:
+        async with db.platform_session("test") as session:
+            for row in (*(await session.exec(select(Attempt))).all(), *(await session.exec(select(Call))).all()):
+                row.state = "settled"
+                session.add(row)
+
+    office.region.with_database(at_hold)
+    office.write(f"{office.waiting[0]},,10,20,0,JPY,{30 * YEN}")
+    assert "1件を確定　押さえた額 100.00円 → 本当の額 30.00円（70.00円 戻る）" in office.reconcile("--apply")
+    assert office.posted == 230 * YEN
+    assert "確定済みの1件は、そのままです" in office.reconcile("--apply")
+    assert (office.posted, len(office.audited())) == (230 * YEN, 1)
 
 
 @pytest.mark.parametrize("shape", ["array", "data", "lines"])

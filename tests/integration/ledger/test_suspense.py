@@ -8,7 +8,7 @@ from sqlmodel import col, select
 from tenants.models import Attempt, Call, Correction, SealQueue
 from tenants.quota.book import Closing
 from tenants.quota.ledger import LEASE, LedgerWriter, sweep
-from tenants.quota.suspense import FINAL_AFTER, finalise, settle_suspense
+from tenants.quota.suspense import FINAL_AFTER, FROM_FILE_AT_HOLD, finalise, settle_suspense
 from tenants.quota.terms import Reservation, Settlement
 from tests.integration.ledger.conftest import Town
 
@@ -70,11 +70,36 @@ async def test_a_figure_above_the_hold_costs_the_hold(town: Town, ledger: Ledger
     assert (call.cost_uyen, attempt.cost_uyen, correction.delta_uyen) == (80 * YEN, 80 * YEN, 0)
 
 
+async def test_what_was_charged_by_its_hold_is_corrected_once(town: Town, ledger: LedgerWriter) -> None:
+    """Nobody counted a call that was stopped; it was no 確認待ち, and a provider's figure corrects it all the same."""
+    await town.set_budget(200 * YEN)
+    stopped = await ledger.reserve(town.hold(80 * YEN))
+    await asyncio.wrap_future(ledger.settle(stopped, Settlement(None, problem="client_disconnected")))
+    assert (await town.town_account()).posted_uyen == 80 * YEN
+    for settled in (1, 0):
+        assert await asyncio.to_thread(lambda: settle_suspense(town.urls, [said(stopped, 30)])) == settled
+        account = await town.town_account()
+        assert (account.held_uyen, account.posted_uyen) == (0, 30 * YEN)
+    [call], [attempt], [correction], _ = await books(town)
+    assert (call.state, call.cost_uyen, call.usage_source) == ("settled", 30 * YEN, "provider")
+    assert (attempt.state, attempt.cost_uyen) == ("settled", 30 * YEN)
+    assert (correction.delta_uyen, correction.reason) == (-50 * YEN, FROM_FILE_AT_HOLD)
+
+
+async def test_what_was_charged_by_its_hold_is_corrected_once_by_two(town: Town, ledger: LedgerWriter) -> None:
+    await town.set_budget(200 * YEN)
+    stopped = await ledger.reserve(town.hold(80 * YEN))
+    await asyncio.wrap_future(ledger.settle(stopped, Settlement(None, problem="client_disconnected")))
+    settle = [asyncio.to_thread(lambda: settle_suspense(town.urls, [said(stopped, 30)])) for _ in range(4)]
+    assert sum(await asyncio.gather(*settle)) == 1
+    assert (await town.town_account()).posted_uyen == 30 * YEN
+
+
 async def test_only_what_is_in_suspense_is_settled(town: Town, ledger: LedgerWriter) -> None:
     await town.set_budget(200 * YEN)
     waiting, running = await suspend(town, ledger, 80), await ledger.reserve(town.hold(40 * YEN))
     ended = await ledger.reserve(town.hold(20 * YEN))
-    await asyncio.wrap_future(ledger.settle(ended, Settlement(20 * YEN)))
+    await asyncio.wrap_future(ledger.settle(ended, Settlement(20 * YEN, usage_source="provider")))
     told = [said(r, 1) for r in (waiting, running, ended)]
     assert await asyncio.to_thread(lambda: settle_suspense(town.urls, told)) == 1
     account = await town.town_account()
