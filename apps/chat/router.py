@@ -502,7 +502,11 @@ async def _message_fragment(ctx: AppContext, conversation: Conversation, message
     if message.state == "failed":
         models, _ = await _models(ctx, conversation.sent_as)
     return await ctx.page(
-        "_message_only.html", conversation=conversation, message=message, models=models, **_message_words()
+        "_message_only.html",
+        conversation=conversation,
+        message=message,
+        models=models,
+        **await _message_words(ctx, [message]),
     )
 
 
@@ -833,7 +837,7 @@ async def _page(ctx: AppContext, found: Conversation | None, *, status: int = 20
         "beside": True,
         "more": max(0, len(everything) - _BESIDE),
         **_nothing_found(),
-        **_message_words(),
+        **await _message_words(ctx, found.messages if found else ()),
     }
     # A new conversation for a folder stands beside what is in it; an open one beside all.
     shown = [c for c in everything if found or not folder or c.folder == folder]
@@ -862,9 +866,14 @@ def _nothing_found() -> dict[str, Any]:
     return {"q": "", "hits": [], "unread": 0}
 
 
-def _message_words() -> dict[str, Any]:
+async def _message_words(ctx: AppContext, messages: Sequence[Message]) -> dict[str, Any]:
     """What the messages' template needs beside the messages."""
-    return {"lost_after": lambda c, m: service.loss(c.after(m.id))}
+    stopped = [UUID(m.call_id) for m in messages if m.state == "stopped" and m.call_id]
+    charges = await ctx.charges(stopped) if stopped else {}
+    return {
+        "lost_after": lambda c, m: service.loss(c.after(m.id)),
+        "charge_of": lambda m: charges.get(UUID(m.call_id)) if m.call_id else None,
+    }
 
 
 async def _models(ctx: AppContext, data_class: str) -> tuple[Sequence[ModelChoice], Problem | None]:

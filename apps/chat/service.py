@@ -189,7 +189,8 @@ class Message:
     """`earlier` are the answers that were made anew, newest first; `checked` what was confirmed before an export.
 
     `noted` is what the guard found in an answer, with how many of each; `advice` what it says about wording. A
-    question's `call_id` is that of the answer which was last begun to it.
+    question's `call_id` is that of the answer which was last begun to it. `capped`: it could become only as long as what
+    was left of the budget.
     """
 
     id: UUID
@@ -207,6 +208,7 @@ class Message:
     problem_title: str = ""
     problem_detail: str = ""
     masked: bool = False
+    capped: bool = False
     noted: tuple[tuple[str, int], ...] = ()
     advice: tuple[str, ...] = ()
     files: tuple[AttachedFile, ...] = ()
@@ -1204,6 +1206,7 @@ def _processed(facts: CallFacts) -> dict[str, Any]:
         "country": facts.vendor_country,
         "call_id": facts.call_id,
         "masked": facts.masked,
+        "capped": facts.output_capped is not None,
     }
 
 
@@ -1487,6 +1490,7 @@ def _message(document: Any) -> Message:
         country=body.get("country", ""),
         call_id=body.get("call_id", ""),
         masked=body.get("masked", False),
+        capped=body.get("capped", False),
         noted=tuple((str(label), int(count)) for label, count in body.get("noted", ())),
         advice=tuple(body.get("advice", ())),
         finish_reason=body.get("finish_reason", ""),

@@ -1,6 +1,6 @@
 """Binds the platform to one request of one app: nothing an app holds reaches beyond person, town and app."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any
@@ -29,6 +29,7 @@ from tenants.policy import Policy
 from tenants.quota.tree import remaining_share
 from tenants.reports import file_report
 from tenants.retention import FOREVER, Records, rule_of, rule_words
+from tenants.usage import Charge, charges_of
 
 
 def bind(app: App):  # type: ignore[no-untyped-def]  # FastAPI reads the inner function's annotations
@@ -137,6 +138,11 @@ def create_context(request: Request, own: Services, who: Signed, app: App) -> Ap
                 session, actor.tenant_id, section_id=actor.section_id, person_id=actor.person_id
             )
 
+    async def charges(call_ids: Sequence[UUID]) -> dict[UUID, Charge]:
+        assert actor.person_id is not None
+        async with own.db.tenant_session(actor.context, read_only=True) as session:
+            return await charges_of(session, actor.person_id, call_ids)
+
     async def models(data_class: DataClass) -> tuple[ModelChoice, ...]:
         return choices(await gateway.models(), app.manifest.models, who.policy, data_class)
 
@@ -176,6 +182,7 @@ def create_context(request: Request, own: Services, who: Signed, app: App) -> Ap
         csrf=who.session.csrf,
         _page=render,
         _remaining=remaining,
+        _charges=charges,
         _models=models,
         _report=report,
         _prefer=prefer,

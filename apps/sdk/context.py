@@ -17,6 +17,7 @@ from gateway.client import CallFacts, EventStream, Gateway, Queued
 from tenants.blobs import AppBlobs
 from tenants.context import Actor, DataClass
 from tenants.documents import AppDocuments
+from tenants.usage import Charge
 
 # Two minutes of sound, which the gateway hears first, on a machine that does other things beside.
 _TRANSCRIBE_S: Final = 300.0
@@ -241,6 +242,7 @@ class AppContext:
     csrf: str = field(repr=False)
     _page: Callable[..., Awaitable[Response]] = field(repr=False)
     _remaining: Callable[[], Awaitable[Fraction]] = field(repr=False)
+    _charges: Callable[[Sequence[UUID]], Awaitable[Mapping[UUID, Charge]]] = field(repr=False)
     _models: Callable[[DataClass], Awaitable[tuple[ModelChoice, ...]]] = field(repr=False)
     _report: Callable[..., Awaitable[UUID]] = field(repr=False)
     _prefer: Callable[[str, str], Awaitable[None]] = field(repr=False)
@@ -258,6 +260,11 @@ class AppContext:
     async def remaining(self) -> Fraction:
         """What is left for this person, as a share of the tightest limit."""
         return await self._remaining()
+
+    async def charges(self, call_ids: Sequence[UUID]) -> Mapping[UUID, Charge]:
+        """What this person's calls came to: `counted`, `held` (all of it, for nobody counted) or `nothing`; those that have
+        not ended are left out."""
+        return await self._charges(call_ids)
 
     async def models(self, data_class: str) -> tuple[ModelChoice, ...]:
         """速い・標準・庁内専用, as far as this town has them, with why one may not be used for this weight."""

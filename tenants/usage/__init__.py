@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date, datetime
-from typing import Any, Final
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Final, Literal
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Executable, String, case
@@ -77,6 +77,33 @@ async def usage_rows(session: AsyncSession, month: date, *, tenant_id: TenantId 
         for t, s, app, alias, n, f, p, c, u in found
     ]
     return sorted(rows, key=lambda r: (str(r.tenant_id), -r.cost_uyen, r.section_name, r.app))
+
+
+# What a call came to: as much as was counted, all that was held because nobody counted, or nothing.
+Charge = Literal["counted", "held", "nothing"]
+# An id holds the time it was made at; the call is entered within this time.
+_AROUND: Final = timedelta(days=1)
+
+
+async def charges_of(session: AsyncSession, person_id: UUID, call_ids: Sequence[UUID]) -> dict[UUID, Charge]:
+    """How a person's calls were charged, in a tenant session; those that have not ended are left out."""
+    ours = sorted(i for i in call_ids if i.version == 7)
+    if not ours:
+        return {}
+    first, last = (datetime.fromtimestamp((i.int >> 80) / 1000, UTC) for i in (ours[0], ours[-1]))
+    query = select(Call).where(
+        col(Call.id).in_(ours),
+        col(Call.person_id) == person_id,
+        col(Call.created_at).between(first - _AROUND, last + _AROUND),
+        col(Call.state) != "held",
+    )
+    return {c.id: _charge(c) for c in (await session.exec(query)).all()}
+
+
+def _charge(call: Call) -> Charge:
+    if call.cost_uyen == 0:
+        return "nothing"
+    return "held" if call.usage_source == "hold" else "counted"
 
 
 @dataclass(frozen=True, slots=True)

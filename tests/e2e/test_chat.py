@@ -12,6 +12,7 @@ from playwright.sync_api import expect
 
 from tests.browsers import Visitor, assert_accessible, sign_in
 from tests.e2e.chat_page import GARBLED, GUIDE, SURVEY, ChatPage
+from tests.gateways import eventually
 from tests.servers import not_available
 
 pytestmark = pytest.mark.browser
@@ -61,6 +62,12 @@ def test_a_clerk_signs_in_asks_stops_attaches_exports_and_signs_out(visitor: Vis
     page.reload()
     assert chat.answers.last.locator(".p-answer").inner_text() == kept
     assert 0 < len(kept) < 200
+
+    def is_charged() -> bool:
+        page.reload()
+        return "作られた分だけが枠から引かれました" in chat.answers.last.inner_text()
+
+    eventually(is_charged, within_s=60)
 
     chat.attach(files[SURVEY], files[GUIDE])
     expect(chat.waiting.nth(0)).to_contain_text("128行を読み取りました（文字化けなし）")
