@@ -44,7 +44,7 @@ MAX_PHOTOS: Final = 4
 MAX_PHOTO_BYTES: Final = 10 * 1024 * 1024
 # What nobody could make sure of: a number that was misheard, a face on a photograph. The gateway says the same.
 UNSURE_WEIGHT: Final = "3C"
-# What personal data weighs once placeholders stand for what was found of it. Source: docs/adr/0022.
+# What personal data weighs once placeholders stand for what was found of it. Source: docs/adr/0023.
 MASKED_WEIGHT: Final = "2"
 # How long a file waits for the question that takes it along.
 KEEP_UNSENT: Final = timedelta(days=2)

@@ -21,8 +21,8 @@ from observability.problems import Conflict, InvalidInput
 from tenants import audit
 from tenants.audit import By
 from tenants.context import TenantId
+from tenants.eras import wareki
 from tenants.models import Agreement, ClosedInvoice, PlatformSetting, Tenant, utcnow
-from tenants.printing import wareki
 from tenants.quota.tree import MAX_YEN
 from tenants.quota.windows import JST, window_bounds
 
