@@ -155,11 +155,13 @@ def _told_of(limit: SoftLimit, sections: Mapping[str, str]) -> Notice:
         "person": "あなたの枠",
         "app": f"アプリ「{limit.node_id}」の枠",
         "model": f"モデル「{limit.node_id}」の枠",
+        "pool": "共同の予算",
     }[limit.node]
     now = WINDOW_WORDS[limit.window]
     used = {70: "7割まで使いました", 90: "9割まで使いました", 100: "ほとんど使い切りました"}[limit.percent]
     mark, tone = ("枠がなくなりました", "error") if limit.percent == 100 else ("枠が減っています", "warn")
-    return Notice(mark, tone, "coins", f"{now}の{whose}を{used}", "/quota", f"/notices/{limit.id}/seen")
+    where = f"/console/operator/budgets/pool?window={limit.window}" if limit.node == "pool" else "/quota"
+    return Notice(mark, tone, "coins", f"{now}の{whose}を{used}", where, f"/notices/{limit.id}/seen")
 
 
 @routes.post("/notices/{notice_id}/seen")

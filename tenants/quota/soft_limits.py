@@ -5,18 +5,20 @@ many workers look. It is shown to those whom it concerns until they have seen it
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from typing import Final, cast
 from uuid import UUID, uuid5
 
-from sqlmodel import col, or_, select
+from sqlmodel import col, func, or_, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from tenants.context import Actor, Role
-from tenants.models import UNLIMITED_UYEN, Account, Outbox
+from tenants.models import UNLIMITED_UYEN, Account, Outbox, Pool, PoolShare, RoleGrant
 from tenants.quota.windows import WINDOWS, Window, window_start
 
 KIND: Final = "quota.soft_limit"
+# In the place of a node: the region's pool of that window.
+POOL: Final = "pool"
 # Per cent as it is told → per mille at which it is. The last bit of a limit is often too small for any answer.
 STEPS: Final = {70: 700, 90: 900, 100: 995}
 _NAMESPACE: Final = UUID("7f4a6f9e-6a0b-5d0e-9a3c-3f6f0f6f8a11")
@@ -41,7 +43,7 @@ def passed(posted_uyen: int, limit_uyen: int) -> list[int]:
 
 
 async def raise_notices(session: AsyncSession, now: datetime) -> int:
-    """Writes the notices that are new, for all towns; in a platform session. Returns how many."""
+    """Writes the notices that are new, for all towns and the region's pools; in a platform session. Returns how many."""
     running = or_(*((col(Account.window) == w) & (col(Account.window_start) == window_start(w, now)) for w in WINDOWS))
     near = select(Account).where(
         running,
@@ -50,38 +52,64 @@ async def raise_notices(session: AsyncSession, now: datetime) -> int:
         col(Account.posted_uyen) * 1000 >= col(Account.limit_uyen) * min(STEPS.values()),
     )
     wanted = {
-        uuid5(_NAMESPACE, f"{account.id}:{percent}"): (account, percent)
-        for account in (await session.exec(near)).all()
-        for percent in passed(account.posted_uyen, account.limit_uyen)
-    }
-    known = set((await session.exec(select(Outbox.id).where(col(Outbox.id).in_(list(wanted))))).all())
-    new = [(id, *found) for id, found in wanted.items() if id not in known]
-    for id, account, percent in new:
-        session.add(
-            Outbox(
-                id=id,
-                tenant_id=account.tenant_id,
-                kind=KIND,
-                payload={
-                    "node": account.node,
-                    "node_id": account.node_id,
-                    "window": account.window,
-                    "window_start": account.window_start.isoformat(),
-                    "percent": percent,
-                    "seen_by": [],
-                },
-                created_at=now,
-            )
+        (id := uuid5(_NAMESPACE, f"{a.id}:{percent}")): _row(
+            id, a.tenant_id, a.node, a.node_id, cast("Window", a.window), a.window_start, percent, now
         )
+        for a in (await session.exec(near)).all()
+        for percent in passed(a.posted_uyen, a.limit_uyen)
+    }
+    wanted |= await _of_pools(session, now)
+    known = set((await session.exec(select(Outbox.id).where(col(Outbox.id).in_(list(wanted))))).all())
+    new = [row for id, row in wanted.items() if id not in known]
+    session.add_all(new)
     await session.flush()
     return len(new)
+
+
+async def _of_pools(session: AsyncSession, now: datetime) -> dict[UUID, Outbox]:
+    """What the pools' towns have spent together, told in the body of each operator."""
+    wanted: dict[UUID, Outbox] = {}
+    for pool in (await session.exec(select(Pool))).all():
+        window = cast("Window", pool.window)
+        start = window_start(window, now)
+        spent = select(func.coalesce(func.sum(col(Account.posted_uyen)), 0)).where(
+            col(Account.node) == "town",
+            col(Account.window) == window,
+            col(Account.window_start) == start,
+            col(Account.tenant_id).in_(select(PoolShare.tenant_id).where(col(PoolShare.window) == window)),
+        )
+        steps = passed(int((await session.exec(spent)).one()), pool.limit_uyen)
+        if not steps:
+            continue
+        operators = select(RoleGrant.tenant_id).where(
+            col(RoleGrant.role) == Role.OPERATOR.value, col(RoleGrant.revoked_at).is_(None)
+        )
+        for body in (await session.exec(operators.distinct())).all():
+            for percent in steps:
+                id = uuid5(_NAMESPACE, f"pool:{window}:{start}:{percent}:{body}")
+                wanted[id] = _row(id, body, POOL, "", window, start, percent, now)
+    return wanted
+
+
+def _row(
+    id: UUID, tenant_id: UUID, node: str, node_id: str, window: Window, start: date, percent: int, now: datetime
+) -> Outbox:
+    told = {
+        "node": node,
+        "node_id": node_id,
+        "window": window,
+        "window_start": start.isoformat(),
+        "percent": percent,
+        "seen_by": [],
+    }
+    return Outbox(id=id, tenant_id=tenant_id, kind=KIND, payload=told, created_at=now)
 
 
 async def notices_of(session: AsyncSession, actor: Actor, now: datetime) -> list[SoftLimit]:
     """What a person has not seen yet of the limits that are theirs to know: the highest step of each.
 
     A person's own limit is told to the person, a section's to its head, and both of these, the town's, an app's and a
-    model's to the town's administrator, but no person's to anybody else.
+    model's to the town's administrator, but no person's to anybody else. A pool's is told to the operator alone.
     """
     starts = {window: window_start(window, now).isoformat() for window in WINDOWS}
     rows = await session.exec(select(Outbox).where(col(Outbox.tenant_id) == actor.tenant_id, col(Outbox.kind) == KIND))
@@ -106,6 +134,8 @@ def _concerns(node: str, node_id: str, actor: Actor) -> bool:
             return node_id == str(actor.person_id)
         case "section":
             return actor.has(Role.TOWN_ADMIN) or (actor.has(Role.SECTION_ADMIN) and node_id == str(actor.section_id))
+        case "pool":
+            return actor.has(Role.OPERATOR)
         case _:
             return actor.has(Role.TOWN_ADMIN)
 

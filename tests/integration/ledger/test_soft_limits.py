@@ -5,8 +5,10 @@ from datetime import UTC, datetime
 import pytest
 from sqlmodel import col, update
 
+from tenants.audit import By
 from tenants.context import Actor, PersonId, Role, SectionId, TenantId, new_id
-from tenants.models import Account
+from tenants.models import Account, Person, RoleGrant, Tenant
+from tenants.quota.grants import set_pool
 from tenants.quota.soft_limits import mark_seen, notices_of, passed, raise_notices
 from tenants.quota.tree import Node, set_budget
 from tenants.quota.windows import Window
@@ -97,3 +99,49 @@ async def test_another_town_s_notice_cannot_be_put_away(town: Town) -> None:
     async with town.db.tenant_session(stranger.context) as session:
         assert not await mark_seen(session, stranger, notice.id)
     assert await told(town, who) == [("town", "day", 90)]
+
+
+async def appoint_operator(town: Town) -> Actor:
+    """In the town of the test, as an operator's own body is one, too."""
+    async with town.db.platform_session("test") as session:
+        person = Person(tenant_id=town.id, login="9001", display_name="運用担当")
+        session.add(person)
+        await session.flush()
+        session.add(RoleGrant(tenant_id=town.id, person_id=person.id, role=Role.OPERATOR.value))
+    return Actor(town.id, PersonId(person.id), None, frozenset({Role.OPERATOR}))
+
+
+async def add_town_that_spends(town: Town) -> TenantId:
+    id = TenantId(new_id())
+    async with town.db.platform_session("test") as session:
+        session.add(Tenant(id=id, name="緑町", alias=f"t{id.hex}"))
+        await session.flush()
+        await set_budget(session, id, yen=100)
+    return id
+
+
+async def test_a_pool_is_told_to_the_operator_once_a_step_by_what_its_towns_spent_together(town: Town) -> None:
+    operator = await appoint_operator(town)
+    other = await add_town_that_spends(town)
+    async with town.db.platform_session("test") as session:
+        await set_budget(session, town.id, yen=100)
+        await set_pool(session, "month", 200, by=By("command", "test"), now=datetime.now(UTC))
+
+    async def spent(yen: int) -> list[tuple[str, str, int]]:
+        async with town.db.platform_session("test") as session:
+            for id in (town.id, other):
+                where = (col(Account.tenant_id) == id, col(Account.window) == "month", col(Account.node) == "town")
+                await session.exec(update(Account).where(*where).values(posted_uyen=yen * YEN))
+        await raised(town)
+        return [n for n in await told(town, operator) if n[0] == "pool"]
+
+    assert await spent(69) == []
+    assert await spent(71) == [("pool", "month", 70)]
+    # Nothing new to tell, and nobody else to tell it to.
+    assert await raised(town) == 0
+    assert not [n for n in await told(town, actor(town, Role.TOWN_ADMIN)) if n[0] == "pool"]
+    async with town.db.tenant_session(operator.context) as session:
+        [notice] = [n for n in await notices_of(session, operator, datetime.now(UTC)) if n.node == "pool"]
+        assert await mark_seen(session, operator, notice.id)
+    assert await spent(75) == []
+    assert await spent(100) == [("pool", "month", 100)]
