@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 
 import typer
 
+from kumiai.known_names import Names
 from observability.problems import Problem
 
 
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if words and words[0] in names:
             break
     try:
-        app(words, prog_name="kumiai")
+        app(words, prog_name="kumiai", obj=Names())
     except Problem as problem:
         detail = f"　{problem.detail}" if problem.detail and problem.detail != problem.title else ""
         print(f"kumiai: {problem.title}{detail}", file=sys.stderr)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from tenants import audit
-from tenants.commands.common import AsJson, Town, by_command, find_town, print_json, run_command
+from tenants.commands.common import AsJson, Town, by_command, check_model, find_town, print_json, run_command
 from tenants.context import TenantContext
 from tenants.db import Database
 from tenants.identity.api_keys import SCOPES, create_key, list_keys, load_peppers, revoke_key, rotate_key
@@ -14,6 +14,7 @@ from tenants.settings import Settings
 
 
 def key_create(
+    context: typer.Context,
     town: Town,
     label: Annotated[str, typer.Option(help="What the key is for.")],
     app: Annotated[str, typer.Option(help="The app it belongs to.")] = "",
@@ -22,6 +23,8 @@ def key_create(
     days: Annotated[int, typer.Option(help="Days until it expires; 0 means never.")] = 365,
 ) -> None:
     """Create a key. It is printed once and stored nowhere."""
+    for name in model or ():
+        check_model(context, name)
 
     async def work(settings: Settings, db: Database) -> None:
         _, tenant_id = await find_town(db, town)

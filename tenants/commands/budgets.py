@@ -15,6 +15,8 @@ from tenants.commands.common import (
     FiscalYear,
     Town,
     by_command,
+    check_app,
+    check_model,
     find_person,
     find_town,
     month_or_year,
@@ -24,6 +26,7 @@ from tenants.commands.common import (
 from tenants.context import new_id
 from tenants.db import Database
 from tenants.people import list_sections
+from tenants.policy import load_policy
 from tenants.quota.lending import Share
 from tenants.quota.pricing import UYEN_PER_YEN
 from tenants.quota.slots import Slots, set_slots, slots_of
@@ -35,6 +38,7 @@ from tenants.settings import Settings
 
 
 def budget_set(
+    context: typer.Context,
     town: Town,
     month_yen: Annotated[int | None, typer.Option(help="Yen per month, from this month on.")] = None,
     day_yen: Annotated[int | None, typer.Option(help="Yen per day, from today on.")] = None,
@@ -60,6 +64,9 @@ def budget_set(
         )
     if sum(map(bool, (section, person, app, model))) > 1:
         raise InvalidInput("--section・--person・--app・--model は、どれか1つにしてください。")
+    # A limit is also lifted from what is there no more.
+    is_new = any(yen is not None for yen in given.values()) or slots is not None
+    others = check_model(context, model) if model and is_new else frozenset[str]()
 
     async def work(command_settings: Settings, db: Database) -> None:
         tenant, tenant_id = await find_town(db, town)
@@ -75,6 +82,8 @@ def budget_set(
             elif person:
                 node, node_id = "person", str((await find_person(session, tenant, person)).id)
             elif app or model:
+                if app and is_new:
+                    await check_app(context, session, tenant, app)
                 node, node_id = ("app", app) if app else ("model", model)
             if sets_slots:
                 await set_slots(session, tenant_id, slots, node=cast("Node", node), node_id=node_id)
@@ -82,6 +91,7 @@ def budget_set(
                     session, tenant_id, by_command(), "slots.set", about=("tenant", tenant_id),
                     node=node, node_id=node_id, slots=slots,
                 )  # fmt: skip
+            policy, _ = await load_policy(session, tenant_id)
         whose = tenant.name + (f" {section or person or app or model}" if node_id else "")
         if sets_slots:
             print(f"{whose}が同時に使える数を{'限らないように' if slots is None else f'{slots:,}に'}しました。")
@@ -98,6 +108,11 @@ def budget_set(
                 f"{whose}の{words}の上限をなくしました。"
                 if yen is None
                 else f"{whose}の予算を{words}{yen:,}円にしました。"
+            )
+        if ways := sorted(name for name in others if policy.allows_model(name)):
+            print(
+                f"ご注意：同じモデルが {'、'.join(ways)} という名前でも呼べることがあり、その分はこの上限に入りません。"
+                "合わせて限るには、名前ごとに上限を決めるか、使える名前を町の管理の「入れてよい情報とアプリ」で絞ってください。"
             )
 
     run_command(work)

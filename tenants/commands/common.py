@@ -5,10 +5,10 @@ import getpass
 import json
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import date, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Protocol, TypeVar
 
 import typer
 from sqlalchemy.exc import OperationalError, ProgrammingError
@@ -18,6 +18,7 @@ from observability.problems import InvalidInput, NotFound, Unavailable
 from tenants.audit import By
 from tenants.context import TenantId
 from tenants.db import Database
+from tenants.identity.api_keys import list_keys
 from tenants.models import Tenant
 from tenants.people import Listed, clean_login, list_people
 from tenants.quota.windows import JST, Window
@@ -31,6 +32,37 @@ T = TypeVar("T")
 Town = Annotated[str, typer.Argument(help="団体コード (6 digits) or name.")]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 FiscalYear = Annotated[bool, typer.Option("--fiscal-year", help="Of the fiscal year, instead of the month.")]
+
+
+class KnownNames(Protocol):
+    """What the layers above call their things; the command's context brings it."""
+
+    def models(self) -> Mapping[str, frozenset[str]]:
+        """By the name a model is asked for by: the other names of the same models."""
+
+    def apps(self) -> frozenset[str]:
+        """The ids of the apps there are."""
+
+
+def check_model(context: typer.Context, name: str) -> frozenset[str]:
+    """Returns the other names of the same models. Raises `InvalidInput` for a name that no model has."""
+    names: KnownNames = context.obj
+    models = names.models()
+    if name not in models:
+        raise InvalidInput(
+            f"「{name[:64]}」というモデルはありません。次のどれかです：{'、'.join(models)}"
+            "（自分のモデルがあるときは、ゲートウェイと同じ KUMIAI_CATALOGUE_FILE や KUMIAI_OPENAI_COMPATIBLE_… を渡してください）",
+            field="model",
+        )
+    return models[name]
+
+
+async def check_app(context: typer.Context, session: AsyncSession, tenant: Tenant, name: str) -> None:
+    """An app of this installation, or what one of the town's API keys belongs to. Raises `InvalidInput` for another."""
+    names: KnownNames = context.obj
+    known = sorted(names.apps() | {k.app for k in await list_keys(session, TenantId(tenant.id)) if k.app})
+    if name not in known:
+        raise InvalidInput(f"「{name[:64]}」というアプリはありません。次のどれかです：{'、'.join(known)}", field="app")
 
 
 class NoDatabase(Unavailable):

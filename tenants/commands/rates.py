@@ -6,13 +6,14 @@ import typer
 
 from observability.problems import InvalidInput, NotFound
 from tenants import audit
-from tenants.commands.common import AsJson, Town, by_command, find_town, print_json, run_command
+from tenants.commands.common import AsJson, Town, by_command, check_app, check_model, find_town, print_json, run_command
 from tenants.db import Database
 from tenants.policy import Rate, bump_configuration, load_policy, save_policy
 from tenants.settings import Settings
 
 
 def rate_set(
+    context: typer.Context,
     town: Town,
     requests: Annotated[int | None, typer.Option(help="Requests per minute.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Tokens per minute, in and out.")] = None,
@@ -48,12 +49,16 @@ def rate_set(
         if value is not None and not 1 <= value <= most:
             raise InvalidInput(f"--{field} は1から{most:,}までの整数で入れてください。", field=field)
     node = nodes[0] if nodes else "town"
+    if model and is_limit:
+        check_model(context, model)
 
     async def work(command_settings: Settings, db: Database) -> None:
         tenant, tenant_id = await find_town(db, town)
         async with db.platform_session("command") as session:
             policy, version = await load_policy(session, tenant_id)
             rates = dict(policy.rates)
+            if app and is_limit:
+                await check_app(context, session, tenant, app)
             if is_limit:
                 rates[node] = Rate(requests=requests, tokens=tokens)
             elif lift and rates.pop(node, None) is None:

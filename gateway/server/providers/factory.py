@@ -50,6 +50,24 @@ def compile_all(settings: ProviderSettings, *, production: bool, today: date | N
     return tuple(found)
 
 
+def known_names(settings: ProviderSettings, *, production: bool) -> dict[str, frozenset[str]]:
+    """By every name that a model is asked for by: the other names of the same models.
+
+    Those without a key are among them, for a command does not have what the gateways have. Raises `CatalogueError`.
+    """
+    groups: dict[str, set[str]] = {}
+    for deployment in _compatible(settings):
+        groups.setdefault(deployment.id, set()).add(deployment.alias)
+    for entry in load_catalogue(settings.kumiai_catalogue_file):
+        if not (production and entry.wire == "demo"):
+            groups.setdefault(entry.id, set()).update(entry.aliases)
+    names: dict[str, set[str]] = {}
+    for group in groups.values():
+        for name in group:
+            names.setdefault(name, set()).update(group - {name})
+    return {name: frozenset(others) for name, others in sorted(names.items())}
+
+
 def _compiled(entry: CatalogueEntry, keys: Mapping[str, str]) -> list[Deployment]:
     base_url = entry.base_url
     if entry.base_url_from:

@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from tenants.db import DatabaseUrls
+from tenants.policy import Policy
 from tests.gateways import Region, Town
 
 MONTH = datetime.now(ZoneInfo("Asia/Tokyo")).strftime("%Y-%m")
@@ -148,6 +149,36 @@ def test_budgets_of_a_day_a_year_and_an_app(region: Region) -> None:
     assert ("town", "day") not in {(r["node"], r["window"]) for r in told(region, "budget", "show", town.code)}
     for wrong in (("--section", "ない課", "--day-yen", "1"), (), ("--lift", "month")):
         assert region.command("budget", "set", town.code, *wrong, check=False).returncode == 1
+
+
+def test_what_no_model_or_app_is_called_is_refused_with_what_there_is(region: Region) -> None:
+    town = region.make_town(month_yen=100, app="minutes")
+    for option in (["--month-yen", "40"], ["--slots", "2"]):
+        for node in ("--model", "--app"):
+            done = region.command("budget", "set", town.code, node, "ない名前", *option, check=False)
+            assert done.returncode == 1
+            assert "「ない名前」という" in done.stderr
+            assert ("standard" if node == "--model" else "chat、minutes") in done.stderr
+    for words in (("key", "create", town.code, "--label", "例規"), ("rate", "set", town.code, "--requests", "5")):
+        done = region.command(*words, "--model", "standrad", check=False)
+        assert (done.returncode, "「standrad」というモデルはありません" in done.stderr) == (1, True)
+    assert [row["node"] for row in told(region, "budget", "show", town.code)] == ["town"]
+    assert len(told(region, "key", "list", town.code)) == 1
+    # What a key of the town belongs to is an app of the town, and what is gone can still be lifted.
+    region.command("budget", "set", town.code, "--app", "minutes", "--month-yen", "40")
+    region.command("budget", "set", town.code, "--model", "gone", "--lift", "month")
+
+
+def test_a_model_with_other_names_is_told_of_when_one_is_limited(region: Region) -> None:
+    town = region.make_town(month_yen=100)
+    said = region.command("budget", "set", town.code, "--model", "sample", "--month-yen", "40").stdout
+    assert "ご注意：同じモデルが fast、onprem、standard という名前でも呼べることがあり" in said
+    # What the town may not name is no way round, and neither is anything of a model with one name.
+    narrow = region.make_town(month_yen=100, policy=Policy(models=frozenset({"sample", "fast"})))
+    said = region.command("budget", "set", narrow.code, "--model", "sample", "--day-yen", "4").stdout
+    assert "同じモデルが fast という名前でも" in said
+    said = region.command("budget", "set", town.code, "--model", "tsuzumi-7b", "--day-yen", "4").stdout
+    assert "ご注意" not in said
 
 
 def test_slots_are_set_shown_and_lifted(region: Region) -> None:

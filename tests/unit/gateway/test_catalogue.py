@@ -12,7 +12,7 @@ from gateway.server.configuration import with_own_keys
 from gateway.server.probing import BODIES
 from gateway.server.providers.base import Operation
 from gateway.server.providers.catalogue import CatalogueEntry, CatalogueError, Checked, load_catalogue
-from gateway.server.providers.factory import compile_all
+from gateway.server.providers.factory import compile_all, known_names
 from gateway.server.settings import ProviderSettings
 from tenants.context import Zone
 
@@ -355,3 +355,23 @@ def test_what_is_no_catalogue(tmp_path: Path, text: str) -> None:
 def test_whatever_a_deployment_can_do_it_can_be_asked_whether_it_is_well() -> None:
     # What transcribes or draws is asked for the list of its models: neither does it for nothing.
     assert BODIES.keys() == set(Operation) - {Operation.TRANSCRIPTIONS, Operation.IMAGES}
+
+
+@pytest.mark.parametrize("production", [True, False])
+def test_every_name_that_is_on_is_known_with_the_other_names_of_its_models(production: bool) -> None:
+    given = settings(
+        kumiai_openai_compatible_base_url="http://127.0.0.1:1/v1", kumiai_openai_compatible_model="gemma,llm-jp",
+        kumiai_openai_compatible_embedding_model="e5", openai_api_key=SecretStr("x"),
+    )  # fmt: skip
+    known = known_names(given, production=production)
+    models: dict[str, set[str]] = {}
+    for deployment in compile_all(given, production=production):
+        models.setdefault(deployment.id, set()).add(deployment.alias)
+    assert models["compatible/gemma"] == {"fast", "standard", "onprem", "gemma"}
+    for aliases in models.values():
+        for alias in aliases:
+            assert aliases - {alias} <= known[alias]
+    assert "llm-jp" not in known["gemma"]
+    # Also what no key is there for; the sample is no model of a production.
+    assert "claude-sonnet-5-5" in known["standard"]
+    assert ("sample" in known) is not production
