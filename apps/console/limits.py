@@ -1,4 +1,5 @@
-"""Limits of a section or a person, set by the town's administrator: a field each for month, day and fiscal year."""
+"""Limits below the town's, set by its administrator: of a section or a person (a field each for month, day and fiscal
+year), of an app or a model."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final, Literal
@@ -8,7 +9,7 @@ from apps.console.figures import UYEN, parse_yen
 from apps.sdk.office import Office
 from observability.problems import Conflict, InvalidInput
 from tenants import audit
-from tenants.quota.tree import BudgetRow, budget_rows, set_budget
+from tenants.quota.tree import BudgetRow, Node, budget_rows, set_budget
 from tenants.quota.windows import WINDOW_WORDS, WINDOWS, Window
 
 # In the order of the page: the month is the one that most people think in.
@@ -57,23 +58,28 @@ async def set_limits(office: Office, node: Below, node_id: UUID, wanted: Limits)
         if yen == stand.get(window):
             continue
         try:
-            # The ledger's limits are the platform's tables. A transaction each: the accounts of two windows would be
-            # locked in another order than the ledger's.
-            async with office.db.platform_session("town limits") as session:
-                await set_budget(
-                    session, office.actor.tenant_id, yen=yen, node=node, node_id=str(node_id), window=window,
-                    by=office.actor.person_id, now=office.now,
-                )  # fmt: skip
-                await audit.record(
-                    session, office.actor.tenant_id, office.by, "budget.set", about=(node, node_id), window=window,
-                    yen=yen,
-                )  # fmt: skip
+            await set_limit(office, node, str(node_id), window, yen)
         except (InvalidInput, Conflict) as problem:
             done = f"{'と'.join(PER_WORDS[w] for w in changed)}の枠は変えました。" if changed else ""
             detail = f"{done}{PER_WORDS[window]}の枠は変えていません。{problem.detail}"
             raise type(problem)(detail, **problem.extensions) from problem
         changed.append(window)
     return changed
+
+
+async def set_limit(office: Office, node: Node, node_id: str, window: Window, yen: int | None) -> None:
+    """Sets one or, with None, lifts it, and tells the town's audit chain. Raises `InvalidInput` and `BudgetTooSmall`.
+
+    A transaction each: the accounts of two windows would be locked in another order than the ledger's.
+    """
+    tenant = office.actor.tenant_id
+    # The ledger's limits are the platform's tables.
+    async with office.db.platform_session("town limits") as session:
+        await set_budget(
+            session, tenant, yen=yen, node=node, node_id=node_id, window=window, by=office.actor.person_id,
+            now=office.now,
+        )  # fmt: skip
+        await audit.record(session, tenant, office.by, "budget.set", about=(node, node_id), window=window, yen=yen)
 
 
 def changed_words(whose: str, changed: Sequence[Window], wanted: Limits) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Annotated, Final, cast
 from uuid import UUID
 
 from fastapi import APIRouter, Form
@@ -10,7 +10,8 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.responses import Response
 
-from apps.console.limits import PER_WORDS, changed_words, limit_facts, parse_limits, set_limits
+from apps.console.figures import parse_yen
+from apps.console.limits import PER_WORDS, changed_words, limit_facts, parse_limits, set_limit, set_limits
 from apps.sdk.office import MAX_REASON, Office, OfficeContext, Reason, ask, back
 from apps.sdk.ui.render import CLASS_WORDS, MODEL_WORDS, ZONE_WORDS
 from gateway.guard.findings import Kind
@@ -30,8 +31,8 @@ from tenants.policy import (
     preset_of,
 )
 from tenants.provider_keys import list_provider_keys
-from tenants.quota.tree import BudgetRow, budget_rows
-from tenants.quota.windows import WINDOWS
+from tenants.quota.tree import BudgetRow, Node, budget_rows
+from tenants.quota.windows import WINDOWS, Window
 from tenants.usage import MIN_SECTION_PEOPLE
 
 routes = APIRouter()
@@ -50,6 +51,7 @@ FOUND_WORDS: Final[Mapping[str, str]] = {
     "own": "種類ごとに決めたまま",
 }
 ZONES: Final = (Zone.ONPREM, Zone.DOMESTIC, Zone.OVERSEAS)
+_NODES: Final = ("app", "model")
 _PLACES: Final = tuple((c, z, i) for c in DataClass for z in Zone for i in (False, True))
 
 
@@ -76,7 +78,19 @@ async def sections_page(office: OfficeContext) -> Response:
     return await _sections_page(office)
 
 
-async def _sections_page(office: Office, problem: Problem | None = None, typed: str = "") -> Response:
+@dataclass(frozen=True, slots=True)
+class NodeLimit:
+    """The limit of an app or a model. `value`: what the form calls it."""
+
+    value: str
+    words: str
+    row: BudgetRow
+
+
+async def _sections_page(
+    office: Office, problem: Problem | None = None, typed: str = "", limit: Mapping[str, str] | None = None
+) -> Response:
+    """typed: the new section's name; limit: by field, what was typed for an app or a model."""
     async with office.db.tenant_session(office.actor.context, read_only=True) as session:
         sections = await list_sections(session, office.actor.tenant_id)
         people = await list_people(session, office.actor.tenant_id)
@@ -95,15 +109,70 @@ async def _sections_page(office: Office, problem: Problem | None = None, typed: 
         )
         for s in sections
     ]
+    choices = _limited_nodes(office)
     return await office.page(
         "console/sections.html",
         status=200 if problem is None else int(problem.status),
+        node_limits=[
+            NodeLimit(value, choices.get(value, n.node_id), n)
+            for n in found
+            if n.node in _NODES and n.limit_uyen is not None
+            for value in [f"{n.node}:{n.node_id}"]
+        ],
+        choices=[("", "選んでください"), *choices.items()],
+        windows=list(PER_WORDS.items()),
+        per_words=PER_WORDS,
+        limit=limit or {},
         rows=rows,
         town=nodes.get(("town", "")),
         limits=sum(r.node.limit_uyen for r in rows if r.node and r.node.limit_uyen is not None),
         problem=problem,
         typed=typed,
     )
+
+
+def _limited_nodes(office: Office) -> dict[str, str]:
+    """Whatever the page offers a limit for, by what the form calls it."""
+    apps = {f"app:{a.id}": f"アプリ：{a.title}" for a in office.apps}
+    return apps | {f"model:{alias}": f"モデル：{words}" for alias, words in MODEL_WORDS.items()}
+
+
+@routes.post("/limits")
+async def node_limit(
+    office: OfficeContext,
+    node: Annotated[str, Form()] = "",
+    window: Annotated[str, Form()] = "month",
+    yen: Annotated[str, Form()] = "",
+    act: Annotated[str, Form()] = "set",
+) -> Response:
+    """The limit of an app or a model. act: set, or remove, which also takes what the page does not offer any more."""
+    kind, _, name = node.partition(":")
+    choices = _limited_nodes(office)
+    try:
+        if window not in PER_WORDS:
+            raise InvalidInput("期間を選んでください。", field="window")
+        if act == "remove":
+            async with office.db.tenant_session(office.actor.context, read_only=True) as session:
+                rows = await budget_rows(
+                    session, tenant_id=office.actor.tenant_id, windows=[cast("Window", window)], now=office.now
+                )
+            if not any((r.node, r.node_id) == (kind, name) and r.limit_uyen is not None for r in rows):
+                return back(SECTIONS, "その枠は、もうありません")
+            amount = None
+        elif node not in choices:
+            raise InvalidInput("アプリかモデルを選んでください。", field="node")
+        else:
+            amount = parse_yen(yen, field="yen")
+        if kind not in _NODES:
+            raise NotFound
+        await set_limit(office, cast("Node", kind), name, cast("Window", window), amount)
+    except (InvalidInput, Conflict) as problem:
+        return await _sections_page(office, problem, limit={"node": node, "window": window, "yen": yen})
+    whose, per = choices.get(node, name), PER_WORDS[cast("Window", window)]
+    if amount is None:
+        return back(SECTIONS, f"{whose}の{per}の枠をなくしました")
+    beside = "。ほかの名前で呼んだ分は、この枠に入りません" if kind == "model" else ""
+    return back(SECTIONS, f"{whose}の枠を{per}{amount:,}円にしました{beside}")
 
 
 @routes.post("/sections")

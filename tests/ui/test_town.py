@@ -401,6 +401,39 @@ def test_a_section_has_its_own_limit_and_can_lose_it(office: Office) -> None:
     expect(page.get_by_role("rowheader", name="健康福祉課")).to_have_count(0)
 
 
+def test_an_app_and_a_model_have_limits_that_are_set_and_removed(office: Office, visitor: Visitor) -> None:
+    page = office.page
+    page.goto("/console/town/sections")
+    expect(page.get_by_text("枠のあるアプリとモデルはありません。")).to_be_visible()
+    page.get_by_role("button", name="枠を決める").click()
+    expect(page.get_by_text("アプリかモデルを選んでください。").last).to_be_visible()
+    assert_accessible(page)
+    page.get_by_label("アプリかモデル").select_option("アプリ：チャット")
+    page.get_by_label("枠（円）", exact=True).fill("4万")
+    page.get_by_role("button", name="枠を決める").click()
+    expect(page.get_by_text("整数で入れてください").last).to_be_visible()
+    expect(page.get_by_label("アプリかモデル")).to_have_value("app:chat")
+    page.get_by_label("枠（円）", exact=True).fill("40,000")
+    page.get_by_role("button", name="枠を決める").click()
+    expect(page.get_by_text("アプリ：チャットの枠を1か月40,000円にしました", exact=True)).to_be_visible()
+    page.get_by_label("アプリかモデル").select_option("モデル：速い")
+    page.get_by_label("期間").select_option("1日")
+    page.get_by_label("枠（円）", exact=True).fill("900")
+    page.get_by_role("button", name="枠を決める").click()
+    # The same model may be called by another name: that is said when it is set, and stands beside it.
+    expect(page.get_by_text("ほかの名前で呼んだ分は、この枠に入りません")).to_be_visible()
+    expect(page.get_by_text("同じモデルをほかの名前で呼んだ分は、入りません")).to_be_visible()
+    expect(page.get_by_role("row", name=re.compile("モデル：速い"))).to_contain_text("1日 900円")
+    assert_accessible(page)
+    page.set_viewport_size(PHONE)
+    assert_accessible(page)
+    page.get_by_role("button", name=re.compile("枠をなくす.*アプリ：チャット")).click()
+    expect(page.get_by_text("アプリ：チャットの1か月の枠をなくしました")).to_be_visible()
+    expect(page.get_by_role("row", name=re.compile("アプリ：チャット"))).to_have_count(0)
+    told = told_in_the_chain(office, visitor, "budget.set")
+    assert [(link["window"], link["yen"]) for link in told][-3:] == [("month", 40_000), ("day", 900), ("month", None)]
+
+
 def test_a_person_has_limits_of_their_own_and_can_lose_them(office: Office, visitor: Visitor) -> None:
     page = office.page
     add_person(page, "3003", "己")
