@@ -167,7 +167,7 @@ async def load_towns(db: Database, now: datetime, *, only: TenantId | None = Non
         {s.tenant_id: (s.borrowed_uyen - s.lent_uyen, s.moved_uyen) for s in region.shares.values()} if region else {}
     )
     return [
-        _figures(
+        town_figures(
             t, usage.get(t.id, TownUsage(0, 0, 0, 0)), health.get(t.id, Health(0, 0, 0)), budgets.get(t.id),
             *loans.get(t.id, (0, 0)), today,
         )
@@ -175,7 +175,7 @@ async def load_towns(db: Database, now: datetime, *, only: TenantId | None = Non
     ]  # fmt: skip
 
 
-def _figures(
+def town_figures(
     town: ListedTenant,
     usage: TownUsage,
     health: Health,
@@ -184,6 +184,7 @@ def _figures(
     moved_uyen: int,
     today: date,
 ) -> TownFigures:
+    """Of a town's month until `today`; budget None: it has none."""
     used = (budget.posted_uyen + budget.held_uyen) if budget else 0
     limit = (budget.limit_uyen or 0) if budget else 0
     dry_on = dry_day(used, limit, today) if town.status == "active" and limit > 0 else None
