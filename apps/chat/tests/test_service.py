@@ -1,6 +1,8 @@
 """What is shown of conversations and what of them is sent, without a platform around."""
 
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -246,6 +248,44 @@ async def test_what_is_held_back_is_no_mere_notice() -> None:
     )
     assert look is not None
     assert not look.may_go
+
+
+@pytest.mark.parametrize("can_mask", [True, False])
+async def test_what_was_declared_personal_leaves_as_less_only_with_placeholders(*, can_mask: bool) -> None:
+    """Whatever was shown before: the whole of what would leave is looked at."""
+    seen: list[str] = []
+    asked: list[dict[str, object]] = []
+
+    async def inspect(texts: list[str], **_: str) -> Outlook:
+        seen.extend(texts)
+        return Outlook("warn", "2", "", can_mask=can_mask, reroute_to="")
+
+    @asynccontextmanager
+    async def stream_chat(*_: object, **how: object) -> AsyncIterator[None]:
+        asked.append(how)
+        yield
+
+    about = conversation(25, data_class="3C", masked=True, lightened=True)
+    messages = ({"role": "system", "content": "決まり"}, {"role": "user", "content": "山田太郎様へ"})
+    turn = service.Turn(about, message("user", "山田太郎様へ"), "standard", about.sent_as, messages, masked=True)
+    gateway = SimpleNamespace(inspect=inspect, stream_chat=stream_chat)
+    opening = service.Chat(SimpleNamespace(gateway=gateway))._opened(turn)  # type: ignore[arg-type]  # no platform
+    if can_mask:
+        async with opening:
+            assert asked == [{"model": "standard", "data_class": "2", "mask": True}]
+    else:
+        with pytest.raises(service.NothingMasked):
+            await opening.__aenter__()
+        assert not asked
+    assert seen == ["山田太郎様へ"]
+
+
+def test_a_lightened_conversation_is_light_only_where_it_is_masked() -> None:
+    about = conversation(25, data_class="3C", masked=True, lightened=True)
+    assert about.sent_as == "2"
+    assert replace(about, model="onprem").sent_as == "3C"
+    assert replace(about, data_class="3B").sent_as == "3B"
+    assert replace(about, lightened=False).sent_as == "3C"
 
 
 def hearing_since(updated_at: datetime, files: int = 1) -> service.Chat:

@@ -1,12 +1,15 @@
 """How what waits for its true cost ends: settled by a provider's figure, or final after 35 days."""
 
 import asyncio
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
+import pytest
 from sqlmodel import col, select
 
 from tenants.models import Attempt, Call, Correction, SealQueue
-from tenants.quota.book import Closing
+from tenants.quota.book import AccountState, Closing, PostgresBook
 from tenants.quota.ledger import LEASE, LedgerWriter, sweep
 from tenants.quota.suspense import FINAL_AFTER, FROM_FILE_AT_HOLD, finalise, settle_suspense
 from tenants.quota.terms import Reservation, Settlement
@@ -86,12 +89,23 @@ async def test_what_was_charged_by_its_hold_is_corrected_once(town: Town, ledger
     assert (correction.delta_uyen, correction.reason) == (-50 * YEN, FROM_FILE_AT_HOLD)
 
 
-async def test_what_was_charged_by_its_hold_is_corrected_once_by_two(town: Town, ledger: LedgerWriter) -> None:
+async def test_who_reads_a_hold_before_another_corrects_it_changes_nothing(
+    town: Town, ledger: LedgerWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite lets nobody read for writing beside another; there the second simply comes later."""
     await town.set_budget(200 * YEN)
     stopped = await ledger.reserve(town.hold(80 * YEN))
     await asyncio.wrap_future(ledger.settle(stopped, Settlement(None, problem="client_disconnected")))
-    settle = [asyncio.to_thread(lambda: settle_suspense(town.urls, [said(stopped, 30)])) for _ in range(4)]
-    assert sum(await asyncio.gather(*settle)) == 1
+    lock, between = PostgresBook.lock_accounts, [said(stopped, 30)]
+
+    def after_the_other(book: PostgresBook, ids: Iterable[UUID]) -> dict[UUID, AccountState]:
+        if between:
+            assert settle_suspense(town.urls, [between.pop()]) == 1
+        return lock(book, ids)
+
+    monkeypatch.setattr(PostgresBook, "lock_accounts", after_the_other)
+    settled = [await asyncio.to_thread(lambda: settle_suspense(town.urls, [said(stopped, 30)])) for _ in range(2)]
+    assert settled == ([1, 0] if between else [0, 0])
     assert (await town.town_account()).posted_uyen == 30 * YEN
 
 
