@@ -139,7 +139,12 @@ def fold(text: str) -> str:
 
 def comparable(text: str) -> str:
     """A telephone number or an address in the form in which two of them are compared."""
-    return _NOT_COMPARED.sub("", fold(text)).lower()
+    return compared(fold(text))
+
+
+def compared(folded: str) -> str:
+    """The same of what is folded already."""
+    return _NOT_COMPARED.sub("", folded).lower()
 
 
 def _units(text: str) -> Iterator[str]:

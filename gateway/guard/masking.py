@@ -4,23 +4,20 @@ The map lives as long as one call. Numbers go by first appearance over the whole
 conversation anew with every question, so the same person keeps the same placeholder without anything being stored.
 """
 
-import base64
-import binascii
-import html
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import unquote
 
 import orjson
 
 from gateway.guard.findings import Kind
-from gateway.guard.fold import Folded, comparable, fold
+from gateway.guard.fold import Folded, comparable, compared, fold
 from gateway.guard.inspection import inspect_long
 from gateway.guard.ng_words import WordIndex, lowered
-from gateway.guard.texts import texts_of
+from gateway.guard.texts import pieces_of, texts_of
+from gateway.guard.writings import readings_of
 
 _WORDS: Final[Mapping[Kind, str]] = {
     Kind.RESIDENT_CODE: "住民票コード",
@@ -41,11 +38,15 @@ MASKABLE: Final = frozenset(_WORDS)
 _OPEN: Final = "⟦"
 _PLACEHOLDER: Final = re.compile(r"⟦ ?([^⟦⟧\n]{1,16}?) ?⟧")
 _LONGEST: Final = 20
-# Shorter ones (林, 森) are replaced where they were found and are not looked for elsewhere: they are words as well.
+# Shorter ones (林, ミキ) are replaced where they were found and are not looked for elsewhere: they are words as well. Of
+# two signs only names are looked for (山田).
 _TELLING: Final = 3
+_SHORT: Final = 2
+_HAN: Final = re.compile("[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+# So few letters and digits stand somewhere in the nonsense to which a long word decodes.
+_BY_CHANCE: Final = 6
 # What a model has to read as it is.
 _KEPT_FIELDS: Final = frozenset({"role", "type", "id", "tool_call_id", "encoding_format", "detail", "url"})
-_BASE64: Final = re.compile(r"[A-Za-z0-9+/_\-]{8,}={0,2}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ def mask(body: Mapping[str, object], *, public: Collection[str] = ()) -> Masked:
             for f in inspect_long(text, public=public)
             if f.kind in MASKABLE
         ]
-    index = WordIndex({o: label for label, o in labels.originals.items() if len(comparable(o)) >= _TELLING})
+    index = WordIndex({o: label for label, o in labels.originals.items() if _is_looked_for(label, comparable(o))})
     replaced = {text: _replace(text, [*spans[text], *_again(text, index)]) for text in texts}
     grown = sum(max(0, len(replaced[text].encode()) - len(text.encode())) for text in written)
     return Masked(_rewritten(plain, replaced), labels.originals, grown)
@@ -155,34 +156,36 @@ def _rewritten(body: dict[str, object], replaced: Mapping[str, str]) -> dict[str
 
 
 def slipped(body: Mapping[str, object], originals: Mapping[str, str]) -> str | None:
-    """The label of an original that is still in a masked body, in any simple writing; None when there is none.
+    """The label of an original that is still in a masked body, in any writing; None when there is none.
 
-    Looks at the text in one width without spaces and hyphens, with %XX, &#…; and \\uXXXX undone, and into base64.
+    Looks at the text in one width without spaces and hyphens, and at what `writings` undoes in it. CPU for a thread.
     """
+    if not originals:
+        return None
     telling = {comparable(o): label for label, o in originals.items()}
-    index = WordIndex({c: label for c, label in telling.items() if len(c) >= _TELLING}, whole_words=False)
+    long = {c: label for c, label in telling.items() if len(c) >= _TELLING}
+    anywhere = WordIndex(long, whole_words=False)
+    decoded = WordIndex({c: v for c, v in long.items() if len(c) >= _BY_CHANCE or not c.isascii()}, whole_words=False)
+    names = WordIndex({c: label for c, label in telling.items() if _is_short_name(label, c)})
     for text in texts_of(body):
-        for form in _forms(text):
-            for _, _, label in index.find(lowered(comparable(form))):
-                return label
+        for reading, is_decoded in readings_of(text):
+            for _, piece in pieces_of(reading):
+                folded = fold(piece)
+                for _, _, label in (decoded if is_decoded else anywhere).find(compared(folded)):
+                    return label
+                for _, _, label in names.find(lowered(folded.replace(" ", ""))):
+                    return label
     return None
 
 
-def _forms(text: str) -> Iterator[str]:
-    yield text
-    if "%" in text:
-        yield unquote(text)
-    if "&" in text:
-        yield html.unescape(text)
-    if "\\u" in text:
-        yield re.sub(r"\\u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), text)
-    for found in _BASE64.finditer(text):
-        written = found.group().rstrip("=").replace("-", "+").replace("_", "/")
-        try:
-            decoded = base64.b64decode(written + "=" * (-len(written) % 4))
-        except (binascii.Error, ValueError):
-            continue
-        yield decoded.decode("utf-8", errors="ignore")
+def _is_looked_for(label: str, compared: str) -> bool:
+    return len(compared) >= _TELLING or _is_short_name(label, compared)
+
+
+def _is_short_name(label: str, compared: str) -> bool:
+    """Of two signs, one of them Chinese: one alone, or two of another script, stand in other words all the time."""
+    is_name = label.startswith(_WORDS[Kind.NAME])
+    return is_name and len(compared) == _SHORT and _HAN.search(compared) is not None
 
 
 # ── the way back ─────────────────────────────────────────────────────────────────────────────────────────────────

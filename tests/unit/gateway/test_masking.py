@@ -1,16 +1,21 @@
-"""伏せる and its way back: what leaves has no original in any simple writing, and an answer gets them all again."""
+"""伏せる and its way back: what leaves has no original in any writing, and an answer gets them all again."""
 
 import base64
 import itertools
 import json
+import quopri
+import random
+import textwrap
+from collections.abc import Callable
 from urllib.parse import quote
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.guard.masking import Restorer, StreamRestorer, mask, slipped
+from gateway.guard.writings import readings_of
 
 PEOPLE = "申請者は山田太郎、電話は090-1234-5678、住所は神奈川県横須賀市小川町11番地です。"
 
@@ -114,6 +119,113 @@ def test_the_name_of_a_field_is_replaced() -> None:
     masked = mask({"tools": [{"function": {"parameters": {"properties": {"090-1234-5678": {"type": "string"}}}}}]})
     assert "⟦電話1⟧" in json.dumps(masked.body, ensure_ascii=False)
     assert slipped(masked.body, masked.originals) is None
+
+
+# ── in any writing ───────────────────────────────────────────────────────────────────────────────────────────────
+
+_CHARSETS = ("utf-8", "cp932", "euc_jp", "utf-16-le", "utf-16-be", "iso2022_jp")
+
+
+def _bytewise(form: str) -> Callable[[str, str], str]:
+    return lambda text, charset: "".join(form % byte for byte in text.encode(charset))
+
+
+def _lines(encoded: bytes) -> str:
+    """As mail breaks base64."""
+    return "\n".join(textwrap.wrap(encoded.decode("ascii"), 76))
+
+
+WRITINGS: dict[str, Callable[[str, str], str]] = {
+    "percent": lambda text, charset: quote(text.encode(charset)),
+    "percent of every byte": _bytewise("%%%02X"),
+    "\\xNN": _bytewise("\\x%02x"),
+    "octal": _bytewise("\\%03o"),
+    "hex": lambda text, charset: text.encode(charset).hex(),
+    "hex in pairs": lambda text, charset: text.encode(charset).hex(" ").upper(),
+    "hex with 0x": lambda text, charset: ", ".join(f"0x{byte:02x}" for byte in text.encode(charset)),
+    "base64": lambda text, charset: base64.b64encode(text.encode(charset)).decode(),
+    "base64 for addresses": lambda text, charset: base64.urlsafe_b64encode(text.encode(charset)).decode().rstrip("="),
+    "base64 in lines": lambda text, charset: _lines(base64.b64encode(("件名 " * 40 + text).encode(charset))),
+    "base32": lambda text, charset: base64.b32encode(text.encode(charset)).decode(),
+    "quoted-printable": lambda text, charset: quopri.encodestring(text.encode(charset)).decode("ascii"),
+    "\\uNNNN": lambda text, _: "".join(f"\\u{u:04x}" for u in _units(text)),
+    "%uNNNN": lambda text, _: "".join(f"%u{u:04X}" for u in _units(text)),
+    "\\u{NNNN}": lambda text, _: "".join(f"\\u{{{ord(c):x}}}" for c in text),
+    "U+NNNN": lambda text, _: " ".join(f"U+{ord(c):04X}" for c in text),
+    "entities": lambda text, _: "".join(f"&#{ord(c)};" for c in text),
+    "hexadecimal entities": lambda text, _: "".join(f"&#x{ord(c):X};" for c in text),
+    "UTF-7": lambda text, _: text.encode("utf-7").decode("ascii"),
+}
+# Two bytes of UTF-16 may look like two letters each, and these leave letters as they are.
+_NARROW = {"quoted-printable", "percent"}
+_WIDE = {"utf-16-le", "utf-16-be"}
+
+
+def written_in(name: str, charset: str, text: str) -> str:
+    return WRITINGS[name](text, "utf-8" if name in _NARROW and charset in _WIDE else charset)
+
+
+def _units(text: str) -> list[int]:
+    data = text.encode("utf-16-be")
+    return [int.from_bytes(data[i : i + 2], "big") for i in range(0, len(data), 2)]
+
+
+_HAN = "山田佐藤鈴木高橋渡辺伊東中村小林加齋沢"
+_ORIGINALS = st.one_of(
+    st.tuples(st.just("氏名1"), st.text(_HAN, min_size=2, max_size=6)),
+    st.tuples(st.just("氏名1"), st.text(_HAN + "アイウカサ", min_size=3, max_size=8)),
+    st.tuples(st.just("電話1"), st.from_regex(r"0[1-9]0-[0-9]{4}-[0-9]{4}", fullmatch=True)),
+    st.tuples(st.just("住所1"), st.from_regex(r"横須賀市[小大]川町[1-9]{1,2}番地[1-9]?", fullmatch=True)),
+    st.tuples(st.just("メール1"), st.from_regex(r"[a-z]{3,8}@example\.jp", fullmatch=True)),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    original=_ORIGINALS,
+    inner=st.tuples(st.sampled_from(sorted(WRITINGS)), st.sampled_from(_CHARSETS)),
+    outer=st.none() | st.tuples(st.sampled_from(sorted(WRITINGS)), st.sampled_from(_CHARSETS[:3])),
+    around=st.sampled_from([("", ""), ("控え：", "です"), ("見よ ", " end"), ("https://example.jp/a?q=", "&n=1"), ("「", "」\n次")]),
+)  # fmt: skip
+def test_no_writing_hides_an_original(
+    original: tuple[str, str], inner: tuple[str, str], outer: tuple[str, str] | None, around: tuple[str, str]
+) -> None:
+    """However it is encoded, once or twice, whatever stands around it."""
+    label, text = original
+    for name, charset in filter(None, (inner, outer)):
+        text = written_in(name, charset, text)
+    before, after = around
+    assert slipped(body(f"{before}{text}{after}"), {label: original[1]}) == label
+
+
+@pytest.mark.parametrize("name", sorted(WRITINGS))
+@pytest.mark.parametrize("charset", _CHARSETS)
+def test_each_writing_of_a_name_is_read(name: str, charset: str) -> None:
+    for original in ("山田", "山田太郎"):
+        written = written_in(name, charset, original)
+        assert slipped(body(f"控えは {written} です"), {"氏名1": original}) == "氏名1"
+        assert slipped(body(f"控えは {written_in(name, charset, '鈴木一郎')} です"), {"氏名1": original}) is None
+
+
+def test_a_surname_of_two_signs_is_replaced_wherever_it_stands() -> None:
+    masked = mask(body("山田様からの電話です。山田は来週来ます。林様と森林"))
+    assert contents(masked.body) == ["⟦氏名1⟧様からの電話です。⟦氏名1⟧は来週来ます。⟦氏名2⟧様と森林"]
+    assert slipped(masked.body, masked.originals) is None
+    assert slipped(body("山\u3000田"), masked.originals) == "氏名1"
+    assert slipped(body("青山\n田中"), masked.originals) is None
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["QUJD", "UVVK", "%25", "%e5", "=E5", "\\xe5", "\\u5c71", "\\", "&#", "e5b1b1", "0x", "U+5c71", "A", "-/", "12 34 ",
+     "abcdef\n", "%e5=E5\\xe5 &#x5c71; e5b1b1b1 QUJDREVGRw== ", "=\n", "a1-", "+", "+QUJD", None],
+)  # fmt: skip
+def test_what_is_read_for_it_grows_with_the_text_alone(piece: str | None) -> None:
+    """Whatever it is made of: the letters of all readings of a text, for each of its own."""
+    noise = base64.b64encode(random.Random(7).randbytes(30_000)).decode()
+    for size in (2_000, 20_000):
+        text = (noise if piece is None else piece * (size // len(piece) + 1))[:size]
+        assert sum(len(reading) for reading, _ in readings_of(text)) <= 60 * size
 
 
 # ── the way back ─────────────────────────────────────────────────────────────────────────────────────────────────
