@@ -78,7 +78,8 @@ class GuardPolicy(BaseModel):
     actions: by the value of `gateway.guard.findings.Kind`; a kind that is not listed is blocked where its class may
     not go. ng_words: as `clean_words` keeps them. public: the town's own telephone numbers and addresses, as
     it writes them. reroute_to: the alias that takes what the asked model may not process. masking: whether
-    a caller may ask for placeholders.
+    a caller may ask for placeholders. names: whether names are looked for in what is of class 2 or heavier or is asked of a
+    model outside the house, though they be only told; where a name does more than that, they always are.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -89,6 +90,7 @@ class GuardPolicy(BaseModel):
     public: frozenset[str] = frozenset()
     reroute_to: str = "onprem"
     masking: bool = True
+    names: bool = True
 
     def action(self, kind: str) -> GuardAction:
         return self.actions.get(kind) or DEFAULT_ACTIONS.get(kind, GuardAction.BLOCK)

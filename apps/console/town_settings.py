@@ -307,6 +307,7 @@ async def _policy_page(office: Office, problem: Problem | None = None) -> Respon
         classes=[(c.value, CLASS_WORDS[c.value]) for c in CLASSES],
         zones=[(z.value, ZONE_WORDS[z.value]) for z in ZONES],
         when_found=_when_found(policy.guard),
+        finds_names=policy.guard.names,
         names_too=policy.guard.action(Kind.NAME.value) is not GuardAction.WARN,
         found_words=FOUND_WORDS,
         has_own_keys=has_own_keys,
@@ -325,6 +326,7 @@ async def save(
     allow: Annotated[list[str] | None, Form()] = None,
     contract: Annotated[str, Form(max_length=200)] = "",
     when_found: Annotated[str, Form()] = "",
+    find_names: Annotated[str, Form()] = "",
     names_too: Annotated[str, Form()] = "",
     masking: Annotated[str, Form()] = "",
     ng_words: Annotated[str, Form(max_length=200_000)] = "",
@@ -347,7 +349,14 @@ async def save(
                 "zones": _zones(policy, preset, allow or (), contract),
                 "personal_data_contract": " ".join(contract.split()),
                 "guard": _guard(
-                    policy.guard, when_found, ng_words, wordings, public, names=bool(names_too), mask=bool(masking)
+                    policy.guard,
+                    when_found,
+                    ng_words,
+                    wordings,
+                    public,
+                    find_names=bool(find_names),
+                    names=bool(names_too),
+                    mask=bool(masking),
                 ),
                 "models": _models(model or ()),
                 "apps_off": frozenset(a.id for a in office.apps) - frozenset(app_on or ()),
@@ -373,7 +382,8 @@ async def save(
         fields += [("app_on", a) for a in app_on or ()] + [("model", m) for m in model or ()]
         fields += [("allow", a) for a in allow or ()]
         fields += [("contract", contract), ("when_found", when_found), ("ng_words", ng_words)]
-        fields += [("wordings", wordings), ("public", public), ("names_too", names_too), ("masking", masking)]
+        fields += [("wordings", wordings), ("public", public), ("masking", masking)]
+        fields += [("find_names", find_names), ("names_too", names_too)]
         fields += [("shared_after_own", shared_after_own)]
         return await ask(
             office,
@@ -385,7 +395,7 @@ async def save(
             refuse="変えない",
             back_to=POLICY,
             reason=Reason(
-                "処理してよい場所を広げる、知らせるだけで送る、送らない言葉を外すなど、決まりをゆるめるときに要ります。"
+                "処理してよい場所を広げる、知らせるだけで送る、氏名を探すのをやめる、送らない言葉を外すなど、決まりをゆるめるときに要ります。"
                 "根拠にした規程や決裁など。町の監査の記録に、このまま残ります。",
                 reason,
                 f"理由を{MAX_REASON}字までで書いてください。" if confirmed else "",
@@ -412,6 +422,7 @@ def _loosens(old: Policy, new: Policy) -> bool:
             new.guard.action(k.value) is GuardAction.WARN and old.guard.action(k.value) is not GuardAction.WARN
             for k in Kind
         )
+        or (old.guard.names and not new.guard.names)
         or not set(old.guard.ng_words) <= set(new.guard.ng_words)
     )
 
@@ -450,7 +461,15 @@ def _zones(policy: Policy, preset: str, allow: Sequence[str], contract: str) -> 
 
 
 def _guard(
-    old: GuardPolicy, when_found: str, ng_words: str, wordings: str, public: str, *, names: bool, mask: bool
+    old: GuardPolicy,
+    when_found: str,
+    ng_words: str,
+    wordings: str,
+    public: str,
+    *,
+    find_names: bool,
+    names: bool,
+    mask: bool,
 ) -> GuardPolicy:
     """The page's answers as rules. `own` keeps what was set kind by kind. Raises `ValueError`."""
     if when_found == "own":
@@ -468,6 +487,7 @@ def _guard(
             "wordings": clean_words(wordings.splitlines()),
             "public": frozenset(line for line in shown if line),
             "masking": mask,
+            "names": find_names,
         }
     )
 
@@ -503,6 +523,8 @@ def _differences(office: Office, old: Policy, new: Policy) -> list[str]:
     counts_names = new.guard.action(Kind.NAME.value) is not GuardAction.WARN
     if counts_names != (old.guard.action(Kind.NAME.value) is not GuardAction.WARN):
         lines.append(f"氏名だけのとき：{'ほかの個人の情報と同じに扱う' if counts_names else '知らせるだけにする'}")
+    if old.guard.names != new.guard.names:
+        lines.append(f"氏名を探して知らせること：{'する' if new.guard.names else 'しない'}")
     if old.guard.masking != new.guard.masking:
         lines.append(f"伏せて送ること：{'できるようにする' if new.guard.masking else 'できないようにする'}")
     for name, had, has in (

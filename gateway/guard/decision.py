@@ -75,7 +75,7 @@ def action_for(guard: GuardPolicy, kind: Kind) -> GuardAction:
 
 
 def wants_names(guard: GuardPolicy) -> bool:
-    """Whether names change what happens to a call. If not, no call waits for the dictionary."""
+    """Whether a name by itself changes what happens to a call, wherever it goes."""
     return guard.action(Kind.NAME.value) is not GuardAction.WARN
 
 

@@ -1,6 +1,6 @@
 """The guard in a call's path: looks at every text of a request before a deployment is chosen."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Final, TypeVar, TypeVarTuple
@@ -22,7 +22,7 @@ from gateway.server.authentication import Caller
 from gateway.server.edge import header_values
 from gateway.server.http import AsgiScope
 from gateway.server.providers.base import Deployment
-from gateway.server.routing import ZoneRefused
+from gateway.server.routing import NotSupported, ZoneRefused
 from observability import metrics
 from observability.problems import Problem
 from tenants.context import DataClass, Zone
@@ -180,10 +180,16 @@ def told(watch: AnswerWatch) -> None:
 
 
 async def look(
-    policy: Policy, request: ModelRequest, declared: DataClass, *, mask_first: bool = False
+    policy: Policy,
+    request: ModelRequest,
+    declared: DataClass,
+    *,
+    asked: Collection[Deployment] = (),
+    mask_first: bool = False,
 ) -> tuple[Verdict, ModelRequest]:
     """Finds what is in a request and weighs it; the request comes back masked if that was asked for.
 
+    asked: all that answer to the model's name; what is public and stays in the house does not wait for names.
     Raises `MyNumberFound`, `NgWordFound`, `NumberMisheard`, `MaskingOff` or `MaskingFailed`; then nothing is sent.
     """
     guard = policy.guard
@@ -191,7 +197,7 @@ async def look(
         raise BadRequest("音声の中は伏せられません。Kumiai-Mask を付けずに送ってください。", param="Kumiai-Mask")
     if mask_first and not guard.masking:
         raise MaskingOff("Kumiai-Mask を付けずに送るか、町の管理者に相談してください。")
-    names = mask_first or wants_names(guard)
+    names = mask_first or wants_names(guard) or (guard.names and not _is_public_at_home(declared, asked))
     verdict = decide(guard, declared, await _find(policy, request, names=names))
     if verdict.banned is Kind.MY_NUMBER:
         count(verdict, "block")
@@ -204,6 +210,10 @@ async def look(
             "番号を話しているところを除くか、文字にして送ってください。マイナンバーは、どこにも送れません。"
         )
     return await masked(policy, request, verdict) if mask_first else (verdict, request)
+
+
+def _is_public_at_home(declared: DataClass, asked: Collection[Deployment]) -> bool:
+    return declared is DataClass.C1 and all(deployment.zone is Zone.ONPREM for deployment in asked)
 
 
 async def masked(policy: Policy, request: ModelRequest, verdict: Verdict) -> tuple[Verdict, ModelRequest]:
@@ -231,6 +241,8 @@ async def masked(policy: Policy, request: ModelRequest, verdict: Verdict) -> tup
 async def _find(policy: Policy, request: ModelRequest, *, names: bool) -> tuple[Finding, ...]:
     text = BETWEEN.join((*texts_of(request.body), *request.read_texts))
     guard = policy.guard
+    # A name is written in Japanese.
+    names = names and not text.isascii()
 
     def whole() -> tuple[Finding, ...]:
         # A name beside an illness weighs more than either: there names are looked for, whatever the town says of names.
@@ -280,6 +292,21 @@ def refusal(policy: Policy, verdict: Verdict, other: str) -> PersonalDataFound:
                 f"{'消すか、伏せて送って' if can_mask else '消して'}ください。"
             )
     return PersonalDataFound(f"{verdict.words}があります。{way_out}", data_class=verdict.data_class.value)
+
+
+def detour_refusal(policy: Policy, verdict: Verdict, alias: str, closed: Problem) -> PersonalDataFound:
+    """The town leads it to a model of which nobody spoke, and this caller may not use that one or asks what it cannot do."""
+    can_mask = policy.guard.masking and not verdict.is_masked and any(kind in MASKABLE for kind, _ in verdict.counts)
+    why, way_out = (
+        ("頼まれた機能がありません", "その機能を使わずに送ってください")
+        if isinstance(closed, NotSupported)
+        else ("使うことが許されていません", "町の管理者に、使えるモデルに加えるよう依頼してください")
+    )
+    return PersonalDataFound(
+        f"{verdict.words}があります。町の決まりではモデル「{alias}」に回しますが、{why}。"
+        f"その部分を消すか、{'伏せて送るか、' if can_mask else ''}{way_out}。",
+        data_class=verdict.data_class.value,
+    )
 
 
 def picture_refusal(verdict: Verdict, other: str) -> ZoneRefused:

@@ -57,7 +57,15 @@ from gateway.server.pumps import Pumped, Pumps
 from gateway.server.queueing import FairQueue, Teller, Turn
 from gateway.server.rates import RateExceeded, Rates, Taken
 from gateway.server.record import CallRecord, Recorder, parent_of
-from gateway.server.routing import ZoneRefused, other_model, route, without_shared_after_own, zone_guard
+from gateway.server.routing import (
+    NotSupported,
+    UnknownModel,
+    ZoneRefused,
+    other_model,
+    route,
+    without_shared_after_own,
+    zone_guard,
+)
 from gateway.server.speech import SpeechReader
 from gateway.server.streams import Outlet, Streams, is_resumable
 from gateway.server.telling import QueueTeller
@@ -175,7 +183,13 @@ class Pipeline:
                 policy = guarding.kept_in_house(policy, scope)
                 request = await self.speech.read(request)
             guarding.listen(request, caller, policy, scope)
-            verdict, request = await guarding.look(policy, request, declared, mask_first=guarding.is_mask_asked(scope))
+            verdict, request = await guarding.look(
+                policy,
+                request,
+                declared,
+                asked=known.get(request.model, ()),
+                mask_first=guarding.is_mask_asked(scope),
+            )
             client = Client(exchange_of(scope), may_leave=claim is not None, is_resumable=outlet is not None)
             if request.stream and b"1" in header_values(scope, b"kumiai-queue-events"):
                 tell = QueueTeller(record, send, heartbeat_s=self.deadlines.heartbeat_s)
@@ -380,7 +394,11 @@ class Pipeline:
                 candidates = routed(request, verdict)
                 guarding.count(verdict, "mask")
             elif instead := guarding.rerouted(policy, request, verdict, deployments):
-                request, candidates = instead, routed(instead, verdict)
+                try:
+                    request, candidates = instead, routed(instead, verdict)
+                except (UnknownModel, NotSupported) as closed:
+                    guarding.count(verdict, "block")
+                    raise guarding.detour_refusal(policy, verdict, instead.model, closed) from None
                 record.rerouted(instead.model)
                 guarding.count(verdict, "reroute")
             else:

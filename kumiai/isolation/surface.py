@@ -30,7 +30,7 @@ PLAIN: Final[Mapping[str, str]] = {
     "data_class": "1", "days": "30", "default_class": "1", "display_name": "職員", "error": "", "folder": "束",
     "granted": "1", "handed_over": "", "iss": "", "kc_action_status": "", "kind": "docx", "label": "鍵",
     "login": "7001", "masking": "", "minutes": "30", "model": "standard", "month": "", "month_yen": "1", "day_yen": "1", "fiscal_year_yen": "1",
-    "name": "名前", "names_too": "", "next": "/", "node": "app:chat", "ng_words": "", "note": "", "number": "", "page": "1",
+    "name": "名前", "names_too": "", "find_names": "", "next": "/", "node": "app:chat", "ng_words": "", "note": "", "number": "", "page": "1",
     "page_path": "/", "password": "aaaa-2222-bbbb", "pinned": "1", "pool_yen": "1", "preset": "standard", "demanded": "1", "register": "code", "since": "2031-04-01", "vouched": "",
     "public": "", "q": "水", "reason": "", "remove_absent": "", "role": "staff", "scope": "chat", "sections": "総務課",
     "send_key": "enter", "sort": "", "state": "open", "suggest": "", "take_back": "", "text": "水", "then": "", "title": "題", "told": "",

@@ -291,6 +291,8 @@ def test_a_rule_that_is_loosened_takes_a_reason(office: Office, visitor: Visitor
     save()
     page.get_by_label("氏名だけのときも同じに扱う").uncheck()
     save("氏名")
+    page.get_by_label("氏名を探して、システムに知らせる").uncheck()
+    save("探さない")
     page.get_by_label("AIに送らない言葉").fill("")
     save("言葉")
     page.get_by_role("group", name="情報の重さを選ばないときの扱い").get_by_label("公開してよい").check()
@@ -298,7 +300,7 @@ def test_a_rule_that_is_loosened_takes_a_reason(office: Office, visitor: Visitor
     page.get_by_label("知らせるだけで送る").check()
     save("知らせる")
     assert [facts.get("reason") for facts in told_in_the_chain(office, visitor, "policy.set")] == [
-        None, "氏名", "言葉", "重さ", "知らせる",
+        None, "氏名", "探さない", "言葉", "重さ", "知らせる",
     ]  # fmt: skip
 
 

@@ -231,6 +231,22 @@ def test_a_town_may_lead_it_to_its_own_model(
     assert "kumiai-rerouted-from" not in ask(gateway, town, said(PHONE)).headers
 
 
+def test_a_key_that_may_not_use_the_towns_own_model_is_told_what_to_do(
+    gateway: RunningGateway, region: Region, overseas: RunningUpstream
+) -> None:
+    """Not that a model does not exist for which it never asked."""
+    policy = Policy(default_class=DataClass.C1, guard=GuardPolicy(actions={"phone": GuardAction.REROUTE}))
+    town = region.make_town(policy=policy, models=frozenset({OVERSEAS}))
+    eventually(lambda: known(gateway, town))
+    refused = ask(gateway, town, said(PHONE, OVERSEAS))
+    assert outcome(refused) == (403, "personal_data_found")
+    told = refused.json()["error"]["message"]
+    assert "電話番号1か所があります。" in told
+    assert "モデル「onprem」に回しますが、使うことが許されていません。" in told
+    assert "町の管理者に、使えるモデルに加えるよう依頼してください。" in told
+    assert overseas.seen()["calls"] == 0
+
+
 def test_a_town_may_only_be_told(gateway: RunningGateway, rule: Callable[[GuardPolicy], Town]) -> None:
     town = rule(GuardPolicy(actions={"phone": GuardAction.WARN, "my_number": GuardAction.WARN}))
     answered = ask(gateway, town, said(PHONE, OVERSEAS))
@@ -247,6 +263,25 @@ def test_names_count_where_a_town_says_so(
     assert outcome(ask(gateway, town, letter)) == (200, "overseas")
     careful = rule(GuardPolicy(actions={"name": GuardAction.BLOCK}))
     assert outcome(ask(gateway, careful, letter)) == (403, "personal_data_found")
+
+
+def test_names_are_told_of_what_is_not_public_or_leaves_the_house(
+    gateway: RunningGateway, town: Town, rule: Callable[[GuardPolicy], Town]
+) -> None:
+    """A name by itself changes nothing else; what is public and stays in the house does not wait for the dictionary."""
+
+    def told(asked: Town, model: str, data_class: str) -> tuple[str, str]:
+        answered = ask(gateway, asked, said("山田太郎様への礼状", model), **{"kumiai-data-class": data_class})
+        assert answered.status_code == 200
+        return answered.headers["kumiai-data-class"], answered.headers.get("kumiai-guard", "")
+
+    assert told(town, ONPREM, "2") == ("2", "name=1")
+    assert told(town, OVERSEAS, "1") == ("1", "name=1")
+    assert told(town, EITHER, "1") == ("1", "name=1")
+    assert told(town, ONPREM, "1") == ("1", "")
+    untold = rule(GuardPolicy(names=False))
+    assert told(untold, ONPREM, "2") == ("2", "")
+    assert told(untold, OVERSEAS, "1") == ("1", "")
 
 
 def test_words_a_town_does_not_send(

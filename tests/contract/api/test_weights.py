@@ -101,7 +101,7 @@ def test_to_be_told_only_sends_it_nowhere_else(
         assert outcome(ask(closed, towns["told"], said(ILLNESS, model))) == (403, "personal_data_found")
     assert (onprem.seen()["calls"], overseas.seen()["calls"]) == (0, 0)
     answered = ask(closed, towns["told"], said("山田太郎さんの電話は090-1234-5678です。", OVERSEAS))
-    assert (outcome(answered), answered.headers["kumiai-guard"]) == ((200, "overseas"), "phone=1")
+    assert (outcome(answered), answered.headers["kumiai-guard"]) == ((200, "overseas"), "phone=1, name=1")
 
 
 def test_a_town_may_have_it_led_there(closed: RunningGateway, towns: dict[str, Town]) -> None:
