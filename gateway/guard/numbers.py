@@ -1,7 +1,7 @@
 """Numbers of people in a folded text: runs of digits, looked at once each, told apart by length, shape and label.
 
 A run is digits with at most a few separators between them; a window is some whole groups of a run. Every window has at
-most 16 digits, so the work grows with the length of the text and never with what is in it.
+most 19 digits, so the work grows with the length of the text and never with what is in it.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from gateway.guard.weights import class_of
 
 _RUN: Final = re.compile(r"[0-9](?:[ \-.・_()\n]{0,6}[0-9])*")
 _GROUP: Final = re.compile(r"[0-9]+")
-_MAX_DIGITS: Final = 16
+_MAX_DIGITS: Final = 19
 _MIN_DIGITS: Final = 10
 # Directly after a number: then it is an amount, a count or a share.
 _COUNTED: Final = re.compile(r" ?(?:円|千円|百万円|億|万|ドル|%|パーセント|個|件|枚|冊|世帯|トン|kg|㎡|平方|票)")
@@ -42,7 +42,15 @@ _OF_A_THING: Final = re.compile(
     r"(?:議案第|(?:注文|追跡|統計表)(?:番号|no\.?|id)?|(?:申請|受付)(?:no\.?|id))[ :#(]{0,2}\Z", re.IGNORECASE
 )
 _LONGEST_OF_A_THING: Final = 12
-_CARD_SHAPES: Final = frozenset({(16,), (15,), (14,), (4, 4, 4, 4), (4, 6, 5), (4, 6, 4)})
+_CARD_SHAPES: Final = frozenset(
+    {(n,) for n in range(14, 20)}
+    | {(4, 4, 4, 4), (4, 6, 5), (4, 6, 4), (4, 4, 4, 4, 1), (4, 4, 4, 4, 2), (4, 4, 4, 4, 3), (6, 13)}
+)
+# 49… and 45… of thirteen digits stand on every article sold in Japan, so a card of so few or of more than sixteen, which
+# hardly anybody has, must not look like an order's number, and one that begins with 4 needs its word.
+_RARE_CARDS: Final = frozenset({13, 17, 18, 19})
+_RARE_FIRST: Final = "346"
+_LEAST_OF_MOST: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +201,8 @@ def _windows(text: str, groups: list[tuple[int, int]]) -> Iterator[Window]:
             size = offsets[last + 1] - offsets[first]
             if size > _MAX_DIGITS:
                 break
+            if size in _RARE_CARDS and run.digits[offsets[first]] not in _RARE_FIRST:
+                continue
             if size in _JUDGES:
                 yield Window(run, first, last, run.digits[offsets[first] : offsets[last + 1]])
 
@@ -279,21 +289,29 @@ def _card(window: Window, labels: Labels) -> _Found:
         return Kind.CARD, "カードの言葉のそばに、カード番号の計算に合う番号があります。"
     if label is not None or _is_something_else(window):
         return None
+    if len(digits) in _RARE_CARDS and (digits[0] == "4" or _is_of_a_thing(window)):
+        return None
     if is_shaped:
         return Kind.CARD, f"{len(digits)}桁で、カード番号の計算に合います。"
     return None
 
 
 def _is_issued(digits: str) -> bool:
-    """By the first digits of the brands in use in Japan, each with its length."""
-    head2, head4 = int(digits[:2]), int(digits[:4])
+    """By the first digits of the brands in use in Japan, each with its lengths (ISO/IEC 7812; as the brands publish them)."""
+    head2, head3, head4 = int(digits[:2]), int(digits[:3]), int(digits[:4])
     match len(digits):
         case 16:
-            return digits[0] == "4" or 51 <= head2 <= 55 or 2221 <= head4 <= 2720 or 3528 <= head4 <= 3589
+            is_in_use = digits[0] == "4" or 51 <= head2 <= 55 or 2221 <= head4 <= 2720
         case 15:
-            return head2 in (34, 37)
-        case _:
-            return head2 in (36, 38, 39) or 3000 <= head4 <= 3059
+            is_in_use = head2 in (34, 37) or head4 in (1800, 2131)
+        case 14:
+            is_in_use = head2 in (36, 38, 39) or 3000 <= head4 <= 3059 or head4 == 3095
+        case size:
+            is_in_use = digits[0] == "4" and size in (13, 19)
+    if is_in_use or len(digits) < _LEAST_OF_MOST:
+        return is_in_use
+    # JCB, 銀聯, Discover: sixteen to nineteen.
+    return 3528 <= head4 <= 3589 or head2 == 62 or head4 == 6011 or 644 <= head3 <= 659
 
 
 def _is_something_else(window: Window) -> bool:
@@ -324,7 +342,5 @@ _JUDGES: Final[dict[int, tuple[Callable[[Window, Labels], _Found], ...]]] = {
     10: (_ten_labelled, _phone),
     11: (_resident_code, _phone),
     12: (_my_number, _phone),
-    14: (_card,),
-    15: (_card,),
-    16: (_card,),
+    **dict.fromkeys(range(13, 20), (_card,)),
 }

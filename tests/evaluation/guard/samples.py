@@ -145,8 +145,14 @@ def licence(rng: random.Random) -> str:
 
 
 def card(rng: random.Random) -> str:
-    body = rng.choice(("4", "52", "3530")) + _digits(rng, 15)
-    text = body[:15] + _luhn(body[:15])
+    # Brands and lengths: most have sixteen digits.
+    first, size = rng.choice(
+        (("4", 16), ("52", 16), ("3530", 16), ("62", 16), ("6011", 16), ("37", 15), ("36", 14), ("62", 19))
+    )
+    body = (first + _digits(rng, size))[: size - 1]
+    text = body + _luhn(body)
+    if size != 16:
+        return text
     return rng.choice(
         (text, " ".join(text[i : i + 4] for i in range(0, 16, 4)), "-".join(text[i : i + 4] for i in range(0, 16, 4)))
     )
@@ -325,6 +331,10 @@ CLEAN: Final = (
     "団体コードは142018、都道府県コードは14です。",
     "受付日時 202604011230、更新 20260402",
     "商品コード 4901234567894 を10個発注する。",
+    "注文番号 622848001234567894 の納品書が届いた。",
+    "追跡番号 6228-4800-1234-5678-903 の荷物を受け取った。",
+    "請求書（登録番号 T4000012050005）の控えを残す。",
+    "記録の時刻は20260401123045123である。",
     "コールセンターは0120-95-0178、または0570-783-578です。",
     "緊急のときは119番、警察は110番、消費生活相談は188へ。",
     "〒100-0001 の郵便物の区分について",
