@@ -42,6 +42,7 @@ from gateway.server.speech import SpeechReader
 from gateway.server.streams import PATH as STREAMS_PATH
 from gateway.server.streams import Streams
 from gateway.server.tokenizing import Tokenizers
+from gateway.server.uploads import UploadScan
 from gateway.server.wires.messages import PATH as MESSAGES_PATH
 from gateway.server.wires.messages import MessagesWire
 from gateway.server.wires.outlet import Wire
@@ -161,6 +162,7 @@ class Gateway:
             rates=self.rates,
             queue=queue,
             admission=admission,
+            uploads=UploadScan(settings.upload_scanner),
             pictures=self.pictures,
             speech=self.speech,
             pumps=Pumps(most=gateway_settings.max_pumps, within_s=gateway_settings.pump_s),

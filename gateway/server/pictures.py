@@ -48,7 +48,7 @@ class PictureReader:
             return request
         if request.images > MAX_PICTURES:
             raise BadRequest(f"画像は1回に{MAX_PICTURES}枚までにしてください。", param="messages")
-        pictures = await anyio.to_thread.run_sync(lambda: list(_pictures_in(request.body)))
+        pictures = await anyio.to_thread.run_sync(lambda: list(pictures_in(request.body)))
         return replace(request, read_texts=(*request.read_texts, *[await self._read_one(p) for p in pictures]))
 
     async def _read_one(self, picture: bytes) -> str:
@@ -66,7 +66,7 @@ class PictureReader:
         await self._process.aclose()
 
 
-def _pictures_in(body: dict[str, object]) -> Iterator[bytes]:
+def pictures_in(body: dict[str, object]) -> Iterator[bytes]:
     """The data of every picture of a checked body."""
     pending: list[object] = [body.get("messages")]
     while pending:

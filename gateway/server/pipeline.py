@@ -69,6 +69,7 @@ from gateway.server.routing import (
 from gateway.server.speech import SpeechReader
 from gateway.server.streams import Outlet, Streams, is_resumable
 from gateway.server.telling import QueueTeller
+from gateway.server.uploads import UploadScan
 from gateway.server.wires import transcriptions
 from gateway.server.wires.outlet import Wire, WireOutlet
 from observability.problems import InvalidInput, NotAllowed, Problem
@@ -119,6 +120,7 @@ class Pipeline:
     deadlines: Deadlines
     fleet: Fleet
     hedging: Hedging
+    uploads: UploadScan
     pictures: PictureReader
     speech: SpeechReader
     pumps: Pumps
@@ -178,6 +180,8 @@ class Pipeline:
             declared = effective_class(caller, policy, scope, is_unreadable=bool(request.images or request.sound))
             known = self.configuration.current.deployments(caller.tenant_id)
             record.request(request, declared, is_known=request.model in known)
+            if request.images or request.sounds:
+                await self.uploads.check(request)
             request = await self.pictures.read(request)
             if request.sounds:
                 policy = guarding.kept_in_house(policy, scope)

@@ -63,7 +63,7 @@ class SpeechReader:
             raise BadRequest(_WITHOUT, param="messages")
         if request.sounds > MAX_SOUNDS:
             raise BadRequest(f"音声は1回に{MAX_SOUNDS}つまでにしてください。", param="messages")
-        sounds = await anyio.to_thread.run_sync(lambda: list(_sounds_in(request.body)))
+        sounds = await anyio.to_thread.run_sync(lambda: list(sound_data_in(request.body)))
         recordings = [await self._listen(sound, "messages", "ja") for sound in sounds]
         words = [f"{HEARD}\n{recording.text}" for recording in recordings]
         return replace(
@@ -97,7 +97,7 @@ class SpeechReader:
         await self._process.aclose()
 
 
-def _sounds_in(body: Mapping[str, object]) -> Iterator[bytes]:
+def sound_data_in(body: Mapping[str, object]) -> Iterator[bytes]:
     for part in sounds_in(body):
         sound = part["input_audio"]
         assert isinstance(sound, dict)
