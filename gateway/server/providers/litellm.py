@@ -930,10 +930,13 @@ class LiteLLMRouter:
             return self._worker
 
     async def _start(self) -> _Worker:
+        egress = self._egress
+        files = (egress.ca_file, egress.client_cert_file, egress.client_key_file)
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             WORKER_MODULE,
+            *("" if file is None else str(file.absolute()) for file in files),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             # LiteLLM writes requests there when it stumbles.
@@ -958,9 +961,7 @@ class LiteLLMRouter:
         """Built, not inherited: the gateway's environment holds keys and perhaps somebody's proxy."""
         made = {"PATH": os.defpath, "LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1", **QUIET_ENVIRONMENT}
         if self._egress.ca_file is not None:
-            made["SSL_CERT_FILE"] = str(self._egress.ca_file)
-        if self._egress.client_cert_file is not None:
-            made["SSL_CERTIFICATE"] = str(self._egress.client_cert_file)
+            made["SSL_CERT_FILE"] = str(self._egress.ca_file.absolute())
         if self._egress.proxy:
             made |= {"HTTPS_PROXY": self._egress.proxy, "NO_PROXY": "127.0.0.1,localhost"}
         return made

@@ -10,6 +10,7 @@ import itertools
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from gateway.server.providers.litellm import (
@@ -23,6 +24,7 @@ from gateway.server.providers.litellm import (
     thought_bytes,
     usage_from,
 )
+from gateway.server.providers.outbound import Egress
 
 _NICENESS: Final = 10
 _KEPT_ROUTERS: Final = 256
@@ -221,7 +223,21 @@ def _named(error: Exception) -> dict[str, object]:
     return {"reason": "broken"}
 
 
-async def _main() -> None:
+def _show_certificate(litellm: Any, egress: Egress) -> None:
+    """Makes all of LiteLLM's connections show the gateway's certificate.
+
+    Those it makes by aiohttp, and those of the OpenAI client, would show none.
+    """
+    import httpx
+
+    shown = [str(file) for file in (egress.client_cert_file, egress.client_key_file) if file is not None]
+    litellm.disable_aiohttp_transport = True
+    litellm.ssl_certificate = tuple(shown) if len(shown) > 1 else shown[0]
+    everything = httpx.Limits(max_connections=None, max_keepalive_connections=20)
+    litellm.aclient_session = httpx.AsyncClient(verify=egress.ssl_context(), limits=everything)
+
+
+async def _main(egress: Egress) -> None:
     loop = asyncio.get_running_loop()
     # Nothing that a library prints may get between the frames.
     output = os.fdopen(os.dup(sys.stdout.fileno()), "wb", buffering=0)
@@ -230,13 +246,17 @@ async def _main() -> None:
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
     transport, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, output)
     writer = asyncio.StreamWriter(transport, protocol, None, loop)
-    await Orders(load_litellm(), writer).run(reader)
+    litellm = load_litellm()
+    if egress.client_cert_file is not None:
+        _show_certificate(litellm, egress)
+    await Orders(litellm, writer).run(reader)
 
 
 def main() -> None:
-    """The entry point of `python -m gateway.server.providers.litellm_worker`."""
+    """The entry point of `python -m gateway.server.providers.litellm_worker CA CERTIFICATE KEY`; each may be empty."""
+    authority, certificate, key = (Path(word) if word else None for word in sys.argv[1:])
     os.nice(_NICENESS)
-    asyncio.run(_main())
+    asyncio.run(_main(Egress("", authority, certificate, key)))
 
 
 if __name__ == "__main__":
