@@ -17,9 +17,12 @@ from gateway.server import journal, streams
 from gateway.server.journal import forget_streams
 from kumiai.local.postgres import Postgres
 from tenants.answers import KEPT_FOR
-from tenants.context import TenantContext
+from tenants.context import PersonId, TenantContext
 from tenants.db import Database, DatabaseUrls
+from tenants.identity import delegation
+from tenants.identity.directories import open_directory
 from tenants.models import Call, StreamPartRow, StreamRow
+from tenants.people import NewPerson, add_people
 from tenants.schema import LOGINS, bootstrap_postgres, migrate
 from tests.faults.asking import Outcome
 from tests.faults.balancer import balancer
@@ -27,7 +30,7 @@ from tests.faults.conftest import Installation, prepared
 from tests.faults.resuming import Heard, apps_client, asking, begin, resume, text_of
 from tests.faults.test_upstream_faults import check_bill
 from tests.faults.upstream import Answer, FaultUpstream
-from tests.gateways import Region, RunningGateway, Town, eventually
+from tests.gateways import BY, Region, RunningGateway, Town, eventually
 
 PATIENT = {
     "KUMIAI_GATEWAY_CONNECT_TIMEOUT_S": "30",
@@ -141,6 +144,42 @@ async def test_an_answer_is_its_caller_s_alone(two: Two) -> None:
             assert Answer.of(SEED).pieces[0] not in refused.text
     # For whom it is, it is there.
     assert (await resume(two.urls[1], two.town, heard)).status == 200
+
+
+async def test_an_answer_is_its_person_s_alone(two: Two) -> None:
+    """A colleague of the same town is told no more of it than somebody of another one; neither may end it."""
+    neighbour = two.region.make_town(month_yen=1_000)
+    person, colleague = people_of(two, two.town, 2)
+    [stranger] = people_of(two, neighbour, 1)
+    heard = await begin(two.urls[0], two.town, asking("unhurried", SEED), leave_after=2, key=person)
+    assert heard.status == 200
+    for token in (colleague, stranger, two.town.key):
+        headers = {"authorization": f"Bearer {token}"}
+        async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
+            for url in two.urls:
+                # Each may call by that: it is this answer that is refused.
+                assert (await client.get(f"{url}/v1/models", headers=headers)).status_code == 200
+                for method in ("GET", "DELETE"):
+                    refused = await client.request(method, f"{url}/v1/streams/{heard.call_id}", headers=headers)
+                    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "stream_not_found")
+                    assert Answer.of(SEED).pieces[0] not in refused.text
+    # It went on all the while, and its own person hears the rest.
+    whole = await resume(two.urls[1], two.town, heard, key=person)
+    assert (whole.status, whole.text, whole.is_whole) == (200, Answer.of(SEED).text, True)
+    await asyncio.to_thread(two.check_bill, heard.call_id, "usage")
+
+
+def people_of(two: Two, town: Town, count: int) -> list[str]:
+    """New clerks of a town, each as the portal calls for them."""
+    region = two.region
+
+    async def add(db: Database) -> list[PersonId]:
+        people = [(NewPerson(f"{2001 + n}", "職員", "総務課"), "clerk-2345-word") for n in range(count)]
+        return await add_people(db, open_directory(region.settings), town.id, f"t{town.code}", people, by=BY)
+
+    key = region.settings.key_file("delegation").newest_first()[0]
+    made = region.with_database(add)
+    return [delegation.mint(key, delegation.Delegation(town.id, person, None, "chat")) for person in made]
 
 
 @pytest.mark.parametrize(
