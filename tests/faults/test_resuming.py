@@ -339,7 +339,7 @@ async def test_a_lost_answer_is_told_as_lost(two: Two) -> None:
     assert told.value.type == "urn:problem:gateway:stream-lost"
 
 
-async def test_what_was_said_while_the_database_was_replaced_is_told_all_the_same(
+async def test_what_was_said_while_the_database_was_away_is_told_all_the_same(
     own_postgres: Postgres, tmp_path: Path
 ) -> None:
     urls: DatabaseUrls = bootstrap_postgres(own_postgres.access, "kumiai", dict.fromkeys(LOGINS, "secret"))
@@ -350,7 +350,7 @@ async def test_what_was_said_while_the_database_was_replaced_is_told_all_the_sam
     ):
         two = Two(region, town, upstream, gateways)
         heard = await begin(two.urls[0], town, asking("unhurried", SEED), leave_after=2)
-        # It is known to the database, and goes on while that is away and another comes in its place.
+        # It is known to the database, and goes on while that is away.
         assert (await resume(two.urls[1], town, Heard(heard.call_id), leave_after=1)).status == 200
         await asyncio.to_thread(own_postgres.stop)
         await asyncio.sleep(1.0)
