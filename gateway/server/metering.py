@@ -3,7 +3,7 @@
 from gateway.contracts import WORDLESS, ModelRequest
 from gateway.reading.speech import Recording
 from gateway.server.pixels import image_tokens
-from gateway.server.providers.base import Deployment, Usage
+from gateway.server.providers.base import TOOL_TOKENS, Deployment, Usage
 from gateway.server.providers.drawing import tokens_of
 
 # A tokenizer never makes more tokens than the text has UTF-8 bytes. Chat templates add role markers per message.
@@ -17,15 +17,17 @@ DEFAULT_OUTPUT_TOKENS = 4_096
 FLOOR_OUTPUT_TOKENS = 256
 
 
-def prompt_bound(request: ModelRequest, model: str = "") -> int:
+def prompt_bound(request: ModelRequest, model: str = "", *, tool_tokens: int = TOOL_TOKENS) -> int:
     """The most prompt tokens this request can be billed for. Two characters a token would under-count Japanese.
 
     model: the upstream's own name, by which it is known how it counts pictures; without it the dearest way counts.
+    tool_tokens: what it says to a model of its own where there are tools, besides the tools.
     """
     return (
         request.input_bytes
         + TOKENS_PER_MESSAGE * request.input_items
         + TOKENS_PER_REQUEST
+        + (tool_tokens if request.body.get("tools") else 0)
         + (_images_bound(request, model) if request.images else 0)
         + (0 if request.recording is None else request.recording.milliseconds // MILLISECONDS_PER_TOKEN)
     )
@@ -33,7 +35,7 @@ def prompt_bound(request: ModelRequest, model: str = "") -> int:
 
 def prompt_of(request: ModelRequest, deployment: Deployment) -> int:
     """`prompt_bound` where it is known who answers; less where `gateway.server.tokenizing` has counted its texts."""
-    bound = prompt_bound(request, deployment.upstream_model)
+    bound = prompt_bound(request, deployment.upstream_model, tool_tokens=deployment.tool_tokens)
     if request.spared is None:
         return bound
     spared = request.spared.get(deployment.tokenizer, 0)

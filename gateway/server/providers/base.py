@@ -32,6 +32,11 @@ HEDGED: Final = frozenset({Operation.EMBEDDINGS, Operation.RERANK})
 ANSWER_PROBED: Final = frozenset({Operation.CHAT, Operation.COMPLETIONS, Operation.EMBEDDINGS})
 
 
+# Where nobody knows better: about twice the most that a vendor has told of any model (530: Claude 3 Opus,
+# docs.anthropic.com/en/docs/tool-use-pricing-and-tokens, a stored copy, read 2026-11-28).
+TOOL_TOKENS: Final = 1_024
+
+
 @dataclass(frozen=True, slots=True)
 class Price:
     """Micro-yen or micro-currency-units per million tokens; `currency` JPY needs no exchange rate.
@@ -87,6 +92,8 @@ class Deployment:
     tokenizer: str = ""
     # The most that its template adds to messages, beside their markers.
     template_tokens: int = 1_024
+    # The most that its vendor says to the model where a request has tools, besides the tools themselves.
+    tool_tokens: int = TOOL_TOKENS
     # `api_key` is the calling town's; it pays the provider itself.
     is_own_key: bool = False
 

@@ -83,6 +83,8 @@ class CatalogueEntry(_Entry):
     model's `tokenizer.json`; else its texts are bounded by their bytes. template_tokens: the most that the model or its
     server adds to messages, with tools: a preamble of its own. The longest of published templates that say nothing about
     the model itself have 700 bytes, so no more tokens.
+    tool_tokens: the most prompt tokens that the vendor adds where a request has tools, for what it tells the model about
+    them, besides the tools themselves; where nobody has confirmed it, `TOOL_TOKENS`.
     image_tokens: of one that draws, the most output tokens it bills for a picture, by `1024x1024/high`; * stands for any
     size or quality. Where a picture has a price of its own, a million, and that price as `output_u_per_mtok`.
     """
@@ -115,6 +117,7 @@ class CatalogueEntry(_Entry):
     hedge: bool = False
     tokenizer: str = ""
     template_tokens: int = Field(default=1_024, ge=0)
+    tool_tokens: Checked = Checked(unconfirmed=True, note="ツールがあるときに足される指示の長さを確かめていない")
     price: CataloguePrice | None
     retention_days: Checked
     abuse_monitoring_days: Checked
@@ -156,6 +159,10 @@ class CatalogueEntry(_Entry):
             raise ValueError("`rerank` is there for the wires openai_wire and demo")
         if self.on_close.value not in (None, "aborts_on_close", "bills_anyway"):
             raise ValueError("`on_close` is `aborts_on_close` or `bills_anyway`, or unconfirmed")
+        if self.tool_tokens.value is not None and (
+            type(self.tool_tokens.value) is not int or self.tool_tokens.value < 0
+        ):
+            raise ValueError("`tool_tokens` is a number of tokens, or unconfirmed")
         if self.isolated and self.zone is not Zone.ONPREM:
             raise ValueError("only what is on-prem can be isolated")
         if self.probe and (self.wire != "openai_wire" or self.own_keys_only):

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from gateway.server.providers.base import ANSWER_PROBED, Deployment, Operation, Price, Provider
+from gateway.server.providers.base import ANSWER_PROBED, TOOL_TOKENS, Deployment, Operation, Price, Provider
 from gateway.server.providers.catalogue import CatalogueEntry, CatalogueError, load_catalogue
 from gateway.server.providers.demo import Demo
 from gateway.server.providers.openai_wire import OpenAIWire
@@ -120,6 +120,7 @@ def _compiled(entry: CatalogueEntry, keys: Mapping[str, str]) -> list[Deployment
             hedge=entry.hedge,
             tokenizer=entry.tokenizer,
             template_tokens=entry.template_tokens,
+            tool_tokens=TOOL_TOKENS if entry.tool_tokens.value is None else int(entry.tool_tokens.value),
             needs_own_key=entry.own_keys_only,
             bills_anyway=entry.on_close.value != "aborts_on_close",
         )

@@ -10,7 +10,7 @@ from pydantic import SecretStr, ValidationError
 
 from gateway.server.configuration import with_own_keys
 from gateway.server.probing import BODIES
-from gateway.server.providers.base import Operation
+from gateway.server.providers.base import TOOL_TOKENS, Operation
 from gateway.server.providers.catalogue import CatalogueEntry, CatalogueError, Checked, load_catalogue
 from gateway.server.providers.factory import compile_all, known_names
 from gateway.server.settings import ProviderSettings
@@ -313,6 +313,8 @@ def test_a_tokenizer_is_read_before_it_is_needed(tmp_path: Path) -> None:
         ({"verified": ""}, "verified"),
         ({"tokenizer": "o300k_base"}, "tokenizer"),
         ({"template_tokens": -1}, "template_tokens"),
+        ({"tool_tokens": {"value": -1, "checked": TODAY, "source": "x"}}, "tool_tokens"),
+        ({"tool_tokens": {"value": "346", "checked": TODAY, "source": "x"}}, "tool_tokens"),
         ({"ismap": {"value": "登録"}}, "ismap"),
         ({"ismap": {"unconfirmed": True}}, "ismap"),
         ({"ismap": {"unconfirmed": True, "value": "登録", "note": "たぶん"}}, "ismap"),
@@ -375,3 +377,10 @@ def test_every_name_that_is_on_is_known_with_the_other_names_of_its_models(produ
     # Also what no key is there for; the sample is no model of a production.
     assert "claude-sonnet-5-5" in known["standard"]
     assert ("sample" in known) is not production
+
+
+def test_tokens_of_a_vendor_s_words_on_tools_are_presumed_until_confirmed(tmp_path: Path) -> None:
+    known = {"value": 346, "checked": TODAY, "source": "example.jp/tools"}
+    path = own(tmp_path, entry(), entry(id="town/known", aliases=["known"], tool_tokens=known))
+    found = compile_all(settings(kumiai_catalogue_file=path), production=True, today=TODAY)
+    assert {d.id: d.tool_tokens for d in found} == {"town/llm": TOOL_TOKENS, "town/known": 346}
