@@ -65,6 +65,12 @@ RETRIES = Counter(
     ("outcome",),
     registry=REGISTRY,
 )
+ABOVE_HOLD = Counter(
+    "kumiai_above_hold",
+    "Calls whose cost, by the provider's own count, came to more than was held; what is above it no town pays.",
+    ("deployment",),
+    registry=REGISTRY,
+)
 HEDGES = Counter(
     "kumiai_hedges",
     "Calls that took longer than usual and may be on two servers: who answered (first, second, neither), left when it "

@@ -72,6 +72,7 @@ from gateway.server.telling import QueueTeller
 from gateway.server.uploads import UploadScan
 from gateway.server.wires import transcriptions
 from gateway.server.wires.outlet import Wire, WireOutlet
+from observability import metrics
 from observability.problems import InvalidInput, NotAllowed, Problem
 from tenants.context import DataClass, new_id
 from tenants.policy import Policy
@@ -702,8 +703,16 @@ def settlement_of(
         or (problem and ticket.request.stream and deployment.bills_anyway)
     )
     is_open = response.usage is None and bool(bills_more)
+    cost_uyen, hold_uyen = ticket.cost_uyen(usage), ticket.reservation.hold_uyen
+    if cost_uyen > hold_uyen and response.usage is not None:
+        # The bound was none. Somebody has to find out why: the region pays the difference.
+        metrics.of(metrics.ABOVE_HOLD, deployment.id).inc()
+        log.warning(
+            "above_hold", call_id=record.call_text, deployment=deployment.id, hold_uyen=hold_uyen, cost_uyen=cost_uyen,
+            prompt_tokens=usage.prompt_tokens, completion_tokens=usage.completion_tokens,
+        )  # fmt: skip
     return Settlement(
-        cost_uyen=None if is_open else min(ticket.cost_uyen(usage), ticket.reservation.hold_uyen),
+        cost_uyen=None if is_open else min(cost_uyen, hold_uyen),
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         usage_source="hold" if is_open else usage.source,

@@ -121,6 +121,11 @@ def _beside(plan: Plan) -> list[str]:
     over = sum(part.over_uyen for part in plan.towns.values())
     told = (
         (plan.over, f"押さえた額を超えた分 {_yen(over)} は、町に請求しません（{_rows(plan.over)}）"),
+        (
+            plan.above,
+            f"確定済みのうち{len(plan.above):,}件は、押さえた額を {_yen(plan.above_uyen)} 超えていました。町に請求しません。"
+            f"モデルの単価と上限を確かめてください（{_rows(plan.above)}）",
+        ),
         (plan.settled, f"確定済みの{plan.settled:,}件は、そのままです"),
         (plan.final, f"35日が過ぎて確定した{plan.final:,}件は、そのままです"),
         (plan.running, f"処理中の{plan.running:,}件は、終わってからもう一度取り込んでください"),

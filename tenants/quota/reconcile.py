@@ -83,11 +83,16 @@ class Part:
 
 @dataclass(slots=True)
 class Plan:
-    """What a file does. over, foreign: the numbers of rows above what was held, and of those that are not ours."""
+    """What a file does. over, foreign: the numbers of rows above what was held, and of those that are not ours.
+
+    above: of calls that were settled at all that was held, and cost more; above_uyen: by how much, which no town pays.
+    """
 
     closings: list[Closing] = field(default_factory=list)
     towns: dict[TenantId, Part] = field(default_factory=dict)
     over: list[int] = field(default_factory=list)
+    above: list[int] = field(default_factory=list)
+    above_uyen: int = 0
     settled: int = 0
     running: int = 0
     final: int = 0
@@ -279,6 +284,9 @@ async def plan_reconcile(session: AsyncSession, file: UsageFile, *, provider: st
             plan.running += attempt.state == "held"
             plan.final += attempt.state == FINAL
             plan.settled += attempt.state not in ("held", FINAL)
+            if more_uyen := _above(row, attempt, prices, rates):
+                plan.above.append(row.number)
+                plan.above_uyen += more_uyen
             continue
         try:
             said = _cost(row, attempt, prices, rates)
@@ -301,6 +309,17 @@ async def plan_reconcile(session: AsyncSession, file: UsageFile, *, provider: st
         part.over_uyen += said - cost
     _refuse(wrong)
     return plan
+
+
+def _above(row: UsageRow, attempt: Attempt, prices: Mapping[str, Price], rates: Mapping[str, FxRate]) -> int:
+    """By how much a call that cost its town all that was held came to more, in micro-yen."""
+    if attempt.state != "settled" or attempt.cost_uyen < attempt.hold_uyen:
+        return 0
+    try:
+        return max(_cost(row, attempt, prices, rates) - attempt.hold_uyen, 0)
+    except ValueError:
+        # A row that cannot be read as money says nothing about a call that is settled.
+        return 0
 
 
 def _cost(row: UsageRow, attempt: Attempt, prices: Mapping[str, Price], rates: Mapping[str, FxRate]) -> int:

@@ -11,6 +11,7 @@ from uuid import UUID
 import httpx
 import pytest
 
+from gateway.server.providers.base import TOOL_TOKENS
 from tenants.models import Attempt, Call
 from tests.faults.asking import Outcome, ask, ask_all
 from tests.faults.conftest import YEN, Installation
@@ -158,6 +159,44 @@ async def test_fault_ends_as_promised(
         assert [a.deployment for a in attempts] == ["trial/faulty"]
     assert installation.upstream.seen["abroad"] == 0
     record_property("end", f"{end.status} {end.code or 'answer'}, {end.bill}, {len(outcomes)} seeds")
+
+
+@STREAMED
+async def test_cost_above_the_hold_is_counted(installation: Installation, *, stream: bool) -> None:
+    async def counted() -> float:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            text = (await client.get(f"{installation.gateway.url}/metrics", timeout=60)).text
+        told = [
+            line for line in text.splitlines() if line.startswith('kumiai_above_hold_total{deployment="trial/faulty"}')
+        ]
+        return float(told[0].split()[1]) if told else 0.0
+
+    before = await counted()
+    await ask(installation, "faulty", "nothing", 1, stream=stream)
+    assert await counted() == before
+    outcome = await ask(installation, "faulty", "absurd_usage", 1, stream=stream)
+    [(_, call, attempts)] = settled(installation, [outcome])
+    check_bill(outcome, call, attempts, "hold")
+    assert call.completion_tokens > call.hold_uyen // YEN
+    assert await counted() == before + 1
+
+
+async def test_what_a_vendor_says_of_tools_is_held(installation: Installation) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+    async def asked(**more: Any) -> Outcome:
+        said = json.dumps({"fault": "nothing", "seed": 1})
+        body = {"model": "faulty", "max_tokens": 10, "messages": [{"role": "user", "content": said}]} | more
+        async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
+            answer = await client.post(
+                f"{installation.gateway.url}/v1/chat/completions", json=body,
+                headers={"authorization": f"Bearer {installation.town.key}"},
+            )  # fmt: skip
+        assert answer.status_code == 200
+        return Outcome(1, headers=answer.headers)
+
+    (_, plain, _), (_, with_tools, _) = settled(installation, [await asked(), await asked(tools=[tool])])
+    assert with_tools.hold_uyen - plain.hold_uyen >= TOOL_TOKENS * YEN
 
 
 @STREAMED

@@ -136,6 +136,12 @@ def test_more_than_the_hold_is_a_clear_line_and_not_billed(office: Office) -> No
     assert "押さえた額を超えた分 30.00円 は、町に請求しません（2行目）" in told
     assert (office.posted, office.states[0]) == (300 * YEN, "settled")
     assert office.audited()[0].facts["over_uyen"] == 30 * YEN
+    again = office.reconcile()
+    assert "確定済みのうち1件は、押さえた額を 30.00円 超えていました" in again
+    assert "（2行目）" in again
+    # Another amount above nothing that was held, or below it, is no news.
+    office.write(f"{office.waiting[0]},,10,20,0,JPY,{100 * YEN}")
+    assert "超えていました" not in office.reconcile()
 
 
 def test_one_bad_row_and_nothing_is_done(office: Office) -> None:
