@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from urllib.parse import quote, urlsplit
 
 import structlog
@@ -22,6 +23,7 @@ from apps.desk import reports as desk_reports
 from apps.desk import retention as desk_retention
 from apps.host import home, signin
 from apps.host.app_context import bind, bind_glass, bind_office
+from apps.host.bodies import BODY_S, BodyDeadline
 from apps.host.discovery import discover
 from apps.host.requests import (
     MAX_BODY_BYTES,
@@ -55,8 +57,8 @@ _CSP = (
 )
 
 
-def create_portal(settings: Settings) -> FastAPI:
-    """Builds the portal; nothing is opened before its lifespan starts."""
+def create_portal(settings: Settings, *, body_s: float = BODY_S) -> FastAPI:
+    """Builds the portal; nothing is opened before its lifespan starts. body_s: how long a body may take."""
     apps = discover()
     services = Services(settings, apps)
     issuer_origin = "/".join(settings.resolved_issuer.split("/")[:3])
@@ -82,6 +84,9 @@ def create_portal(settings: Settings) -> FastAPI:
     portal.mount("/static", StaticFiles(directory=STATIC), name="static")
     if settings.issuer_kind == "dev":
         portal.mount("/dev-issuer", _dev_issuer(settings))
+
+    # Inside the next: what is raised through that one comes out as a group of errors.
+    portal.add_middleware(BodyDeadline, within_s=body_s)
 
     @portal.middleware("http")
     async def around(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -110,6 +115,9 @@ def create_portal(settings: Settings) -> FastAPI:
                 request,
                 Problem("こちらの不具合です。記録しましたので、操作をやり直してください。書いた文章は残っています。"),
             )
+        if response.status_code == HTTPStatus.REQUEST_TIMEOUT:
+            # What is still to come of the form would stand before the next request.
+            response.headers["connection"] = "close"
         area = request.url.path.split("/")[2] if request.url.path.startswith("/apps/") else "shell"
         metrics.PAGES.labels(area if area in apps else "shell", f"{response.status_code // 100}xx").inc()
         if request.url.path.startswith("/static/"):
@@ -142,6 +150,9 @@ def create_portal(settings: Settings) -> FastAPI:
         if error.status_code in (404, 405):
             # A form's address opened as a page is no page either.
             return await _render(request, NotFound())
+        if isinstance(error.__cause__, Problem):
+            # FastAPI calls whatever happens while a form is read an error of the form.
+            return await _render(request, error.__cause__)
         return await _render(request, InvalidInput("ページを開き直して、もう一度操作してください。"))
 
     portal.include_router(signin.routes)

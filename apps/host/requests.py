@@ -1,5 +1,6 @@
 """One request of a signed-in person: session, access list, actor, CSRF, and the page around what an app renders."""
 
+import asyncio
 import contextlib
 import secrets
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ from tenants.policy import Policy, load_policy
 
 # 30,000 characters of three bytes, each written as three in a form, and the fields around them.
 MAX_WRITTEN_BYTES: Final = 300 * 1024
+# How long that is waited for, of whom nobody knows.
+WRITTEN_S: Final = 60.0
 UNSAFE = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
@@ -271,8 +274,10 @@ async def session_ended_page(request: Request, problem: Problem, entry: str) -> 
     kind = request.headers.get("content-type", "")
     is_form = kind.startswith(("application/x-www-form-urlencoded", "multipart/form-data"))
     if is_form and 0 < int(request.headers.get("content-length", "0")) <= MAX_WRITTEN_BYTES:
-        form = await request.form()
-        written = [v for k, v in form.multi_items() if isinstance(v, str) and k in ("text", "note") and v.strip()]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(WRITTEN_S):
+                form = await request.form()
+            written = [v for k, v in form.multi_items() if isinstance(v, str) and k in ("text", "note") and v.strip()]
     return await page(
         request, "ui/session_ended.html", status=int(problem.status), problem=problem, entry=entry, written=written
     )
