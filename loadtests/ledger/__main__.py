@@ -28,18 +28,24 @@ from uuid import UUID
 from sqlmodel import col, select
 
 from kumiai.local.postgres import Postgres, ServerNotFound
-from loadtests.ledger.writers import LEASE, Region, read_journals, write_until_killed
+from loadtests.ledger.writers import LEASE, Region, lend_until_killed, read_journals, write_until_killed
+from tenants.audit import By
 from tenants.context import PersonId, SectionId, TenantId, new_id
 from tenants.db import Database, DatabaseUrls
-from tenants.models import Account, Attempt, Call, Tenant
+from tenants.models import Account, Attempt, Call, Grant, Tenant
+from tenants.quota.grants import Region as Pooled
+from tenants.quota.grants import read_region, set_lending, set_pool
 from tenants.quota.ledger import LedgerWriter, sweep
+from tenants.quota.slots import set_slots
 from tenants.quota.tree import set_budget
-from tenants.quota.windows import Window
+from tenants.quota.windows import AT_ONCE, Window
 from tenants.schema import LOGINS, bootstrap_postgres, migrate
 
 TOWNS, PEOPLE = 6, 8
 # A town has enough for most of a run; half of its people do not.
 TOWN_YEN, PERSON_YEN = 10_000, 1
+# Two towns have as much of the pool, which ends, and borrow; two others have so many slots, too few for all who call.
+POOR_YEN, SLOTS = 2, 6
 
 
 @dataclass(slots=True)
@@ -55,6 +61,9 @@ class Found:
     attempts: int
     states: dict[str, int] = field(default_factory=dict)
     refused: int = 0
+    crowded: int = 0
+    copies: int = 0
+    slices: int = 0
     overspent: int = 0
     lost: int = 0
     doubled: int = 0
@@ -143,10 +152,17 @@ async def _region(urls: DatabaseUrls, folder: Path) -> Region:
             for town in towns:
                 windows: tuple[Window, ...] = ("month", "day", "fiscal_year")
                 for window in windows:
-                    await set_budget(session, town, yen=TOWN_YEN, window=window)
+                    is_poor = window == "month" and town in towns[:2]
+                    await set_budget(session, town, yen=POOR_YEN if is_poor else TOWN_YEN, window=window)
+            for town in towns[2:4]:
+                await set_slots(session, town, SLOTS)
             for town, section, person in people[::2]:
                 await set_budget(session, town, yen=PERSON_YEN, node="person", node_id=str(person), window="day")
                 await set_budget(session, town, yen=TOWN_YEN // 2, node="section", node_id=str(section))
+            by, now = By("command", "test"), datetime.now(UTC)
+            pool = await set_pool(session, "month", 2 * POOR_YEN + (TOWNS - 2) * TOWN_YEN, by=by, now=now)
+            for town in towns:
+                await set_lending(session, pool, town, borrow_yen=TOWN_YEN, lend_yen=TOWN_YEN // 2, by=by)
     finally:
         await db.close()
     return Region(urls, towns, people, folder / "spool")
@@ -160,8 +176,13 @@ def _kill_while_they_write(
     running: list[BaseProcess] = []
     killed = servers_killed = seeds = 0
     swept_at = time.monotonic()
+    lender: BaseProcess | None = None
     while killed < kills or _operations(folder) < operations:
-        while len(running) < writers:
+        if lender is None or lender not in running:
+            lender = fork.Process(target=lend_until_killed, args=(region,))
+            lender.start()
+            running.append(lender)
+        while len(running) < writers + 1:
             seeds += 1
             process = fork.Process(target=write_until_killed, args=(region, folder, dice.getrandbits(32) + seeds))
             process.start()
@@ -232,6 +253,8 @@ async def _check(region: Region, folder: Path) -> Found:
             accounts = (await session.exec(select(Account))).all()
             calls = {c.id: c for c in (await session.exec(select(Call))).all()}
             attempts = {a.id: a for a in (await session.exec(select(Attempt).order_by(col(Attempt.number)))).all()}
+            region_now = await read_region(session, "month", datetime.now(UTC))
+            grants = (await session.exec(select(Grant).where(col(Grant.window) == "month"))).all()
     finally:
         await db.close()
     told: dict[UUID, dict[str, int]] = {}
@@ -242,8 +265,13 @@ async def _check(region: Region, folder: Path) -> Found:
     found = Found("", asked + ended, 0, 0, 0, len(calls), len(attempts))
     found.states = dict(Counter(a.state for a in attempts.values()))
     found.refused = sum("refused" in t for t in told.values())
+    found.crowded = sum("crowded" in t for t in told.values())
+    found.copies = sum("copied" in t for t in told.values())
+    found.slices = sum(g.kind in ("borrow", "lend") for g in grants)
     _check_attempts(found, told, attempts)
     _check_sums(found, accounts, calls, attempts)
+    assert region_now is not None
+    _check_grants(found, accounts, region_now, grants)
     return found
 
 
@@ -251,16 +279,20 @@ def _check_attempts(found: Found, told: dict[UUID, dict[str, int]], attempts: di
     """What somebody was told must be what is written."""
     for id, words in told.items():
         attempt = attempts.get(id)
-        if "refused" in words and attempt is not None:
+        if ("refused" in words or "crowded" in words) and attempt is not None:
             found.doubled += 1
             found.examples.append(f"refused, and yet there: {id}")
         if "held" in words and (attempt is None or attempt.hold_uyen != words["held"]):
             found.lost += 1
             found.examples.append(f"held, and not there: {id}")
+        if "copied" in words and attempt is None:
+            found.lost += 1
+            found.examples.append(f"sent twice, and not there: {id}")
         if "durable" in words and (attempt is None or attempt.cost_uyen != words["durable"]):
             found.lost += 1
             found.examples.append(f"said to be written, and is not: {id} {words} {attempt}")
-        if attempt is not None and attempt.state == "settled" and attempt.cost_uyen != words.get("ended"):
+        said = 0 if "copied" in words else words.get("ended")
+        if attempt is not None and attempt.state == "settled" and attempt.cost_uyen != said:
             found.doubled += 1
             found.examples.append(f"costs what nobody said: {id} {words} {attempt}")
 
@@ -292,11 +324,32 @@ def _check_sums(
             found.examples.append(f"money held by nobody: {account.id} {account.held_uyen}")
         if account.posted_uyen > account.limit_uyen:
             found.overspent += 1
+        if account.window == AT_ONCE:
+            # Slots are held and given back; nothing is ever posted on them.
+            found.doubled += account.posted_uyen > 0
+            continue
         difference = account.posted_uyen - posted[account.id]
         if difference:
             found.lost += difference < 0
             found.doubled += difference > 0
             found.examples.append(f"account {account.node} {account.window} is off by {difference}")
+
+
+def _check_grants(found: Found, accounts: Sequence[Account], pool: Pooled, grants: Sequence[Grant]) -> None:
+    """What towns may spend is their shares with what they borrowed and lent, as the journal says, and fits the pool."""
+    moved: Counter[UUID] = Counter()
+    for grant in grants:
+        moved[grant.tenant_id] += grant.amount_uyen
+    limits = {a.tenant_id: a.limit_uyen for a in accounts if a.node == "town" and a.window == "month"}
+    if sum(limits.values()) > pool.limit_uyen:
+        found.overspent += 1
+        found.examples.append(f"granted {sum(limits.values())} of {pool.limit_uyen}")
+    for share in pool.shares.values():
+        limit = limits[share.tenant_id]
+        if not limit == share.grant_uyen == moved[share.tenant_id]:
+            found.doubled += limit > share.grant_uyen
+            found.lost += limit <= share.grant_uyen
+            found.examples.append(f"a grant of {limit}: {share} {moved[share.tenant_id]}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ mkdir -p docs/evidence
 {
   printf '# The ledger under kills\n\nWritten by `make evidence-ledger`. Several processes reserve, settle, void and try again at random and are\n'
   printf 'killed (SIGKILL) at random points; on PostgreSQL the server is killed, too. `overspent`, `lost`, `doubled` and `stuck` must be 0:\n'
-  printf 'what a process was told must stand in the books, every account has posted what its calls cost, and nothing is held.\n\n'
+  printf 'what a process was told must stand in the books, every account has posted what its calls cost, and nothing is held.\nSome towns have too few slots, some calls are sent twice, and a process that is killed likewise moves slices of the pool between towns:\nwhat towns may spend must be what the journal of their grants says, and never more than the pool.\n\n'
   printf -- '- commit: %s\n- day: %s\n- machine: %s, %s cores\n' "$(git rev-parse HEAD)" "$(date -u +%Y-%m-%d)" "$(uname -sm)" "$(nproc)"
   printf -- '- covers: %s\n- state of these paths: %s\n\n' "${covers[*]}" "$(git ls-files -s "${covers[@]}" | sha256sum | cut -c1-16)"
   cat "$output"
