@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -70,6 +71,9 @@ def bind_office(*roles: Role, with_content: bool = False):  # type: ignore[no-un
         async def receive() -> AsyncIterator[bytes]:
             return await own.exits.receive(who.actor.tenant_id, by=By("person", str(who.actor.person_id)))
 
+        async def export_chain() -> Path:
+            return await own.exits.export_chain(who.actor.tenant_id, by=By("person", str(who.actor.person_id)))
+
         actor = who.actor
         assert actor.person_id is not None
         viewer = Viewer(actor.person_id, actor.section_id)
@@ -85,6 +89,7 @@ def bind_office(*roles: Role, with_content: bool = False):  # type: ignore[no-un
             work=work,
             exits=own.exits,
             receive_export=receive if with_content else None,
+            export_chain=export_chain if Role.AUDITOR in roles else None,
             documents=own.documents.of(actor.context, app="desk", viewer=viewer) if with_content else None,
             try_words=try_on_history if roles == (Role.TOWN_ADMIN,) else None,
             records=Records(actor.context, own.documents, Holds(own.db, own.vault)) if with_content else None,

@@ -15,9 +15,9 @@ from apps.sdk.office import Erased, Exported
 from observability.problems import InvalidInput, NotFound
 from tenants import audit
 from tenants.audit import By
-from tenants.context import TenantId
+from tenants.context import TenantId, new_id
 from tenants.db import Database
-from tenants.erasure import Content, erase_tenant, export_tenant, open_export
+from tenants.erasure import Content, erase_tenant, export_chain, export_tenant, open_export
 from tenants.identity.directory import IdentityDirectory
 
 _PART_BYTES: Final = 256 * 1024
@@ -79,6 +79,12 @@ class Exits:
         kept = await asyncio.to_thread(keep)
         assert kept is not None
         return kept
+
+    async def export_chain(self, tenant_id: TenantId, *, by: By) -> Path:
+        """The audit chain alone in a new file, which the caller removes; one that stays goes with old exports."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path = self._folder / f"audit-{new_id()}.zip"
+        return (await export_chain(self._db, self._content, tenant_id, path, by=by)).path
 
     async def receive(self, tenant_id: TenantId, *, by: By) -> AsyncIterator[bytes]:
         """The ZIP in parts, for the town's own administrator; that it was received is kept. Raises `NotFound`, `ContentUnreadable`."""

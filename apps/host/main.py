@@ -15,6 +15,7 @@ from starlette.formparsers import MultiPartParser
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
+from apps.console import audit as console_audit
 from apps.console import operator as console_operator
 from apps.console import town as console_town
 from apps.desk import break_glass as desk_glass
@@ -160,6 +161,8 @@ def create_portal(settings: Settings, *, body_s: float = BODY_S) -> FastAPI:
     operator, town = bind_office(Role.OPERATOR), bind_office(Role.TOWN_ADMIN)
     portal.include_router(console_operator.routes, prefix="/console/operator", dependencies=[Depends(operator)])
     portal.include_router(console_town.routes, prefix="/console/town", dependencies=[Depends(town)])
+    auditor = bind_office(Role.AUDITOR, Role.TOWN_ADMIN)
+    portal.include_router(console_audit.routes, prefix="/console/audit", dependencies=[Depends(auditor)])
     desk = bind_office(Role.TOWN_ADMIN, with_content=True)
     for pages in (desk_reports.routes, desk_exports.routes, desk_glass.routes, desk_retention.routes):
         portal.include_router(pages, prefix="/desk", dependencies=[Depends(desk)])

@@ -190,10 +190,14 @@ def navigation(own: Services, who: Signed, path: str) -> list[NavItem]:
     ]
     if actor.has(Role.TOWN_ADMIN):
         items.append(("町の管理", "/console/town", "gear"))
+    elif actor.has(Role.AUDITOR):
+        items.append(("監査の記録", "/console/audit", "search"))
     if actor.has(Role.OPERATOR):
         items.append(("運用", "/console/operator", "coins"))
     # The desk is the part of the town's office that opens content.
     path = path.replace("/desk", "/console/town", 1) if path.startswith("/desk/") else path
+    if actor.has(Role.TOWN_ADMIN) and path.startswith("/console/audit"):
+        path = "/console/town"
     return [NavItem(t, h, i, current=path == h or (h != "/" and path.startswith(h + "/"))) for t, h, i in items]
 
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from dataclasses import dataclass, field
 from datetime import datetime
 from http import HTTPStatus
+from pathlib import Path
 from typing import Annotated, Final, Protocol
 from urllib.parse import quote
 from uuid import UUID
@@ -92,7 +93,8 @@ class WordTrial:
 @dataclass(frozen=True, slots=True)
 class Office:
     """`documents`, `records` and `receive_export` are there for the desk only: the console has no way to content.
-    `try_words` counts in the town's own history and is there for its administrator.
+    `try_words` counts in the town's own history and is there for its administrator; `export_chain` writes the audit chain, which holds
+    no content, into a file of the caller's own, and is there for who reads it.
 
     work: `await office.work(title, work, then=fragment)` shows what takes long; see `apps.host.progress`.
     """
@@ -110,6 +112,7 @@ class Office:
     documents: AppDocuments | None = None
     records: Records | None = None
     receive_export: Callable[[], Awaitable[AsyncIterator[bytes]]] | None = None
+    export_chain: Callable[[], Awaitable[Path]] | None = None
     try_words: Callable[[tuple[str, ...]], Awaitable[WordTrial]] | None = None
 
     @property

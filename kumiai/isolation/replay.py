@@ -218,7 +218,7 @@ def _misplaced(persona: Persona, address: Address, asked: _Asked, answer: httpx.
     if _is_duty(persona, address):
         return ""
     office = address.office
-    if asked.how == "path" or (office and OFFICES[office] is not persona.role):
+    if asked.how == "path" or (office and persona.role not in OFFICES[office]):
         return "" if status == 404 else f"{status}が返った（404のはず）"
     return ""
 

@@ -36,7 +36,7 @@ PLAIN: Final[Mapping[str, str]] = {
     "send_key": "enter", "sort": "", "state": "open", "suggest": "", "take_back": "", "text": "水", "then": "", "title": "題", "told": "",
     "town": "", "typed_name": "違う名前", "version": "0", "via": "", "way": "", "when_found": "", "why": "", "window": "month",
     "shared_after_own": "", "with_content": "", "wordings": "", "yen": "1", "packed": "[]", "file": "",
-    "until": "once", "wish": "", "start": "",
+    "until": "once", "wish": "", "start": "", "before": "",
 }  # fmt: skip
 # The bodies of the API's addresses, without which nothing would be asked.
 BODIES: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -67,10 +67,11 @@ PUBLIC: Final = frozenset({
 })  # fmt: skip
 # The issuer calls it without a browser; a signed token stands in for cookie and origin.
 BY_TOKEN: Final = frozenset({("POST", "/auth/backchannel-logout")})
-# Whose the offices are; None: without a town's approval it is there for nobody.
-OFFICES: Final[Mapping[str, Role | None]] = {
-    "/console/town": Role.TOWN_ADMIN, "/desk": Role.TOWN_ADMIN, "/console/operator": Role.OPERATOR,
-    "/break-glass": None,
+# Whose the offices are; nobody's: without a town's approval it is there for nobody.
+OFFICES: Final[Mapping[str, frozenset[Role]]] = {
+    "/console/town": frozenset({Role.TOWN_ADMIN}), "/desk": frozenset({Role.TOWN_ADMIN}),
+    "/console/audit": frozenset({Role.TOWN_ADMIN, Role.AUDITOR}), "/console/operator": frozenset({Role.OPERATOR}),
+    "/break-glass": frozenset(),
 }  # fmt: skip
 UNSAFE: Final = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 

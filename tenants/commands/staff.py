@@ -23,7 +23,7 @@ from tenants.context import Role, TenantContext, TenantId
 from tenants.db import Database
 from tenants.identity.directories import open_directory
 from tenants.models import Tenant
-from tenants.people import code_of, list_people, reset_password
+from tenants.people import code_of, list_people, reset_password, set_role
 from tenants.registry import new_password
 from tenants.settings import Settings
 
@@ -170,4 +170,23 @@ async def _print_slips(
     write_private(path, initial_password_slips(made, product_name=settings.product_name, made_on=today_in_japan()))
 
 
-COMMANDS = {"list": people_list, "import": people_import, "reset": people_reset}
+def people_auditor(
+    town: Town,
+    login: Annotated[str, typer.Argument(help="Staff number.")],
+    take: Annotated[bool, typer.Option("--take", help="Take the role away again.")] = False,
+) -> None:
+    """Let one person of a town read, check and take away its audit chain. Not done by the town's own administrator,
+    whose acts stand in it; the chain keeps it.
+    """
+
+    async def work(command_settings: Settings, db: Database) -> None:
+        tenant, tenant_id = await find_town(db, town)
+        async with db.platform_session("command") as session:
+            person = await find_person(session, tenant, login)
+            await set_role(session, tenant_id, person.id, Role.AUDITOR, granted=not take, by=by_command())
+        print(f"{tenant.name} {person.login} を監査の担当{'から外しました' if take else 'にしました'}。")
+
+    run_command(work)
+
+
+COMMANDS = {"list": people_list, "import": people_import, "reset": people_reset, "auditor": people_auditor}

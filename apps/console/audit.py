@@ -1,0 +1,143 @@
+"""監査の記録: a town's chain as its auditor and its administrator read it, check it and take it away. No content stands in it."""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Query
+from starlette.background import BackgroundTask
+from starlette.responses import FileResponse, Response
+
+from apps.sdk.dates import local
+from apps.sdk.office import OfficeContext, Progress
+from observability.problems import InvalidInput, NotFound
+from tenants.audit.reading import KINDS, Link, Wanted, find_person, names_of, read_links
+from tenants.audit.verification import AuditBroken, verify_chain
+from tenants.people import clean_login
+from tenants.quota.windows import JST
+
+routes = APIRouter()
+
+SHOWN: Final = 50
+# What is told of what was done; an action that is not here is shown as it is called.
+ACTIONS: Final[Mapping[str, str]] = {
+    "agreement.issuer": "請求する側を決めた", "agreement.region": "請求の決まりを変えた", "agreement.set": "費用の取り決めを変えた",
+    "audit.export": "監査の記録を書き出した", "break_glass.read": "職員の付けた文を事務局が読んだ", "budget.move": "予算を動かした",
+    "budget.move_back": "動かした予算を戻した", "budget.move_once": "予算をこの期間だけ動かした", "budget.set": "予算や枠を決めた",
+    "call.segment": "AIの呼び出しをまとめて封じた", "chat.delete": "会話を消した", "chat.restore": "会話を戻した",
+    "fx_rate.set": "為替の率を決めた", "grant.borrow": "共同の予算から借りた", "grant.give_back": "借りた予算を返した",
+    "grant.lend": "予算を貸した", "grant.take_back": "貸した予算が戻った", "hold.place": "消去を止めた",
+    "hold.release": "消去の停止を解いた", "identity_provider.remove": "町のサインイン元を消した",
+    "identity_provider.set": "町のサインイン元を決めた", "key.create": "APIキーを作った", "key.retire": "古い鍵を捨てた",
+    "key.revoke": "APIキーを取り消した", "key.rotate": "鍵を取り替えた", "people.download": "職員の一覧を受け取った",
+    "people.import": "職員をまとめて変えた", "person.add": "職員を加えた", "person.leave": "職員が外れた",
+    "person.lend_account": "ほかの団体のアカウントを入れた", "person.link": "アカウントと結び付けた", "person.move": "職員の課を変えた",
+    "person.remove_second_factor": "2つ目の確認を消した", "person.rename": "職員の氏名を変えた",
+    "person.reset_password": "パスワードを出し直した", "person.resume": "職員の利用を再開した", "person.return": "職員が戻った",
+    "person.set_end": "職員の終了日を変えた", "person.suspend": "職員の利用を止めた", "policy.set": "入れてよい情報とアプリを変えた",
+    "policy.words_tried": "止める言葉を質問で数えた", "pool.end": "共同の予算から外れた", "pool.lending": "予算の貸し借りを変えた",
+    "pool.set": "共同の予算を決めた", "price.set": "モデルの単価を決めた", "provider_key.remove": "AI事業者の鍵を消した",
+    "provider_key.set": "AI事業者の鍵を入れた", "rate.set": "1分あたりの上限を決めた", "report.answer": "報告に返事をした",
+    "report.file": "報告があった", "report.read": "報告を読んだ", "retention.expire": "期間を過ぎたものが消えた",
+    "retention.set": "保存の期間を変えた", "role.set": "役割を変えた", "second_factor.set": "2つ目の確認の決まりを変えた",
+    "section.add": "課を作った", "section.change": "課を変えた", "section.close": "課を閉じた", "section.open": "課を開いた",
+    "section.rename": "課の名前を変えた", "session.start": "サインインした", "slots.set": "同時の利用数を決めた",
+    "tenant.create": "町を作った", "tenant.erase": "町を消去した", "tenant.export": "町のデータを書き出した",
+    "tenant.export_received": "町のデータを受け取った", "tenant.link": "認証基盤と結び付けた", "tenant.resume": "町の利用を再開した",
+    "tenant.suspend": "町の利用を止めた", "usage.download": "利用の記録を受け取った", "usage.reconcile": "確認待ちの額を確定した",
+}  # fmt: skip
+_ACTORS: Final[Mapping[str, str]] = {"operator": "事務局", "system": "しくみ", "command": "サーバーの命令"}
+
+
+@routes.get("")
+async def audit_page(
+    office: OfficeContext,
+    kind: str = "",
+    login: Annotated[str, Query(max_length=100)] = "",
+    since: str = "",
+    until: str = "",
+    before: str = "",
+) -> Response:
+    """Links, the newest first. since and until: days in Japan, both included."""
+    typed = {"kind": kind, "login": login, "since": since, "until": until}
+    problem, found, names = None, list[Link](), dict[str, str]()
+    async with office.db.tenant_session(office.actor.context, read_only=True) as session:
+        try:
+            number = clean_login(login) if login.strip() else ""
+            person = await find_person(session, office.actor.tenant_id, number) if number else None
+            if number and person is None:
+                raise InvalidInput("その職員番号の人は、この町にいません。番号を確かめてください。", field="login")
+            end = _day(until, "until")
+            wanted = Wanted(
+                kind=kind if kind in KINDS else "",
+                person_id=person,
+                since=_day(since, "since"),
+                until=end + timedelta(days=1) if end else None,
+                before=int(before) if before.isascii() and before.isdigit() and len(before) < 19 else None,
+            )
+            found = await read_links(session, office.actor.tenant_id, wanted, limit=SHOWN + 1)
+            names = await names_of(session, office.actor.tenant_id, found)
+        except InvalidInput as invalid:
+            problem = invalid
+    return await office.page(
+        "console/audit.html",
+        status=200 if problem is None else int(problem.status),
+        rows=[_row(link, names) for link in found[:SHOWN]],
+        next_before=found[SHOWN - 1].seq if len(found) > SHOWN else 0,
+        is_newest=not before,
+        kinds=[("", "すべて"), *((slug, words) for slug, (words, _) in KINDS.items())],
+        typed=typed,
+        problem=problem,
+    )
+
+
+def _day(text: str, field: str) -> datetime | None:
+    """The beginning of a day in Japan. Raises `InvalidInput`."""
+    if not text:
+        return None
+    try:
+        return datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=JST)
+    except ValueError as error:
+        raise InvalidInput("日付を、2027-04-01 の形で入れてください。", field=field) from error
+
+
+def _row(link: Link, names: Mapping[str, str]) -> dict[str, Any]:
+    """What the table shows of a link."""
+    by = (
+        names.get(link.actor_id, "いまはいない職員")
+        if link.actor_kind == "person"
+        else _ACTORS.get(link.actor_kind, "")
+    )
+    return {
+        "seq": link.seq,
+        "at": local(link.at),
+        "by": by if link.actor_kind in ("person", "operator") else f"{by} {link.actor_id}".strip(),
+        "did": ACTIONS.get(link.action, link.action),
+        "action": link.action,
+        "about": names.get(link.object_id, "") if link.object_kind == "person" else "",
+        "facts": "、".join(f"{name}={value}" for name, value in sorted(link.facts.items()) if value is not None),
+    }
+
+
+@routes.post("/verify")
+async def verify(office: OfficeContext) -> Response:
+    """The whole chain as it lies in the database, by the same rules as an export."""
+
+    async def work(_progress: Progress) -> Mapping[str, object]:
+        try:
+            return {"checked": await verify_chain(office.db, office.actor.tenant_id), "broken": ""}
+        except AuditBroken as problem:
+            return {"checked": None, "broken": problem.detail}
+
+    return await office.work("監査の記録を確かめています", work, then="console/_audit_checked.html")
+
+
+@routes.post("/export")
+async def export(office: OfficeContext) -> Response:
+    """The chain as one ZIP, which `kumiai audit verify --file` checks with nothing but the file."""
+    if office.export_chain is None:
+        raise NotFound
+    path = await office.export_chain()
+    name = f"audit-{office.actor.tenant_code}-{local(office.now):%Y%m%d}.zip"
+    gone = BackgroundTask(path.unlink, missing_ok=True)
+    return FileResponse(path, media_type="application/zip", filename=name, background=gone)

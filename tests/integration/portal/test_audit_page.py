@@ -1,0 +1,133 @@
+"""監査の記録: who reads a town's chain in the browser, what is found in it, that it is checked and taken away whole."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tenants.audit.verification import verify_export
+from tests.demo_process import Browser, DemoPerson, DemoProcess
+from tests.gateways import eventually
+
+PAGE = "/console/audit"
+# A town whose people no other test counts.
+TOWN = 1
+
+
+@pytest.fixture(scope="module")
+def person(running: DemoProcess) -> Iterator[DemoPerson]:
+    """A clerk who is the town's auditor while these tests run."""
+    someone = running.person("staff", TOWN)
+    done = running.run("people", "auditor", someone.tenant, someone.login)
+    assert done.returncode == 0, done.stderr
+    yield someone
+    assert running.run("people", "auditor", someone.tenant, someone.login, "--take").returncode == 0
+    with running.signed_in("staff", TOWN) as clerk:
+        assert clerk.get(PAGE).status_code == 404
+
+
+@pytest.fixture
+def auditor(running: DemoProcess, person: DemoPerson) -> Iterator[Browser]:
+    with running.signed_in("staff", TOWN) as browser:
+        yield browser
+
+
+def _numbers(browser: Browser, **asked: str) -> list[int]:
+    """Which links a page shows."""
+    answer = browser.get(PAGE, params=asked)
+    assert answer.status_code == 200
+    return [int(n) for n in re.findall(r'role="rowheader">(\d+)<', answer.text)]
+
+
+def test_it_is_there_for_auditor_and_administrator_alone(running: DemoProcess, auditor: Browser) -> None:
+    assert auditor.get(PAGE).status_code == 200
+    assert f'href="{PAGE}"' in auditor.get("/").text
+    with running.signed_in("town_admin", TOWN) as admin:
+        assert _numbers(admin) == _numbers(auditor)
+    for role in ("staff", "section_admin", "operator"):
+        with running.signed_in(role) as other:
+            assert other.get(PAGE).status_code == 404
+            assert f'href="{PAGE}"' not in other.get("/").text
+            for act in ("verify", "export"):
+                assert other.submit(f"{PAGE}/{act}").status_code == 404
+    # The role opens the chain and no other page of an office.
+    assert [auditor.get(p).status_code for p in ("/console/town", "/desk/reports", "/desk/export")] == [404] * 3
+
+
+def test_it_is_of_their_own_town(running: DemoProcess, auditor: Browser, person: DemoPerson) -> None:
+    """By number alone all chains look alike: a person's number of the other town leads to nobody here."""
+    with running.signed_in("town_admin") as admin:
+        neighbour = running.person("section_admin")
+        assert _numbers(admin, login=neighbour.login)
+    with running.database() as file:
+        [row] = file.execute(
+            "select count(*) as links from audit where tenant_id = (select tenant_id from tenant_code where code = ?)",
+            (person.tenant,),
+        ).fetchall()
+    shown = _numbers(auditor, before=str(10**9))
+    assert shown[0] == row["links"]
+
+
+def test_what_was_done_is_found_by_kind_person_and_day(auditor: Browser, person: DemoPerson) -> None:
+    everything = _numbers(auditor)
+    assert everything == sorted(everything, reverse=True)
+    page = auditor.get(PAGE, params={"kind": "people", "login": person.login}).text
+    assert "役割を変えた" in page
+    assert "role=auditor" in page
+    theirs = _numbers(auditor, kind="people", login=person.login)
+    assert 0 < len(theirs) < len(_numbers(auditor, kind="people"))
+    assert set(theirs).isdisjoint(_numbers(auditor, kind="money"))
+    assert "役割を変えた" not in auditor.get(PAGE, params={"kind": "money"}).text
+    assert _numbers(auditor, since="2000-01-01", until="2099-12-31") == everything
+    assert _numbers(auditor, since="2099-12-31") == []
+    assert "当てはまる記録はありません" in auditor.get(PAGE, params={"until": "2000-01-01"}).text
+    assert _numbers(auditor, before="3") == [2, 1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"login": "0000"}, "この町にいません"),
+        ({"login": "あ"}, "英数字"),
+        ({"since": "きのう"}, "の形で入れてください"),
+    ],
+)
+def test_what_cannot_be_asked_for_is_said_at_its_field(auditor: Browser, asked: dict[str, str], words: str) -> None:
+    answer = auditor.get(PAGE, params=asked)
+    assert answer.status_code == 422
+    assert 'aria-invalid="true"' in answer.text
+    assert words in answer.text
+
+
+def test_a_changed_record_is_found(running: DemoProcess, auditor: Browser, person: DemoPerson) -> None:
+    assert "すべて正しくつながっています" in auditor.submit(f"{PAGE}/verify").text
+    link = "seq = 1 and tenant_id = (select tenant_id from tenant_code where code = ?)"
+    with running.database() as file:
+        [row] = file.execute(f"select facts from audit where {link}", (person.tenant,)).fetchall()
+        changed = json.dumps({**json.loads(row["facts"]), "added": 1})
+        file.execute(f"update audit set facts = ? where {link}", (changed, person.tenant))
+        file.commit()
+        try:
+            broken = auditor.submit(f"{PAGE}/verify").text
+        finally:
+            file.execute(f"update audit set facts = ? where {link}", (row["facts"], person.tenant))
+            file.commit()
+    assert "正しくつながっていません" in broken
+    assert "通番 1" in broken
+    assert "すべて正しくつながっています" in auditor.submit(f"{PAGE}/verify").text
+
+
+def test_what_is_taken_away_is_checked_without_us(running: DemoProcess, auditor: Browser, tmp_path: Path) -> None:
+    last = _numbers(auditor)[0]
+    answer = auditor.submit(f"{PAGE}/export")
+    assert answer.headers["content-type"] == "application/zip"
+    path = tmp_path / "audit.zip"
+    path.write_bytes(answer.content)
+    checked = verify_export(path)
+    assert checked.links >= last
+    told = running.run("audit", "verify", "--file", str(path), "--key", checked.keys[-1])
+    assert (told.returncode, "正しくつながっています" in told.stdout) == (0, True), told.stderr
+    eventually(lambda: list((running.home / "exports").glob("audit-*")) == [], within_s=60)
+    assert "監査の記録を書き出した" in auditor.get(PAGE).text
