@@ -27,6 +27,7 @@ from tenants.models import PortalSession, Revocation, Tenant, Throttle
 from tenants.quota.grants import move_slices, move_wanted
 from tenants.quota.invoice import close_months
 from tenants.quota.ledger import sweep
+from tenants.quota.slots import enforce_sold
 from tenants.quota.soft_limits import raise_notices
 from tenants.quota.suspense import finalise
 from tenants.quota.windows import window_start
@@ -88,6 +89,10 @@ class Worker:
     async def invoices(self) -> int:
         """Closes the month that is over: its bills say the same from then on."""
         return await close_months(self._db, self._clock())
+
+    async def sold_slots(self) -> int:
+        """What a town has bought for the month is what it may use at the same time."""
+        return await enforce_sold(self._db, self._clock())
 
     async def grants(self) -> int:
         """Lends and gives back slices of the region's pools, so that no town stops while another has too much."""
@@ -165,6 +170,7 @@ async def work(settings: Settings, stop: asyncio.Event) -> None:
         ("exports", 3600, worker.exports),
         ("answers", 60, worker.answers),
         ("invoices", 60, worker.invoices),
+        ("sold_slots", 30, worker.sold_slots),
         ("partitions", 86_400, worker.partitions),
     ]
     try:

@@ -106,7 +106,7 @@ _BUDGET_COLUMNS: Final = ("node", "node_id", "window", "limit_uyen", "valid_from
 _MOVE_COLUMNS: Final = ("window", "window_start", "amount_uyen", "back_uyen", "reason", "created_at")
 _AGREEMENT_COLUMNS: Final = (
     "valid_from", "kind", "taxable", "legal_basis", "legal_basis_on", "shares_base", "population", "population_on",
-    "slots", "slot_yen", "set_at",
+    "slots", "slot_yen", "usage_included", "set_at",
 )  # fmt: skip
 
 

@@ -522,7 +522,8 @@ class Agreement(TenantOwned, table=True):
     """What the operator and a town have agreed about money from a month on; it holds until a newer row.
 
     `taxable`: which lines bear consumption tax, by the legal basis, which the town's tax office has confirmed;
-    `usage` stands for usage, slots and corrections. `slot_yen` is per slot and month, without tax.
+    `usage` stands for usage, slots and corrections. `slot_yen` is per slot and month, without tax; `usage_included`:
+    what is used is in it and not billed.
     """
 
     id: UUID = Field(default_factory=new_id, primary_key=True)
@@ -536,6 +537,7 @@ class Agreement(TenantOwned, table=True):
     population_on: date | None = None
     slots: int = 0
     slot_yen: int = Field(default=0, sa_type=BigInteger)
+    usage_included: bool = False
     set_at: datetime = _time()
 
     __table_args__ = (
@@ -543,6 +545,7 @@ class Agreement(TenantOwned, table=True):
         CheckConstraint("kind in ('contribution', 'fee')", name="agreement_kind"),
         CheckConstraint("taxable in ('all', 'none', 'base', 'usage')", name="agreement_taxable"),
         CheckConstraint("slots >= 0 and slot_yen >= 0", name="agreement_slots"),
+        CheckConstraint("not usage_included or slots > 0", name="agreement_usage_included"),
         CheckConstraint("(population is null) = (population_on is null)", name="agreement_population_dated"),
         CheckConstraint("population is null or population >= 0", name="agreement_population"),
     )

@@ -86,7 +86,9 @@ def budget_set(
                     await check_app(context, session, tenant, app)
                 node, node_id = ("app", app) if app else ("model", model)
             if sets_slots:
-                await set_slots(session, tenant_id, slots, node=cast("Node", node), node_id=node_id)
+                await set_slots(
+                    session, tenant_id, slots, now=datetime.now(UTC), node=cast("Node", node), node_id=node_id
+                )
                 await audit.record(
                     session, tenant_id, by_command(), "slots.set", about=("tenant", tenant_id),
                     node=node, node_id=node_id, slots=slots,

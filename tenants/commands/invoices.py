@@ -30,6 +30,7 @@ from tenants.quota.agreements import (
     set_issuer,
     set_region_terms,
 )
+from tenants.quota.slots import enforce_sold, slots_of
 from tenants.quota.windows import parse_month, window_start
 from tenants.registry import list_tenants
 from tenants.settings import Settings
@@ -61,6 +62,9 @@ def agreement_set(
     population_on: Annotated[str, typer.Option(help="The day of that population, YYYY-MM-DD.")] = "",
     slots: Annotated[int, typer.Option(help="How many slots for calls at the same time it has bought.")] = 0,
     slot_yen: Annotated[int, typer.Option(help="Yen per slot and month, without tax.")] = 0,
+    usage: Annotated[
+        bool, typer.Option("--usage-billed/--usage-included", help="Whether usage is billed, or in the slots' price.")
+    ] = True,
     base: Annotated[bool, typer.Option("--base/--no-base", help="Whether it shares the region's base.")] = True,
 ) -> None:
     """Set what a town pays by, from a month on. Kept in its audit chain."""
@@ -77,15 +81,26 @@ def agreement_set(
             population_on=_day(population_on, "population_on") if population_on else None,
             slots=slots,
             slot_yen=slot_yen,
+            usage_included=not usage,
         )
-        tenant, _ = await find_town(db, town)
+        tenant, tenant_id = await find_town(db, town)
         async with db.platform_session("command") as session:
             await set_agreement(session, tenant, terms, valid_from=start, by=by_command())
+        await enforce_sold(db, datetime.now(UTC), tenant_id)
         print(
             f"{tenant.name}の{_month_in_words(start)}からの取り決めを、{KIND_WORDS[kind]}（{TAXABLE_WORDS[taxable]}）にしました。"
         )
+        if slots:
+            print(f"同時に使える数は、{_month_in_words(start)}から、買った{slots:,}枠になります。")
 
     run_command(work)
+
+
+def _slots_in_words(sold: int, limit: int | None) -> str:
+    """What is sold and what is in force now: they differ while a month is not there yet, or calls are under way."""
+    if not sold and limit is None:
+        return ""
+    return f"　同時利用枠：買った数{sold:,}、いま使える数{'限りなし' if limit is None else f'{limit:,}'}"
 
 
 def agreement_region(
@@ -139,10 +154,15 @@ def agreement_list(
             towns = [t for t in await list_tenants(session) if t.kind == "municipality" and t.status != "erased"]
             agreed = await agreements(session)
             region, issuer = await region_terms(session, start), await issuer_of(session, start)
+            limits = {s.tenant_id: s.limit for s in await slots_of(session) if s.node == "town"}
         rows = [(t, in_force_on(agreed.get(t.id, ()), start)) for t in towns]
         if as_json:
             told = [
-                {"code": t.code, "agreement": row and row.model_dump(mode="json", exclude={"id", "tenant_id"})}
+                {
+                    "code": t.code,
+                    "agreement": row and row.model_dump(mode="json", exclude={"id", "tenant_id"}),
+                    "slots_limit": limits.get(t.id),
+                }
                 for t, row in rows
             ]
             print_json({"region": region and asdict(region), "issuer": issuer and asdict(issuer), "towns": told})
@@ -157,7 +177,7 @@ def agreement_list(
                 if row
                 else "取り決めがありません"
             )
-            print(f"{t.code}  {t.name}　{words}")
+            print(f"{t.code}  {t.name}　{words}{_slots_in_words(row.slots if row else 0, limits.get(t.id))}")
 
     run_command(work)
 

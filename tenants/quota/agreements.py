@@ -85,6 +85,7 @@ class Terms:
     population_on: date | None = None
     slots: int = 0
     slot_yen: int = 0
+    usage_included: bool = False
 
 
 class _Dated(Protocol):
@@ -148,6 +149,10 @@ async def set_agreement(session: AsyncSession, tenant: Tenant, terms: Terms, *, 
     ):
         if not 0 <= value <= most:
             raise InvalidInput(f"{what}は0から{most:,}までで入れてください。", field=what)
+    if terms.usage_included and not terms.slots:
+        raise InvalidInput(
+            "利用を料金に含めるには、買った同時利用枠の数（--slots）が要ります。", field="usage_included"
+        )
     values = asdict(terms) | {"legal_basis": clean_text(terms.legal_basis, "法令上の根拠")}
     agreed = (await session.exec(select(Agreement).where(col(Agreement.tenant_id) == tenant.id))).all()
     await _refuse_closed(session, valid_from, (row.valid_from for row in agreed))

@@ -65,13 +65,17 @@ class NothingToAllocate(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """`month`: of the calls, for corrections an earlier one. `rate`: basis points, None where no tax is due."""
+    """`month`: of the calls, for corrections an earlier one. `rate`: basis points, None where no tax is due.
+
+    `included_yen`: what is told and not charged, because it is in the price of the slots.
+    """
 
     kind: LineKind
     label: str
     month: date
     amount_yen: int
     rate: int | None
+    included_yen: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +129,7 @@ class Invoice:
     total_yen: int
     sections: tuple[SectionShare, ...] | None
     suspense: Suspense
+    usage_included: bool = False
 
 
 # ── Arithmetic ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -379,19 +384,27 @@ def _invoice(
         row = in_force_on(agreed, of) or terms
         return tax_rate(of) if row.taxable in ("all", part) else None
 
+    def charged(
+        kind: Literal["usage", "correction"], label: str, of: date, count: int, uyen: int, more: str = ""
+    ) -> Line:
+        """At 0 yen where the slots of the calls' own month pay for it."""
+        amount = round_down(uyen, UYEN_PER_YEN)
+        if (in_force_on(agreed, of) or terms).usage_included:
+            told = f"{label}（{count:,}件、{amount:,}円分は同時利用枠の料金に含む）{more}"
+            return Line(kind, told, of, 0, rate(of, part="usage"), included_yen=amount)
+        return Line(kind, f"{label}（{count:,}件）{more}", of, amount, rate(of, part="usage"))
+
     lines = []
     if terms.shares_base:
         lines.append(Line("base", "基本料金", month, base_yen, rate(month, part="base")))
-    usage_yen = round_down(ledger.usage_uyen, UYEN_PER_YEN)
-    lines.append(Line("usage", f"生成AIの利用（{ledger.calls:,}件）", month, usage_yen, rate(month, part="usage")))
+    lines.append(charged("usage", "生成AIの利用", month, ledger.calls, ledger.usage_uyen))
     if terms.slots:
         label = f"同時利用枠（{terms.slots:,}枠×{terms.slot_yen:,}円）"
         lines.append(Line("slots", label, month, terms.slots * terms.slot_yen, rate(month, part="usage")))
     for of, deltas in sorted(ledger.corrections.items()):
         earlier_year = "（前年度分）" if _fiscal_year(of) != _fiscal_year(month) else ""
-        label = f"{wareki(of).removesuffix('1日')}分の訂正（{len(deltas):,}件）{earlier_year}"
-        amount = round_down(sum(deltas), UYEN_PER_YEN)
-        lines.append(Line("correction", label, of, amount, rate(of, part="usage")))
+        label = f"{wareki(of).removesuffix('1日')}分の訂正"
+        lines.append(charged("correction", label, of, len(deltas), sum(deltas), earlier_year))
     for of, calls in sorted(ledger.finals.items()):
         label = f"{wareki(of).removesuffix('1日')}分の確認待ちの確定（{calls:,}件）"
         lines.append(Line("final", label, of, 0, rate(of, part="usage")))
@@ -415,6 +428,7 @@ def _invoice(
         total_yen=total,
         sections=None if sections is None else _section_shares(total, ledger.sections, sections),
         suspense=Suspense(ledger.suspense_calls, ledger.suspense_uyen),
+        usage_included=terms.usage_included,
     )
 
 

@@ -55,6 +55,8 @@ def suspense_words(invoice: Invoice) -> str:
     if not waiting.calls:
         return ""
     amount = yen_words(waiting.cost_uyen)
+    if invoice.usage_included:
+        return f"確認待ちの利用が{waiting.calls:,}件（{amount}）あります。利用は同時利用枠の料金に含むので、請求額は変わりません。"
     return f"確認待ちの利用が{waiting.calls:,}件（{amount}）入っています。本当の額がわかったら後の月に訂正し、35日たってもわからなければこの額で確定します。"
 
 
@@ -108,7 +110,10 @@ def notes(invoice: Invoice) -> list[str]:
 
 
 def as_json(invoice: Invoice) -> dict[str, Any]:
-    """Amounts in yen, without tax where a line is; `rate_percent` is text, null where no tax is due. No sections."""
+    """Amounts in yen, without tax where a line is; `rate_percent` is text, null where no tax is due. No sections.
+
+    `included_yen`: told, not charged: it is in the price of the slots.
+    """
     return {
         "number": invoice.number,
         "month": f"{invoice.month:%Y-%m}",
@@ -130,6 +135,7 @@ def as_json(invoice: Invoice) -> dict[str, Any]:
                 "month": f"{line.month:%Y-%m}",
                 "amount_yen": line.amount_yen,
                 "rate_percent": None if line.rate is None else percent(line.rate),
+                "included_yen": line.included_yen,
             }
             for line in invoice.lines
         ],

@@ -1,28 +1,40 @@
 """Slots: how many calls a town, or one of its sections, apps or models, may have under way at the same time.
 
 A slot is bought, so it is counted where the money is: an account of the window `at_once`, held and given back in the
-ledger's own transactions, and by the sweeper for a process that died.
+ledger's own transactions, and by the sweeper for a process that died. What a town's agreement of the month says it has
+bought is what it may use: `enforce_sold` sees to it, and nothing else sets the number then.
 """
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
 
 from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from observability.problems import Conflict, InvalidInput
+from tenants import audit
+from tenants.audit import By
 from tenants.context import TenantId
+from tenants.db import Database
 from tenants.models import UNLIMITED_UYEN, Account
+from tenants.quota.agreements import agreements, in_force_on
 from tenants.quota.book import LEVELS
 from tenants.quota.tree import Node
-from tenants.quota.windows import AT_ONCE, EVER
+from tenants.quota.windows import AT_ONCE, EVER, window_start
 
 MAX_SLOTS: Final = 10_000
+ENFORCER: Final = By("system", "slots")
 
 
 class SlotsInUse(Conflict):
     type = "urn:problem:quota:slots-in-use"
     title = "いま使われている数より少なくはできません"
+
+
+class SlotsSold(Conflict):
+    type = "urn:problem:quota:slots-sold"
+    title = "同時に使える数は、取り決めで決まっています"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,34 +53,28 @@ async def set_slots(
     tenant_id: TenantId,
     count: int | None,
     *,
+    now: datetime,
     node: Node = "town",
     node_id: str = "",
 ) -> None:
     """Sets how many calls a node may have at the same time, None: as many as it likes; in a platform session.
 
-    It holds for calls that come from now on. Raises `InvalidInput`, and `SlotsInUse` when more are under way.
+    It holds for calls that come from now on. Raises `InvalidInput`, `SlotsInUse` when more are under way, and
+    `SlotsSold` for a town that has bought its slots.
     """
     if count is not None and not 1 <= count <= MAX_SLOTS:
         raise InvalidInput(f"同時に使える数は1から{MAX_SLOTS:,}までの整数で入れてください。", field="slots")
     limit = UNLIMITED_UYEN if count is None else count
-    account = (
-        await session.exec(
-            select(Account)
-            .where(
-                col(Account.tenant_id) == tenant_id,
-                col(Account.node) == node,
-                col(Account.node_id) == node_id,
-                col(Account.window) == AT_ONCE,
-            )
-            .with_for_update()
+    if node == "town" and (sold := (await sold_slots(session, now, tenant_id)).get(tenant_id, 0)):
+        raise SlotsSold(
+            f"この町は同時利用枠を{sold:,}枠買っています。数を変えるには、kumiai agreement set の --slots で取り決めを変えてください。",
+            field="slots",
         )
-    ).first()
+    account = await _account(session, tenant_id, node, node_id)
     if account is None:
         if count is None:
             return
-        account = Account(
-            tenant_id=tenant_id, level=LEVELS[node], node=node, node_id=node_id, window=AT_ONCE, window_start=EVER
-        )
+        account = _new_account(tenant_id, node, node_id)
     if limit < account.held_uyen:
         raise SlotsInUse(
             f"いま{account.held_uyen:,}件が処理中です。終わるのを待って、もう一度設定してください。", field="slots"
@@ -76,6 +82,58 @@ async def set_slots(
     account.limit_uyen = limit
     session.add(account)
     await session.flush()
+
+
+async def sold_slots(session: AsyncSession, now: datetime, tenant_id: TenantId | None = None) -> dict[TenantId, int]:
+    """How many slots the agreements of the month that runs say each town has bought; towns without any are left out."""
+    month = window_start("month", now)
+    agreed = await agreements(session, tenant_id=tenant_id)
+    sold = {town: row.slots for town, rows in agreed.items() if (row := in_force_on(rows, month)) is not None}
+    return {town: slots for town, slots in sold.items() if slots}
+
+
+async def enforce_sold(db: Database, now: datetime, tenant_id: TenantId | None = None) -> int:
+    """Lets every town, or one, use as many slots at the same time as it has bought. Returns how many towns it changed.
+
+    A number that falls below the calls under way falls with them, turn by turn. Where nothing is sold any more the
+    number stays as it is, for the operator to lift.
+    """
+    async with db.platform_session("slots", read_only=True) as session:
+        sold = await sold_slots(session, now, tenant_id)
+        limits = {s.tenant_id: s.limit for s in await slots_of(session, tenant_id) if s.node == "town"}
+    changed = 0
+    for town, count in sold.items():
+        if limits.get(town) == count:
+            continue
+        # A transaction each: the accounts of two towns would be locked in another order than the ledger's.
+        async with db.platform_session("slots") as session:
+            account = await _account(session, town, "town", "") or _new_account(town, "town", "")
+            limit = max(count, account.held_uyen)
+            if account.limit_uyen != limit:
+                account.limit_uyen = limit
+                session.add(account)
+                await audit.record(
+                    session, town, ENFORCER, "slots.set", about=("tenant", town), node="town", node_id="", slots=limit
+                )
+                changed += 1
+    return changed
+
+
+async def _account(session: AsyncSession, tenant_id: TenantId, node: Node, node_id: str) -> Account | None:
+    """Locked."""
+    query = select(Account).where(
+        col(Account.tenant_id) == tenant_id,
+        col(Account.node) == node,
+        col(Account.node_id) == node_id,
+        col(Account.window) == AT_ONCE,
+    )
+    return (await session.exec(query.with_for_update())).first()
+
+
+def _new_account(tenant_id: TenantId, node: Node, node_id: str) -> Account:
+    return Account(
+        tenant_id=tenant_id, level=LEVELS[node], node=node, node_id=node_id, window=AT_ONCE, window_start=EVER
+    )
 
 
 async def slots_of(session: AsyncSession, tenant_id: TenantId | None = None) -> list[Slots]:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 from unittest import mock
@@ -238,7 +239,7 @@ def prepared(
 
         async def buy_slots(db: Database) -> None:
             async with db.platform_session("test") as session:
-                await set_slots(session, town.id, MAX_SLOTS)
+                await set_slots(session, town.id, MAX_SLOTS, now=datetime.now(UTC))
 
         region.with_database(buy_slots)
         yield region, town, upstream, secure

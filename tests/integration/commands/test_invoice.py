@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import pypdfium2
@@ -27,6 +27,7 @@ from tenants.people import close_section, ensure_sections, rename_section
 from tenants.printing import invoice_sheet
 from tenants.quota.invoice import Invoice, close_months, make_invoices
 from tenants.quota.invoice_forms import as_csv, last_day, sheet_data
+from tenants.quota.slots import enforce_sold
 from tenants.quota.windows import JST, window_start
 from tenants.usage import MIN_SECTION_PEOPLE
 from tests.gateways import Region, Town
@@ -337,6 +338,68 @@ def test_bought_slots_are_a_line(agreed: Office) -> None:
     told = agreed.invoice(agreed.one)
     assert amounts(told)["slots"] == 4_500
     assert "同時利用枠（3枠×1,500円）" in [line["label"] for line in told["lines"]]
+
+
+def test_usage_in_the_price_of_slots_is_told_and_not_charged(used: Office) -> None:
+    bought = ("--slots", "3", "--slot-yen", "1500")
+    used.agree(used.one, *bought, "--usage-included", since=MONTH)
+    waiting = used.call(used.one, jst(10, 25), 50, section="福祉課", state="suspense")
+    used.close()
+    told = used.invoice(used.one)
+    # September was billed by usage, so its correction is still paid back.
+    assert amounts(told) == {"base": 50_001, "usage": 0, "slots": 4_500, "correction": -50}
+    [usage] = [line for line in told["lines"] if line["kind"] == "usage"]
+    assert (usage["label"], usage["included_yen"]) == ("生成AIの利用（5件、1,731円分は同時利用枠の料金に含む）", 1_731)
+    assert told["total_yen"] == 54_451 + 5_445
+    own = used.own_copy(used.one)
+    assert own.sections is not None
+    assert sum(s.amount_yen for s in own.sections) == own.total_yen
+    assert "請求額は変わりません" in used.region.command("invoice", "--month", MONTH, used.one.code).stdout
+    # What is learnt about October later moves no money either.
+    used.correct(used.one, waiting, 20, at=jst(11, 15))
+    [correction] = [line for line in used.invoice(used.one, NEXT)["lines"] if line["kind"] == "correction"]
+    assert (correction["label"], correction["amount_yen"], correction["included_yen"]) == (
+        "令和7年10月分の訂正（1件、-30円分は同時利用枠の料金に含む）", 0, -30,
+    )  # fmt: skip
+
+
+def test_usage_is_in_the_price_of_slots_only_if_some_are_bought(agreed: Office) -> None:
+    with pytest.raises(AssertionError, match="--slots"):
+        agreed.agree(agreed.one, "--usage-included")
+
+
+def in_force(office: Office) -> int | None:
+    """How many calls the first town may have at the same time."""
+    listed = json.loads(office.region.command("agreement", "list", "--json").stdout)
+    [limit] = [t["slots_limit"] for t in listed["towns"] if t["code"] == office.one.code]
+    return cast("int | None", limit)
+
+
+def test_what_is_sold_is_what_is_in_force(agreed: Office) -> None:
+    town, limit = agreed.one, ("budget", "set", agreed.one.code)
+    agreed.region.command(*limit, "--slots", "20")
+    said = agreed.region.command(
+        "agreement", "set", town.code, "--from", "2025-04", "--kind", "fee", "--taxable", "all", "--legal-basis", "規約",
+        "--legal-basis-on", "2025-03-20", "--slots", "3", "--slot-yen", "1500",
+    ).stdout  # fmt: skip
+    assert "買った3枠になります" in said
+    assert in_force(agreed) == 3
+    for words in (("--slots", "20"), ("--lift", "at_once")):
+        told = agreed.refused(*limit, *words)
+        assert "同時利用枠を3枠買っています" in told
+        assert "kumiai agreement set" in told
+    agreed.region.command(*limit, "--app", "chat", "--slots", "2")
+    assert "買った数3、いま使える数3" in agreed.region.command("agreement", "list").stdout
+    assert [link.facts["slots"] for link in agreed.region.links(town, "slots.set")] == [20, 3, 2]
+    # A number for a later month waits for it; when it comes, the worker puts it in force.
+    later = datetime.now(JST).replace(day=1) + timedelta(days=40)
+    agreed.agree(town, "--slots", "5", since=f"{later:%Y-%m}")
+    assert in_force(agreed) == 3
+    assert agreed.region.with_database(lambda db: enforce_sold(db, later.astimezone(UTC))) == 1
+    assert in_force(agreed) == 5
+    assert agreed.region.with_database(lambda db: enforce_sold(db, later.astimezone(UTC))) == 0
+    assert agreed.region.with_database(lambda db: enforce_sold(db, datetime.now(UTC))) == 1
+    assert in_force(agreed) == 3
 
 
 def test_the_base_is_shared_by_population(office: Office) -> None:

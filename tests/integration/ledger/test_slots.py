@@ -1,15 +1,17 @@
 """As many calls at the same time as were bought, and never one more, whatever becomes of them."""
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from contextlib import suppress
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from observability.problems import InvalidInput
 from tenants.context import new_id
+from tenants.models import Agreement
 from tenants.quota.ledger import LedgerWriter, sweep
-from tenants.quota.slots import Slots, SlotsInUse, set_slots, slots_of
+from tenants.quota.slots import Slots, SlotsInUse, SlotsSold, enforce_sold, set_slots, slots_of
 from tenants.quota.terms import Ending, Reservation, Settlement, SlotsTaken
 from tenants.quota.tree import Node
 from tests.integration.ledger.conftest import Town
@@ -19,7 +21,7 @@ YEN = 1_000_000
 
 async def allow(town: Town, count: int | None, node: Node = "town", node_id: str = "") -> None:
     async with town.db.platform_session("test") as session:
-        await set_slots(session, town.id, count, node=node, node_id=node_id)
+        await set_slots(session, town.id, count, now=datetime.now(UTC), node=node, node_id=node_id)
 
 
 async def slots(town: Town) -> list[Slots]:
@@ -96,6 +98,27 @@ async def test_a_dead_process_s_slots_come_back(town: Town, tmp_path: Path) -> N
     assert [s.taken for s in await slots(town)] == [0]
     # A late word about a call that was given up changes its cost and no slot.
     assert (await town.town_account()).posted_uyen == 2 * YEN
+
+
+async def test_a_number_sold_below_what_is_under_way_falls_with_it(town: Town, ledger: LedgerWriter) -> None:
+    await town.set_budget(1000 * YEN)
+    now = datetime.now(UTC)
+    await allow(town, 3)
+    running = [await ledger.reserve(town.hold(YEN)) for _ in range(2)]
+    async with town.db.platform_session("test") as session:
+        session.add(
+            Agreement(
+                tenant_id=town.id, valid_from=date(2025, 4, 1), kind="fee", taxable="all", legal_basis="規約",
+                legal_basis_on=date(2025, 3, 20), slots=1,
+            )
+        )  # fmt: skip
+    with pytest.raises(SlotsSold):
+        await allow(town, 3)
+    for taken in (2, 1, 0):
+        await enforce_sold(town.db, now)
+        assert [(s.limit, s.taken) for s in await slots(town)] == [(max(1, taken), taken)]
+        with suppress(IndexError):
+            await asyncio.wrap_future(ledger.settle(running.pop(), Settlement(0)))
 
 
 async def test_a_number_below_what_is_under_way_is_refused(town: Town, ledger: LedgerWriter) -> None:
