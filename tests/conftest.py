@@ -1,5 +1,10 @@
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 # Also a gateway that runs in a thread of the tests says what it does to the test, which shows it where it fails, and to
 # no terminal and no command's output.

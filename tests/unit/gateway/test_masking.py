@@ -180,7 +180,7 @@ _ORIGINALS = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     original=_ORIGINALS,
     inner=st.tuples(st.sampled_from(sorted(WRITINGS)), st.sampled_from(_CHARSETS)),

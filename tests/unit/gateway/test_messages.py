@@ -23,7 +23,7 @@ def text_block(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     system=st.lists(TEXT, max_size=3),
     asked=st.lists(TEXT, min_size=1, max_size=3),
@@ -205,7 +205,7 @@ def read(events: bytes) -> tuple[dict[str, Any], list[str]]:
     return message, names
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(pieces=st.lists(TEXT, max_size=6), thoughts=st.lists(TEXT, max_size=3), calls=st.lists(INPUT, max_size=3),
        order=st.randoms(use_true_random=False), cut_at=st.integers(1, 400))  # fmt: skip
 async def test_no_text_of_a_stream_is_lost_and_it_says_what_the_whole_answer_says(

@@ -151,7 +151,7 @@ async def test_how_many_are_ahead_is_told_and_falls() -> None:
         queue.leave(await task, 100)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     steps=st.lists(
         st.tuples(st.sampled_from(["enter", "leave", "cancel", "move"]), st.integers(0, 2), st.integers(0, 2)),

@@ -31,7 +31,7 @@ def parsed(**more: Any) -> Any:
 # ── the request ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     instructions=TEXT,
     asked=st.lists(TEXT, min_size=2, max_size=3),
@@ -232,7 +232,7 @@ def part(index: int, arguments: str, **more: Any) -> dict[str, Any]:
 LAST = b"data: " + orjson.dumps({"id": "c", "choices": [], "usage": USAGE}) + b"\n\ndata: [DONE]\n\n"
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(pieces=st.lists(TEXT, max_size=6), thoughts=st.lists(TEXT, max_size=3), calls=st.lists(TEXT, max_size=3),
        order=st.randoms(use_true_random=False), cut_at=st.integers(1, 400))  # fmt: skip
 async def test_no_text_of_a_stream_is_lost_and_it_says_what_the_whole_answer_says(

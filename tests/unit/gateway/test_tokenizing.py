@@ -14,7 +14,7 @@ from typing import Any, Final
 import orjson
 import pytest
 import tiktoken
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 from structlog.testing import capture_logs
@@ -44,8 +44,6 @@ PROSE: Final = (
 MODEL: Final = "standard"
 TOWN: Final = TenantId(new_id())
 Message = Mapping[str, Any]
-# A tokenizer is read when it is first asked, and the machine may be busy.
-at_leisure: Final = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +117,6 @@ TEXTS: Final = st.one_of(
 
 
 @pytest.mark.parametrize("name", sorted(ENCODINGS))
-@at_leisure
 @given(text=TEXTS)
 def test_counts_are_tiktokens_own(encodings: Callable[[str], tiktoken.Encoding], name: str, text: str) -> None:
     assert load(name)(text) == len(encodings(name).encode(text, disallowed_special=()))
@@ -255,7 +252,6 @@ def billed(count: Callable[[str], int], said: Sequence[str]) -> int:
     return total + (count(text) if text else 0)
 
 
-@at_leisure
 @given(messages=MESSAGES)
 @example(messages=[user(PROSE * 20)])
 def test_a_chat_is_never_billed_above_what_was_counted(
@@ -269,7 +265,7 @@ def test_a_chat_is_never_billed_above_what_was_counted(
 
 @pytest.mark.parametrize("template", [harmony, chatml, llama, mistral])
 @pytest.mark.parametrize("with_tools", [False, True])
-@settings(at_leisure, max_examples=50)
+@settings(max_examples=50)
 @given(messages=MESSAGES)
 @example(messages=[user("a")])
 @example(messages=[user(" \n" * 20 + "a" + "\n\n" * 9)])
@@ -291,7 +287,6 @@ def test_japanese_prose_comes_to_less_than_half_of_its_bytes() -> None:
     assert exact(request, "o200k_base") * 2 < prompt_bound(chat([user(PROSE * 20)]))
 
 
-@at_leisure
 @given(texts=st.lists(TEXTS.filter(bool), min_size=1, max_size=5))
 def test_embeddings_are_counted_to_the_token(encodings: Callable[[str], tiktoken.Encoding], texts: list[str]) -> None:
     request = check_request("embeddings", {"model": "embedding", "input": texts}, ignored=set())

@@ -48,7 +48,7 @@ def check(limit: int, before: list[Share], after: list[Share]) -> None:
         assert not (new.borrowed_uyen and new.lent_uyen)
 
 
-@settings(max_examples=1000, deadline=None, derandomize=True)
+@settings(max_examples=1000, derandomize=True)
 @given(pools())
 def test_what_moves_is_within_the_pool_and_the_limits_and_comes_to_rest(pool: tuple[int, list[Share]]) -> None:
     limit, towns = pool
@@ -73,7 +73,7 @@ def test_what_moves_is_within_the_pool_and_the_limits_and_comes_to_rest(pool: tu
         assert not any(t.unspent_uyen for t in towns if t is not low)
 
 
-@settings(max_examples=1000, deadline=None, derandomize=True)
+@settings(max_examples=1000, derandomize=True)
 @given(pools(), st.integers(0, 5), AMOUNTS)
 def test_a_share_that_fits_is_given_or_refused_for_what_is_spent(
     pool: tuple[int, list[Share]], which: int, share: int
@@ -100,7 +100,7 @@ def test_a_share_that_fits_is_given_or_refused_for_what_is_spent(
         assert changed[-1].lent_uyen == 0
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(pools(), st.integers(0, 400))
 def test_a_smaller_pool_takes_back_what_is_not_spent(pool: tuple[int, list[Share]], less: int) -> None:
     limit, towns = pool
@@ -112,7 +112,7 @@ def test_a_smaller_pool_takes_back_what_is_not_spent(pool: tuple[int, list[Share
         check(smaller, towns, applied(towns, changed))
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
+@settings(max_examples=500, derandomize=True)
 @given(pools(), st.integers(0, 5), st.integers(0, 5), AMOUNTS)
 def test_what_is_movable_moves_and_nothing_that_is_used_lent_or_borrowed(
     pool: tuple[int, list[Share]], one: int, other: int, much: int
