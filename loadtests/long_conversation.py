@@ -9,6 +9,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -64,10 +65,10 @@ def main() -> None:
                 ("search, a word that is nowhere", "/apps/chat/history?q=除雪機"),
                 ("history", "/apps/chat/history"),
             ):
-                _tell(name, given.repeat, lambda path=path: _get(browser, path))
+                _tell(name, given.repeat, partial(_get, browser, path))
             for name, id in (("1 turn", short), ("all turns", long)):
-                _tell(f"sending: until the question stands, {name}", given.repeat, lambda id=id: _send(browser, id)[0])
-                _tell(f"sending: from the last words to the end, {name}", 1, lambda id=id: _send(browser, id)[1])
+                _tell(f"sending: until the question stands, {name}", given.repeat, partial(_until_shown, browser, id))
+                _tell(f"sending: from the last words to the end, {name}", 1, partial(_from_last_words, browser, id))
 
 
 def _tell(name: str, times: int, measure: Callable[[], float]) -> None:
@@ -81,6 +82,14 @@ def _get(browser: Browser, path: str) -> float:
     answer = browser.get(path)
     assert answer.status_code == 200, answer.text[:300]
     return time.perf_counter() - began
+
+
+def _until_shown(browser: Browser, conversation: UUID) -> float:
+    return _send(browser, conversation)[0]
+
+
+def _from_last_words(browser: Browser, conversation: UUID) -> float:
+    return _send(browser, conversation)[1]
 
 
 def _send(browser: Browser, conversation: UUID) -> tuple[float, float]:

@@ -155,7 +155,7 @@ async def _region(urls: DatabaseUrls, folder: Path) -> Region:
                     is_poor = window == "month" and town in towns[:2]
                     await set_budget(session, town, yen=POOR_YEN if is_poor else TOWN_YEN, window=window)
             for town in towns[2:4]:
-                await set_slots(session, town, SLOTS)
+                await set_slots(session, town, SLOTS, now=datetime.now(UTC))
             for town, section, person in people[::2]:
                 await set_budget(session, town, yen=PERSON_YEN, node="person", node_id=str(person), window="day")
                 await set_budget(session, town, yen=TOWN_YEN // 2, node="section", node_id=str(section))
@@ -204,9 +204,9 @@ def _kill_while_they_write(
             # As the worker does, beside those that write.
             sweep(region.urls)
             swept_at = time.monotonic()
-    for process in running:
-        process.kill()
-        process.join()
+    for left in running:
+        left.kill()
+        left.join()
         killed += 1
     return killed, servers_killed
 

@@ -82,10 +82,13 @@ def measure(count: int, keys: list[str], env: dict[str, str], folder: Path, seco
             _warm_up(port, keys)
         loads = [_load(port, keys[n::count] if apart else keys, folder, seconds) for n, port in enumerate(ports)]
         outputs = [load.communicate()[0] for load in loads]
+    rates = 0.0
     for output in outputs:
-        if "Non-2xx" in output:
+        found = re.search(r"Requests/sec:\s+([\d.]+)", output)
+        if "Non-2xx" in output or found is None:
             raise RuntimeError(output)
-    return sum(float(re.search(r"Requests/sec:\s+([\d.]+)", output)[1]) for output in outputs)  # type: ignore[index]  # wrk's own form
+        rates += float(found[1])
+    return rates
 
 
 @contextmanager
