@@ -21,6 +21,8 @@ from tenants.context import Role, new_id
 
 # Everybody may end their own session; then nothing more could be tried.
 _NOT_ASKED: Final = frozenset({("POST", "/auth/signout")})
+# Outside the offices, and still of all administrators of a town: what it is told is put away by each of them for themselves.
+_OF_ADMINISTRATORS: Final = frozenset({("POST", "/notices/{notice_id}/seen")})
 # What has been written somewhere in the world to say for which tenant a request is.
 _TENANT_HEADERS: Final = (
     "kumiai-tenant", "kumiai-tenant-id", "x-tenant", "x-tenant-id", "x-organization-id", "x-scope-orgid",
@@ -104,7 +106,17 @@ def _afterwards(stage: Stage, persona: Persona, before: Footprint) -> Trial:
 
 
 def _is_theirs_to_try(persona: Persona, address: Address) -> bool:
+    """The town's own administrator and auditor are let into their offices: what they must not get lies outside."""
+    if persona.side == "own" and persona.role in lets_in(address):
+        return False
     return (persona.browser is not None) == (address.server == "portal")
+
+
+def lets_in(address: Address) -> frozenset[Role]:
+    """The roles whose people in the victim's own town have its things there by right."""
+    if (address.method, address.path) in _OF_ADMINISTRATORS:
+        return frozenset({Role.TOWN_ADMIN})
+    return OFFICES[address.office] if address.office else frozenset()
 
 
 def _askings(stage: Stage, persona: Persona, address: Address) -> Iterator[_Asked]:

@@ -34,7 +34,9 @@ RowT = TypeVar("RowT", bound=TenantOwned)
 BY: Final = By("command", "kumiai isolation-report")
 PATIENCE_S: Final = 90.0
 _ID: Final = r"[0-9a-f]{8}-[0-9a-f-]{27}"
-_HAVE_A_LIKE: Final = frozenset({"anonymous", "section_head", "auditor", "adviser", "section_admin"})
+_HAVE_A_LIKE: Final = frozenset(
+    {"anonymous", "section_head", "auditor", "adviser", "section_admin", "own_auditor", "own_adviser"}
+)
 _FILE: Final = "名前,数\n水,3\n"
 
 Side = Literal["own", "other", "operator", "nobody"]
@@ -288,6 +290,9 @@ def personas(stage: Stage, names: Collection[str] = ()) -> Iterator[list[Persona
         ("revoked", "利用を止められた職員", "own", lambda: _added(stage, stage.victim, Role.STAFF)),
         ("colleague", "同じ町の、ほかの課の職員", "own", lambda: demo.person("staff", nth=1)),
         ("section_head", "同じ町の、ほかの課の課長", "own", lambda: _added(stage, stage.victim, Role.SECTION_ADMIN)),
+        ("own_auditor", "同じ町の監査担当", "own", lambda: _added(stage, stage.victim, Role.AUDITOR)),
+        ("own_adviser", "同じ町の外部支援者", "own", lambda: _added(stage, stage.victim, Role.ADVISER)),
+        ("own_admin", "同じ町の管理者", "own", lambda: _added(stage, stage.victim, Role.TOWN_ADMIN)),
         ("auditor", "別の町の監査担当", "other", lambda: _added(stage, stage.other, Role.AUDITOR)),
         ("adviser", "別の町の外部支援者", "other", lambda: _added(stage, stage.other, Role.ADVISER)),
         ("staff", "別の町の職員", "other", lambda: demo.person("staff", 1)),
@@ -350,7 +355,7 @@ def _person(stage: Stage, name: str, title: str, side: Side, person: DemoPerson)
         one.own = {"town": str(town.id)}
     if one.role in (Role.STAFF, Role.SECTION_ADMIN, Role.TOWN_ADMIN):
         one.own |= _write_as_clerk(stage.observer, town, browser)[1]
-    if one.role is Role.TOWN_ADMIN:
+    if one.role is Role.TOWN_ADMIN and side == "other":
         one.own |= _make_office_things(stage.observer, town, browser)[1]
     return one
 
