@@ -8,8 +8,10 @@ from fastapi import APIRouter, Query
 from starlette.background import BackgroundTask
 from starlette.responses import FileResponse, Response
 
+from apps.console.limits import PER_WORDS
 from apps.sdk.dates import local
 from apps.sdk.office import OfficeContext, Progress
+from apps.sdk.ui.render import ROLE_WORDS, yen
 from observability.problems import InvalidInput, NotFound
 from tenants.audit.reading import KINDS, Link, Wanted, find_person, names_of, read_links
 from tenants.audit.verification import AuditBroken, verify_chain
@@ -24,11 +26,13 @@ ACTIONS: Final[Mapping[str, str]] = {
     "agreement.issuer": "請求する側を決めた", "agreement.region": "請求の決まりを変えた", "agreement.set": "費用の取り決めを変えた",
     "audit.export": "監査の記録を書き出した", "break_glass.read": "職員の付けた文を事務局が読んだ", "budget.move": "予算を動かした",
     "budget.move_back": "動かした予算を戻した", "budget.move_once": "予算をこの期間だけ動かした", "budget.set": "予算や枠を決めた",
-    "call.segment": "AIの呼び出しをまとめて封じた", "chat.delete": "会話を消した", "chat.restore": "会話を戻した",
+    "call.segment": "AIの呼び出しをまとめて封じた", "chat.delete": "会話を消した", "chat.delete_prompt": "保存したプロンプトを消した",
+    "chat.export_docx": "会話をWordに書き出した", "chat.export_xlsx": "会話をExcelに書き出した", "chat.restore": "会話を戻した",
+    "chat.restore_prompt": "保存したプロンプトを戻した",
     "fx_rate.set": "為替の率を決めた", "grant.borrow": "共同の予算から借りた", "grant.give_back": "借りた予算を返した",
     "grant.lend": "予算を貸した", "grant.take_back": "貸した予算が戻った", "hold.place": "消去を止めた",
     "hold.release": "消去の停止を解いた", "identity_provider.remove": "町のサインイン元を消した",
-    "identity_provider.set": "町のサインイン元を決めた", "key.create": "APIキーを作った", "key.retire": "古い鍵を捨てた",
+    "identity_provider.set": "町のサインイン元を決めた", "invoice.close": "請求書を締めた", "key.create": "APIキーを作った", "key.retire": "古い鍵を捨てた",
     "key.revoke": "APIキーを取り消した", "key.rotate": "鍵を取り替えた", "people.download": "職員の一覧を受け取った",
     "people.import": "職員をまとめて変えた", "person.add": "職員を加えた", "person.leave": "職員が外れた",
     "person.lend_account": "ほかの団体のアカウントを入れた", "person.link": "アカウントと結び付けた", "person.move": "職員の課を変えた",
@@ -46,7 +50,24 @@ ACTIONS: Final[Mapping[str, str]] = {
     "tenant.export_received": "町のデータを受け取った", "tenant.link": "認証基盤と結び付けた", "tenant.resume": "町の利用を再開した",
     "tenant.suspend": "町の利用を止めた", "usage.download": "利用の記録を受け取った", "usage.reconcile": "確認待ちの額を確定した",
 }  # fmt: skip
-_ACTORS: Final[Mapping[str, str]] = {"operator": "事務局", "system": "しくみ", "command": "サーバーの命令"}
+# What stands beside it; a fact that is not here is shown by the name it is kept by.
+_FACTS: Final[Mapping[str, str]] = {
+    "after_yen": "動かした後の予算", "answers": "回答の数", "borrow_limit_uyen": "借りられる上限", "calls": "件数", "code": "団体コード",
+    "cost_uyen": "額", "count": "件数", "grant_uyen": "いまの予算", "granted": "役割を付けた", "held_uyen": "押さえていた額",
+    "lend_limit_uyen": "貸せる上限", "node": "対象", "node_id": "名前", "over_uyen": "押さえた額を超えた額", "reason": "理由",
+    "requests": "1分の回数", "role": "役割", "root": "照合値", "sha256": "照合値", "slots": "同時に使える数", "texts": "質問の数",
+    "tokens": "1分のトークン", "total_yen": "請求額", "uyen": "額", "valid_from": "いつから", "version": "版", "weight": "順番の重み",
+    "window": "期間", "window_start": "期間の始め", "with_content": "文を付けた", "words": "言葉の数", "yen": "額",
+}  # fmt: skip
+_NODES: Final[Mapping[str, str]] = {"town": "町", "section": "課", "person": "職員", "app": "アプリ", "model": "モデル"}
+_VALUES: Final[Mapping[str, Mapping[str, str]]] = {
+    "window": {str(w): words for w, words in PER_WORDS.items()},
+    "node": _NODES,
+    "role": ROLE_WORDS,
+}
+# A sum to compare by is told by its beginning; the whole of it is in the file.
+_SUM_CHARACTERS: Final = 12
+_ACTORS: Final[Mapping[str, str]] = {"operator": "事務局", "system": "システム", "command": "サーバーの命令"}
 
 
 @routes.get("")
@@ -115,8 +136,23 @@ def _row(link: Link, names: Mapping[str, str]) -> dict[str, Any]:
         "did": ACTIONS.get(link.action, link.action),
         "action": link.action,
         "about": names.get(link.object_id, "") if link.object_kind == "person" else "",
-        "facts": "、".join(f"{name}={value}" for name, value in sorted(link.facts.items()) if value is not None),
+        "facts": "、".join(_fact(name, value) for name, value in sorted(link.facts.items()) if value is not None),
     }
+
+
+def _fact(name: str, value: object) -> str:
+    """One fact in words: money in yen, a name that is kept in English by what it means."""
+    if isinstance(value, bool):
+        shown = "はい" if value else "いいえ"
+    elif isinstance(value, int) and name.endswith("uyen"):
+        shown = yen(value)
+    elif isinstance(value, int):
+        shown = f"{value:,}円" if name.endswith("yen") else f"{value:,}"
+    elif name in ("root", "sha256"):
+        shown = f"{str(value)[:_SUM_CHARACTERS]}…"
+    else:
+        shown = _VALUES.get(name, {}).get(str(value), str(value))
+    return f"{_FACTS.get(name, name)}：{shown}"
 
 
 @routes.post("/verify")

@@ -75,11 +75,14 @@ def test_what_was_done_is_found_by_kind_person_and_day(auditor: Browser, person:
     assert everything == sorted(everything, reverse=True)
     page = auditor.get(PAGE, params={"kind": "people", "login": person.login}).text
     assert "役割を変えた" in page
-    assert "role=auditor" in page
+    assert "役割：監査" in page
+    assert "役割を付けた：はい" in page
     theirs = _numbers(auditor, kind="people", login=person.login)
     assert 0 < len(theirs) < len(_numbers(auditor, kind="people"))
     assert set(theirs).isdisjoint(_numbers(auditor, kind="money"))
-    assert "役割を変えた" not in auditor.get(PAGE, params={"kind": "money"}).text
+    money = auditor.get(PAGE, params={"kind": "money"}).text
+    assert "役割を変えた" not in money
+    assert re.search(r"借りられる上限：[\d,]+円、貸せる上限：[\d,]+円、期間：1か月", money)
     assert _numbers(auditor, since="2000-01-01", until="2099-12-31") == everything
     assert _numbers(auditor, since="2099-12-31") == []
     assert "当てはまる記録はありません" in auditor.get(PAGE, params={"until": "2000-01-01"}).text

@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from apps.console import audit as audit_page
 from tests.demo_process import Browser, DemoProcess
 from tests.gateways import eventually
 
@@ -286,6 +287,7 @@ def test_an_act_stands_in_the_chain(site: Site, action: str) -> None:
     about = act(site)
     found = site.links(action)[before:]
     assert found, f"{action} is told nowhere"
+    assert action in audit_page.ACTIONS, "the page of the chain has no words for it"
     assert {(link.actor, link.about[0]) for link in found} == {(actor, kind)}
     if about is not None:
         assert found[-1].about[1] == about
