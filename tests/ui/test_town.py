@@ -291,7 +291,7 @@ def test_a_rule_that_is_loosened_takes_a_reason(office: Office, visitor: Visitor
     save()
     page.get_by_label("氏名だけのときも同じに扱う").uncheck()
     save("氏名")
-    page.get_by_label("氏名を探して、システムに知らせる").uncheck()
+    page.get_by_label("氏名を探して知らせる").uncheck()
     save("探さない")
     page.get_by_label("AIに送らない言葉").fill("")
     save("言葉")
