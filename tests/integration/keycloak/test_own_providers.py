@@ -2,12 +2,16 @@
 
 import asyncio
 import contextlib
+import json
 import secrets
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import pytest
+from pydantic import SecretStr
 from sqlmodel import col, select
 
 from observability.problems import InvalidInput, NotFound
@@ -117,6 +121,19 @@ async def own(
     await asyncio.to_thread(realm.add, town.clerk.login)
     await add_town_provider(db, site.spec, await tenant_of(db, town), realm.spec(town, request.param), by=BY)
     yield realm
+
+
+def told(site: Site, *words: str, typed: str = "") -> subprocess.CompletedProcess[str]:
+    """`kumiai` as an operator runs it beside the site, with what was typed on its standard input."""
+    values = site.settings.model_dump(include=site.settings.model_fields_set)
+    env = {
+        f"KUMIAI_{name.upper()}": value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+        for name, value in values.items()
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "kumiai", "idp", *words], env=env, input=typed, capture_output=True, text=True,
+        check=False, timeout=300,
+    )  # fmt: skip
 
 
 def carried(browser: Browser, page: Page) -> Page:
@@ -312,3 +329,36 @@ async def test_what_cannot_be_declared_names_the_field(
     with pytest.raises(InvalidInput) as refused:
         await add_town_provider(db, site.spec, await tenant_of(db, town), own.spec(town, "oidc", **changes), by=BY)
     assert refused.value.extensions["field"] == field
+
+
+def test_the_commands_declare_show_and_take_away_a_towns_provider(
+    site: Site, town: Town, make_realm: Callable[[Town], OwnRealm], new_browser: NewBrowser
+) -> None:
+    realm = make_realm(town)
+    realm.add(town.clerk.login)
+    add = ("add", town.code, "--label", "町のアカウント", "--staff-claim", "staff_no", "--client-id", "kumiai")
+    both = told(site, *add, "--oidc", realm.source("oidc"), "--saml", realm.source("saml"))
+    assert both.returncode != 0
+    assert "--oidc か --saml の、どちらか1つを指定してください" in both.stdout + both.stderr
+    assert "サインイン元はありません" in told(site, "list", town.code).stdout
+
+    done = told(site, *add, "--oidc", realm.source("oidc"), typed=f"{realm.secret}\n")
+    assert done.returncode == 0, done.stderr
+    assert f"{town.name}：「町のアカウント」でサインインできます" in done.stdout
+    assert f"/broker/{provider_alias(town.alias, 'sso')}/endpoint" in done.stdout
+    assert realm.secret not in done.stdout + done.stderr
+    browser = new_browser()
+    come(site, browser, town, town.clerk.login)
+    assert is_in(site, browser, town)
+
+    # An empty line keeps the secret, and a second run has nothing to do.
+    again = told(site, *add, "--oidc", realm.source("oidc"), typed="\n")
+    assert "Keycloakへの書き込み 0件" in again.stdout, again.stderr
+    assert json.loads(told(site, "list", town.code, "--json").stdout) == [
+        {"name": "sso", "alias": provider_alias(town.alias, "sso"), "kind": "oidc", "label": "町のアカウント"}
+    ]
+    assert "sso を消しました" in told(site, "remove", town.code).stdout
+    assert "サインイン元はありません" in told(site, "list", town.code).stdout
+    assert "via" not in {
+        name for form in new_browser().get(f"{site.portal}/t/{town.code}").forms for name in form.fields
+    }
