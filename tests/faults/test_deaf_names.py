@@ -1,6 +1,7 @@
 """A name server that never answers: calls to a model known by name end in time, and others do not notice."""
 
 import asyncio
+import os
 import socket
 import subprocess
 import sys
@@ -18,8 +19,8 @@ from tests.faults.test_upstream_faults import check_bill, settled
 from tests.gateways import ROOT, Region, RunningGateway
 from tests.servers import not_available
 
-# Nobody else's address of the loopback, on the port of name servers.
-DEAF = ("127.9.53.53", 53)
+# Nobody else's address of the loopback, also no other worker's of these tests, on the port of name servers.
+DEAF = ("127.9.{}.{}".format(*(part + 1 for part in divmod(os.getpid() % 250**2, 250))), 53)
 
 
 @pytest.fixture(scope="module")
