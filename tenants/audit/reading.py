@@ -17,7 +17,7 @@ from tenants.models import Audit, Person
 KINDS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
     "people": ("職員・役割・サインイン", ("person.", "people.", "role.", "session.", "second_factor.", "identity_provider.")),
     "rules": ("課・設定・APIキー", ("section.", "policy.", "key.", "provider_key.", "rate.", "slots.")),
-    "money": ("予算と請求", ("budget.", "pool.", "grant.", "agreement.", "price.", "fx_rate.", "usage.")),
+    "money": ("予算と請求", ("budget.", "pool.", "grant.", "agreement.", "invoice.", "price.", "fx_rate.", "usage.")),
     "content": ("会話・報告・保存と消去", ("chat.", "report.", "retention.", "hold.", "break_glass.")),
     "exports": ("書き出しと町の状態", ("tenant.", "audit.")),
     "calls": ("AIの呼び出し（まとめて封じたもの）", ("call.",)),

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from apps.console.audit import ACTIONS
+from tenants.audit.reading import KINDS
 from tenants.audit.verification import verify_export
 from tests.demo_process import Browser, DemoPerson, DemoProcess
 from tests.gateways import eventually
@@ -87,6 +89,11 @@ def test_what_was_done_is_found_by_kind_person_and_day(auditor: Browser, person:
     assert _numbers(auditor, since="2099-12-31") == []
     assert "当てはまる記録はありません" in auditor.get(PAGE, params={"until": "2000-01-01"}).text
     assert _numbers(auditor, before="3") == [2, 1]
+
+
+def test_every_act_is_found_by_a_kind() -> None:
+    beginnings = tuple(start for _, starts in KINDS.values() for start in starts)
+    assert [action for action in ACTIONS if not action.startswith(beginnings)] == []
 
 
 @pytest.mark.parametrize(
