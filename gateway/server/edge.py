@@ -37,7 +37,7 @@ class Exchange:
 
     __slots__ = (
         "_edge", "_is_bodiless", "_is_chunked", "_is_told_whole", "_is_whole", "_left", "_parts", "_size", "_waiter",
-        "_wants_word", "_watchers", "has_begun", "is_gone", "is_over", "keep_alive", "scope", "task",
+        "_wants_word", "_watchers", "has_begun", "is_gone", "is_over", "keep_alive", "scope", "taken", "task",
     )  # fmt: skip
 
     def __init__(self, edge: "Edge", scope: dict[str, Any], *, keep_alive: bool, wants_word: bool) -> None:
@@ -54,6 +54,8 @@ class Exchange:
         self._watchers: list[Callable[[], None]] = []
         self.has_begun = self.is_over = self.is_gone = False
         self._is_chunked = self._is_bodiless = False
+        # Pieces of the answer for which there was room.
+        self.taken = 0
         # What is missing of the body; None where only the connection's end tells.
         self._left: int | None = None
 
@@ -112,6 +114,7 @@ class Exchange:
             return
         if not self.has_begun or self.is_over:
             raise RuntimeError("no answer under way")
+        self.taken += 1
         body = message.get("body", b"")
         is_last = not message.get("more_body", False)
         transport = self._edge.transport

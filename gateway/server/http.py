@@ -1,7 +1,7 @@
 """The thin edge under the hot routes: plain ASGI in, OpenAI-shaped bytes out."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Final
@@ -70,8 +70,7 @@ class Client:
         self._is_watching = False
         self._why: CutOff | None = None
         self._pace: asyncio.TimerHandle | None = None
-        # Pieces that were handed over, and whether one is being handed over now.
-        self.taken = 0
+        # Whether something is being handed over now.
         self.is_taking = False
 
     def let_go(self) -> None:
@@ -118,12 +117,13 @@ class Client:
         self._look(within_s, -1)
 
     def _look(self, within_s: float, taken_before: int) -> None:
-        if self.is_taking and self.taken == taken_before:
+        taken = self._exchange.taken
+        if self.is_taking and taken == taken_before:
             self.cut(TooSlow("もう一度送ってください。"))
             self.hang_up()
             return
         loop = asyncio.get_running_loop()
-        self._pace = loop.call_later(within_s, self._look, within_s, self.taken if self.is_taking else -1)
+        self._pace = loop.call_later(within_s, self._look, within_s, taken if self.is_taking else -1)
 
     def hang_up(self) -> None:
         """Drops the connection with whatever was not taken, which a close would wait for."""
@@ -192,6 +192,8 @@ async def _read(receive: AsgiReceive) -> bytes:
 
 # How long the last event of a broken stream waits for somebody to take it.
 LAST_WORD_S: Final = 1.0
+# A whole answer up to this size lies in the connection's buffer at once.
+PIECE_BYTES: Final = 64 * 1024
 EVENT_STREAM: Final = b"text/event-stream; charset=utf-8"
 
 # What OpenAI's clients switch on, by status; anything else is an API error to them.
@@ -276,3 +278,10 @@ async def send_start(send: AsgiSend, status: int, content_type: bytes, headers: 
     await send(
         {"type": "http.response.start", "status": status, "headers": [(b"content-type", content_type), *headers]}
     )
+
+
+def pieces_of(body: bytes) -> Iterator[AsgiMessage]:
+    """The rest of an answer in messages that fit into the connection's buffer, one after another."""
+    for at in range(0, max(len(body), 1), PIECE_BYTES):
+        end = at + PIECE_BYTES
+        yield {"type": "http.response.body", "body": body[at:end], "more_body": end < len(body)}

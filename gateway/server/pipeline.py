@@ -24,6 +24,7 @@ from gateway.server.hedging import Hedge, Hedging
 from gateway.server.http import (
     EVENT_STREAM,
     LAST_WORD_S,
+    PIECE_BYTES,
     AsgiReceive,
     AsgiScope,
     AsgiSend,
@@ -33,6 +34,7 @@ from gateway.server.http import (
     Restarting,
     content_type_of,
     error_event,
+    pieces_of,
     read_body,
     send_problem,
     send_start,
@@ -85,9 +87,6 @@ CLASS_OF_UNREADABLE: Final = DataClass.C3C
 
 # Beyond this, parsing takes milliseconds that every other stream would wait.
 PARSED_ASIDE_BYTES: Final = 256 * 1024
-
-# A whole answer up to this size lies in the connection's buffer at once.
-SLICE_BYTES: Final = 64 * 1024
 
 _LATER: Final = "このモデルはいま応答していません。少し待つか、別のモデルを選んでください。"
 _USAGE_MARKS: Final = (b'"choices":[]', b'"choices": []')
@@ -538,7 +537,7 @@ class Pipeline:
             body = ticket.request.restorer.body(body)
         await send_start(send, 200, content_type, [*headers, (b"content-length", b"%d" % len(body))])
         record.headers_sent = True
-        if len(body) > SLICE_BYTES and not client.may_leave:
+        if len(body) > PIECE_BYTES and not client.may_leave:
             await self._hand_over(body, client, send)
         else:
             await send({"type": "http.response.body", "body": body})
@@ -546,13 +545,11 @@ class Pipeline:
     async def _hand_over(self, body: bytes, client: Client, send: AsgiSend) -> None:
         """A large answer, at the pace of who takes it, who is cut off as from a stream."""
         client.keep_pace(self.deadlines.between_chunks_s)
+        client.is_taking = True
         with client:
-            for at in range(0, len(body), SLICE_BYTES):
-                end = at + SLICE_BYTES
-                client.is_taking = True
-                await send({"type": "http.response.body", "body": body[at:end], "more_body": end < len(body)})
-                client.is_taking = False
-                client.taken += 1
+            for part in pieces_of(body):
+                await send(part)
+        client.is_taking = False
 
     async def _relay_stream(
         self,
@@ -591,7 +588,6 @@ class Pipeline:
                     client.is_taking = True
                     await send({"type": "http.response.body", "body": said, "more_body": True})
                     client.is_taking = False
-                    client.taken += 1
                     if watch is not None and watch.is_over:
                         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": True})
                         break

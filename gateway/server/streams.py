@@ -198,7 +198,6 @@ class Streams:
                         reader.is_taking = True
                         await send({"type": "http.response.body", "body": part, "more_body": True})
                         reader.is_taking = False
-                        reader.taken += 1
         except (Disconnected, TooSlow):
             return
         except Problem as problem:

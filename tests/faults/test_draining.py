@@ -21,6 +21,8 @@ from tests.gateways import Region, eventually
 
 LIVE = 60
 CAP_S = 20
+# Of an answer that fits into no connection's buffers.
+LARGE = 24_000_000
 
 
 @pytest.fixture
@@ -133,39 +135,37 @@ def test_who_takes_nothing_is_cut_off_and_pays_for_what_was_written(installation
             raise ConnectionError("an end without a reset is an end, too")
 
 
-async def test_whole_answer_that_nobody_takes_is_cut_off_and_paid_for(installation: Installation) -> None:
-    taken = await ask(installation, "faulty", "large_answer", 1, stream=False)
-    [(_, call, attempts)] = settled(installation, [taken])
-    assert (taken.text, call.problem) == (Answer.of(1).text, "")
-    check_bill(taken, call, attempts, "usage")
+@pytest.mark.parametrize("path", ["chat/completions", "messages", "responses"])
+def test_whole_answer_that_nobody_takes_is_cut_off_and_paid_for(installation: Installation, path: str) -> None:
+    seen = {c.id for c in installation.region.calls(installation.town)}
 
-    known = {c.id for c in installation.region.calls(installation.town)}
+    def closed() -> list[Call]:
+        found = [c for c in installation.region.calls(installation.town) if c.id not in seen]
+        return found if found and found[0].state != "held" else []
+
     url = httpx.URL(installation.gateway.url)
-    with socket.create_connection((url.host, url.port)) as reader:
-        reader.sendall(request_bytes(installation, "large_answer", 2, stream=False))
-        assert await asyncio.to_thread(reader.recv, 12) == b"HTTP/1.1 200"
-
-        def closed() -> list[Call]:
-            found = [c for c in installation.region.calls(installation.town) if c.id not in known]
-            return found if found and found[0].state != "held" else []
-
-        [call] = await asyncio.to_thread(eventually, closed, within_s=30)
-        assert (call.state, call.problem) == ("settled", "reader_too_slow")
-        check_bill(
-            Outcome(2),
-            call,
-            [a for a in installation.region.attempts(installation.town) if a.call_id == call.id],
-            "usage",
-        )
-        assert await asyncio.to_thread(_is_dropped, reader)
+    for seed, is_taken in ((1, True), (2, False)):
+        with socket.create_connection((url.host, url.port)) as reader:
+            reader.sendall(request_bytes(installation, "large_answer", seed, stream=False, path=path))
+            assert reader.recv(12) == b"HTTP/1.1 200"
+            if is_taken:
+                assert _heard_bytes(reader) > LARGE
+            [call] = eventually(closed, within_s=30)
+            assert (call.state, call.problem) == ("settled", "" if is_taken else "reader_too_slow")
+            attempts = [a for a in installation.region.attempts(installation.town) if a.call_id == call.id]
+            check_bill(Outcome(seed), call, attempts, "usage")
+            if not is_taken:
+                # The connection is gone, with whatever was not taken.
+                assert _heard_bytes(reader) < LARGE
+        seen.add(call.id)
 
 
-def _is_dropped(reader: socket.socket) -> bool:
-    """Whether the connection ends, with whatever was not taken of 24 MB."""
+def _heard_bytes(reader: socket.socket) -> int:
+    """What comes until the connection ends, or all of a large answer is there."""
     reader.settimeout(20)
     heard, deadline = 0, time.monotonic() + 60
     with contextlib.suppress(ConnectionError):
-        while part := reader.recv(1 << 20):
+        while heard <= LARGE and (part := reader.recv(1 << 20)):
             heard += len(part)
             assert time.monotonic() < deadline
-    return heard < 24_000_000
+    return heard

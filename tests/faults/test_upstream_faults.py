@@ -340,16 +340,23 @@ async def leave(installation: Installation, request: bytes, *, after: bytes | No
 
 
 def request_bytes(
-    installation: Installation, fault: str, seed: int, *, model: str = "faulty", stream: bool = True
+    installation: Installation,
+    fault: str,
+    seed: int,
+    *,
+    model: str = "faulty",
+    stream: bool = True,
+    path: str = "chat/completions",
 ) -> bytes:
-    body = json.dumps(
-        {
-            "model": model, "stream": stream, "max_tokens": 1000,
-            "messages": [{"role": "user", "content": json.dumps({"fault": fault, "seed": seed})}],
-        }
-    ).encode()  # fmt: skip
+    prompt = json.dumps({"fault": fault, "seed": seed})
+    asked: dict[str, Any] = (
+        {"input": prompt, "max_output_tokens": 1000}
+        if path == "responses"
+        else {"messages": [{"role": "user", "content": prompt}], "max_tokens": 1000}
+    )
+    body = json.dumps({"model": model, "stream": stream, **asked}).encode()
     head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {installation.town.key}\r\n"
+        f"POST /v1/{path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {installation.town.key}\r\n"
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body

@@ -498,7 +498,9 @@ async def flood(x: Exchange) -> None:
 async def large_answer(x: Exchange) -> None:
     """A whole answer that fits into no connection's buffers."""
     await x.begin()
-    await x.say(json.dumps(whole(x.answer, x.answer.usage) | {"system_fingerprint": "x" * 24_000_000}).encode())
+    answer = whole(x.answer, x.answer.usage)
+    answer["choices"][0]["message"]["content"] += "x" * 24_000_000
+    await x.say(json.dumps(answer).encode())
     await x.end()
 
 

@@ -4,7 +4,7 @@ import re
 from typing import Final, Protocol
 
 from gateway.contracts import ModelRequest
-from gateway.server.http import AsgiMessage, AsgiSend
+from gateway.server.http import AsgiMessage, AsgiSend, pieces_of
 from gateway.server.providers.outbound import data_of
 
 _EVENT: Final = re.compile(rb".+?\r?\n\r?\n", re.DOTALL)
@@ -55,7 +55,7 @@ class WireOutlet:
         if self._is_stream:
             await self._send({"type": "http.response.body", "body": self._told(), "more_body": not is_last})
         elif is_last:
-            await self._send_whole(b"".join(self._parts))
+            await self._send_whole(b"".join(self._parts), in_pieces=len(self._parts) > 1)
 
     def _told(self) -> bytes:
         """Whole events out of what came so far; the rest waits for its end."""
@@ -68,9 +68,11 @@ class WireOutlet:
         self._parts = [came[end:]] if end < len(came) else []
         return b"".join(told)
 
-    async def _send_whole(self, body: bytes) -> None:
+    async def _send_whole(self, body: bytes, *, in_pieces: bool) -> None:
+        """in_pieces: as it came, for whoever looks at how fast they are taken."""
         status = self._start["status"]
         told = self._wire.answer(body) if status == 200 else self._wire.error(body, status)
         headers = [(k, v) for k, v in self._start["headers"] if k != b"content-length"]
         await self._send({**self._start, "headers": [*headers, (b"content-length", b"%d" % len(told))]})
-        await self._send({"type": "http.response.body", "body": told})
+        for part in pieces_of(told) if in_pieces else ({"type": "http.response.body", "body": told},):
+            await self._send(part)
