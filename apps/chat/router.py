@@ -47,6 +47,10 @@ _PER_PAGE: Final = 100
 # Rows of a table on a file's page.
 _MAX_ROWS: Final = 500
 
+# What the button is called that sends a question, and one that was changed.
+SEND_WORDS: Final = "送る"
+SEND_AGAIN_WORDS: Final = "直して送り直す"
+
 Kind = Literal["docx", "xlsx"]
 
 
@@ -292,7 +296,7 @@ async def send(
             await chat.file(unasked)
         data_class = _class(ctx, data_class)
         if way == "onprem":
-            model, data_class = "onprem", max(data_class, "3C", key=WEIGHTS.index)
+            model, data_class = _in_house(data_class)
         look = None
         if way != "cancel":
             look = await chat.look(
@@ -304,9 +308,9 @@ async def send(
                 photos=shown,
                 told=told.split(),
             )
-        if way == "cancel" or (look is not None and not (way == "mask" and look.outlook.can_mask)):
+        if way == "cancel" or _is_held(look, way):
             if look is not None and _wants_stream(request):
-                return await ctx.page("_guard.html", look=look, asked=await _asked(ctx, model, data_class, look))
+                return await _guard_fragment(ctx, look, model, data_class)
             found = await _still_there(chat, conversation_id)
             return await _page(
                 ctx,
@@ -362,17 +366,45 @@ async def again(
     text: Annotated[str | None, Form()] = None,
     model: Annotated[str, Form()] = "",
     data_class: Annotated[str, Form()] = "",
+    way: Annotated[Literal["", "mask", "onprem", "cancel"], Form()] = "",
+    told: Annotated[str, Form(max_length=400)] = "",
 ) -> Response:
-    """作り直す (by the answer), 直して送り直す (by the question), and the way on after an answer was cut off."""
+    """作り直す (by the answer), 直して送り直す (by the question), and the way on after an answer was cut off.
+
+    Other words are looked at as `send` looks at a new question, before anything of the conversation is changed for them.
+    """
     chat = Chat(ctx)
-    if answer:
-        question = str((await chat.open(conversation_id)).question_of(_uuid(answer)).id)
+    found = await chat.open(conversation_id)
+    asked_id = found.question_of(_uuid(answer)).id if answer else _uuid(question)
+    data_class = _class(ctx, data_class) if data_class else found.data_class
+    if way == "onprem":
+        model, data_class = _in_house(data_class)
+    look = None
+    if text is not None:
+        model = model or found.model
+        if way != "cancel":
+            look = await chat.look_again(found, asked_id, text, model=model, data_class=data_class, told=told.split())
+        if way == "cancel" or _is_held(look, way):
+            if look is not None and _wants_stream(request):
+                return await _guard_fragment(ctx, look, model, data_class, send_words=SEND_AGAIN_WORDS)
+            return await _page(
+                ctx,
+                found,
+                edit=str(asked_id),
+                edited=text,
+                look=look,
+                asked=await _asked(ctx, model, data_class, look) if look else None,
+                send_words=SEND_AGAIN_WORDS,
+            )
     turn = await chat.ask_again(
         conversation_id,
-        _uuid(question),
+        asked_id,
         text,
-        model=model,
-        data_class=_class(ctx, data_class) if data_class else "",
+        model=look.masked_by if look and look.masked_by else model,
+        data_class=data_class,
+        mask=way == "mask",
+        lighten=look is not None and bool(look.masked_by),
+        told=() if way == "mask" else told.split(),
     )
     return await _answered(ctx, request, chat, turn)
 
@@ -445,6 +477,23 @@ def _stream(events: AsyncIterator[bytes]) -> Response:
     return StreamingResponse(
         events, media_type="text/event-stream", headers={"cache-control": "no-store", "x-accel-buffering": "no"}
     )
+
+
+def _in_house(data_class: str) -> tuple[str, str]:
+    """The model and the weight of 庁内のAIで送る."""
+    return "onprem", max(data_class, "3C", key=WEIGHTS.index)
+
+
+def _is_held(look: service.Look | None, way: str) -> bool:
+    """Whether a question stays here until its way is chosen."""
+    return look is not None and not (way == "mask" and look.outlook.can_mask)
+
+
+async def _guard_fragment(
+    ctx: AppContext, look: service.Look, model: str, data_class: str, *, send_words: str = SEND_WORDS
+) -> Response:
+    asked = await _asked(ctx, model, data_class, look)
+    return await ctx.page("_guard.html", look=look, asked=asked, send_words=send_words)
 
 
 async def _asked(ctx: AppContext, model: str, data_class: str, look: service.Look) -> ModelChoice | None:
@@ -829,6 +878,8 @@ async def _page(ctx: AppContext, found: Conversation | None, *, status: int = 20
         "prompts": [],
         "typed": "",
         "edit": "",
+        "edited": None,
+        "send_words": SEND_WORDS,
         "waiting": [],
         "problem": None,
         "look": None,

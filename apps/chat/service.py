@@ -542,6 +542,35 @@ class Chat:
                 return replace(_look(replace(outlook, found=noticed), text, names), may_go=True)
         return None
 
+    async def look_again(
+        self,
+        conversation: Conversation,
+        question_id: UUID,
+        text: str,
+        *,
+        model: str,
+        data_class: str,
+        told: Collection[str] = (),
+    ) -> "Look | None":
+        """`look` for other words of a question that stands already, with the files it took along. Raises `NotFound`."""
+        files = conversation.find(question_id).files
+        photos = frozenset(f.id for f in files if f.as_photo)
+        if photos:
+            try:
+                await self._check_sight(model)
+            except CannotSee:
+                # Asked anew, what it cannot see goes as text, and the question says so.
+                photos = frozenset()
+        return await self.look(
+            text,
+            conversation_id=conversation.id,
+            model=model,
+            data_class=data_class,
+            files=[f.id for f in files],
+            photos=photos,
+            told=told,
+        )
+
     async def _is_nowhere(self) -> bool:
         """Whether no model of this town may have personal data."""
         try:
@@ -743,12 +772,7 @@ class Chat:
             conversation = await self._weighed(await self.open(conversation_id), model, data_class)
         else:
             conversation = await self._create(_title(text, card), model, data_class, folder)
-        if mask and (not conversation.masked or lighten):
-            conversation = replace(conversation, masked=True, lightened=lighten)
-            await self._change(conversation.id, masked=True, lightened=lighten)
-        if not set(told) <= set(conversation.told):
-            conversation = replace(conversation, told=tuple(sorted({*told, *conversation.told})))
-            await self._change(conversation.id, told=list(conversation.told))
+        conversation = await self._agreed(conversation, mask=mask, lighten=lighten, told=told)
         return await self._asked(conversation, text, attached)
 
     async def ask_again(
@@ -759,9 +783,12 @@ class Chat:
         *,
         model: str = "",
         data_class: str = "",
+        mask: bool = False,
+        lighten: bool = False,
+        told: Collection[str] = (),
     ) -> Turn:
         """Answers a question anew, with other words if given. What came after it goes to the trash; an answer to the
-        same words is kept beside the new one."""
+        same words is kept beside the new one. mask, lighten and told: as in `ask`."""
         conversation = await self.open(conversation_id)
         later = conversation.after(question_id)
         question = conversation.find(question_id)
@@ -770,6 +797,7 @@ class Chat:
         conversation = await self._weighed(
             conversation, model if model in MODEL_WORDS else conversation.model, data_class or conversation.data_class
         )
+        conversation = await self._agreed(conversation, mask=mask, lighten=lighten, told=told)
         kept = conversation.messages[: conversation.messages.index(question)]
         if question.call_id:
             # Whatever is still made for it is not the answer any more.
@@ -974,6 +1002,18 @@ class Chat:
             {"title": title, "folder": _folder(folder), "pinned": False, "model": model, "data_class": data_class},
         )
         return _conversation(document)
+
+    async def _agreed(
+        self, conversation: Conversation, *, mask: bool, lighten: bool, told: Collection[str]
+    ) -> Conversation:
+        """The conversation with what was agreed to when its question was looked at, stored so."""
+        if mask and (not conversation.masked or lighten):
+            conversation = replace(conversation, masked=True, lightened=lighten)
+            await self._change(conversation.id, masked=True, lightened=lighten)
+        if not set(told) <= set(conversation.told):
+            conversation = replace(conversation, told=tuple(sorted({*told, *conversation.told})))
+            await self._change(conversation.id, told=list(conversation.told))
+        return conversation
 
     async def _weighed(self, conversation: Conversation, model: str, data_class: str) -> Conversation:
         """The conversation with the chosen model and at least the weight it already has, stored so."""

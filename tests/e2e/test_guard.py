@@ -191,6 +191,77 @@ def test_what_a_town_only_wants_to_be_told_is_shown_before_it_goes(abroad: Abroa
     assert abroad.upstream.seen()["calls"] == 2
 
 
+def changed(chat: ChatPage, text: str) -> Page:
+    """The page on which the only question was given other words and was held back."""
+    before = chat.answers.last.inner_text()
+    chat.questions.last.get_by_role("link", name="直して送り直す").click()
+    page = chat.page
+    page.get_by_label("質問を直す").fill(text)
+    page.get_by_role("button", name="直して送り直す").click()
+    expect(page.locator("article #guard")).to_be_visible()
+    # Nothing was changed for it.
+    assert chat.answers.last.inner_text() == before
+    return page
+
+
+@by_size
+def test_a_question_that_is_changed_is_looked_at_as_a_new_one(abroad: Abroad, size: str) -> None:
+    chat = open_chat(abroad.visitor, size)
+    chat.ask("避難所の段差についてのおわびの文を作ってください。")
+    page = changed(chat, NAMED)
+    expect(page.get_by_role("heading", name="送る前に確かめてください。個人の情報が1か所あります")).to_be_visible()
+    expect(page.locator("#guard")).to_contain_text("もう一度「直して送り直す」を押すと、このまま送ります。")
+    ways = ["このまま送る", "伏せて送る", "庁内のAIで送る", "やめる"]
+    assert page.locator("#guard button").all_inner_texts() == ways
+    expect(page.get_by_label("質問を直す")).to_be_focused()
+    look(page, size)
+    page.get_by_role("button", name="やめる").click()
+    expect(page.locator("#guard")).to_have_count(0)
+    expect(page.get_by_label("質問を直す")).to_have_value(NAMED)
+    page.get_by_role("button", name="直して送り直す").click()
+    expect(page.locator("article #guard")).to_be_visible()
+    assert abroad.upstream.seen()["calls"] == 1
+    page.get_by_role("button", name="このまま送る").click()
+    chat.answered()
+    expect(chat.questions.last).to_contain_text(NAMED)
+    assert "山田太郎様へ" in sent(abroad)
+    # Another of the same kind is told no more, and what would be held back is: masked, it goes without.
+    page = changed(chat, LETTER)
+    expect(page.get_by_role("heading", name=HEADING)).to_be_focused()
+    assert abroad.upstream.seen()["calls"] == 2
+    page.get_by_role("button", name="伏せて送る").click()
+    expect(chat.answered()).to_contain_text("個人の情報を記号に替えて送り")
+    assert abroad.upstream.seen()["calls"] == 3
+    assert "小川町" not in sent(abroad)
+
+
+def test_a_changed_question_may_go_to_the_house(abroad: Abroad) -> None:
+    chat = abroad.chat()
+    chat.ask("避難所の段差についてのおわびの文を作ってください。")
+    changed(chat, LETTER).get_by_role("button", name="庁内のAIで送る").click()
+    expect(chat.answered()).to_contain_text("共同の設備で処理しました")
+    expect(chat.page.locator('select[name="data_class"]')).to_have_value("3C")
+    expect(chat.page.locator('input[name="model"]:checked')).to_have_value("onprem")
+    assert abroad.upstream.seen()["calls"] == 1
+
+
+def test_without_scripts_a_changed_question_is_looked_at_too(abroad: Abroad) -> None:
+    chat = ChatPage(abroad.visitor.open(abroad.visitor.demo.person("staff"), script=False)).open()
+    chat.box.fill("避難所の段差についてのおわびの文を作ってください。")
+    chat.send.click()
+    page = changed(chat, NAMED)
+    page.get_by_role("button", name="やめる").click()
+    expect(page.locator("#guard")).to_have_count(0)
+    expect(page.get_by_label("質問を直す")).to_have_value(NAMED)
+    page.get_by_role("button", name="直して送り直す").click()
+    assert abroad.upstream.seen()["calls"] == 1
+    # What is only told goes when it is sent again.
+    page.get_by_role("button", name="直して送り直す").click()
+    expect(chat.questions.last).to_contain_text(NAMED)
+    expect(chat.answers).to_have_count(1)
+    assert abroad.upstream.seen()["calls"] == 2
+
+
 def test_the_key_that_sends_sends_what_was_told(abroad: Abroad) -> None:
     chat = abroad.chat()
     chat.box.fill(NAMED)

@@ -189,19 +189,19 @@
       countGaps();
       document.title = `${start.title}｜${document.title.split("｜").pop()}`;
       $("#title").textContent = start.title;
-      const weights = $('select[name="data_class"]', form);
-      const heavy = [...weights.options].findIndex((option) => option.value === start.data_class);
-      if (heavy > weights.selectedIndex) {
-        // 庁内のAIで送る made it heavier, and with it the rest of the conversation.
-        weights.selectedIndex = heavy;
-        const chosen = $(`input[name="model"][value="${start.model}"]`, form);
-        if (chosen) chosen.checked = true;
-        weights.dispatchEvent(new Event("change"));
-      }
-      for (const option of weights.options) option.disabled = option.index < weights.selectedIndex;
-      // Masked, it may go where what was put in may not.
-      if (start.sent_as !== start.data_class) showModels(start.sent_as, start.model);
     }
+    const weights = $('select[name="data_class"]', form);
+    const heavy = [...weights.options].findIndex((option) => option.value === start.data_class);
+    if (heavy > weights.selectedIndex) {
+      // 庁内のAIで送る made it heavier, and with it the rest of the conversation.
+      weights.selectedIndex = heavy;
+      const chosen = $(`input[name="model"][value="${start.model}"]`, form);
+      if (chosen) chosen.checked = true;
+      weights.dispatchEvent(new Event("change"));
+    }
+    for (const option of weights.options) option.disabled = option.index < weights.selectedIndex;
+    // Masked, it may go where what was put in may not.
+    if (start.sent_as !== start.data_class) showModels(start.sent_as, start.model);
     const question = document.getElementById(`m-${start.question}`);
     if (live.article.getBoundingClientRect().bottom > innerHeight - form.offsetHeight) question?.scrollIntoView({ block: "start" });
     scrollTo({ top: page.scrollHeight });
@@ -216,15 +216,21 @@
   };
   const ENDS = { done: "回答が届きました。", stopped: "回答を止めました。", failed: "回答を作れませんでした。" };
 
-  /* What the guard found, above the text: it stays until a way is chosen or the text is sent anew. What is only told
-     leaves the person where they were: the key that sends sends it. */
-  const toldOf = () => $('#guard input[name="told"]');
-  const showGuard = (html) => {
-    place.replaceChildren(fragment(html));
-    const heading = $("#guard-h");
-    say(toldOf() ? $("#guard .p-guard__head").textContent : heading.textContent);
-    (toldOf() ? area : heading).focus({ preventScroll: true });
-    place.scrollIntoView({ block: "nearest" });
+  /* What the guard found, above the text, a new question's or a changed one's: it stays until a way is chosen or the
+     text is sent anew. What is only told leaves the person where they were: the key that sends sends it. */
+  const textOf = (asking) => $("textarea", asking) ?? area;
+  const toldOf = (asking) => $('#guard input[name="told"]', asking);
+  const clear = () => {
+    place.replaceChildren();
+    $("#guard")?.remove();
+  };
+  const showGuard = (asking, html) => {
+    const there = $("[data-guard]", asking);
+    (there ?? place).replaceChildren(fragment(html));
+    const [heading, told] = [$("#guard-h"), toldOf(asking)];
+    say(told ? $("#guard .p-guard__head").textContent : heading.textContent);
+    (told ? textOf(asking) : heading).focus({ preventScroll: true });
+    $("#guard").scrollIntoView({ block: there ? "start" : "nearest" });
   };
 
   /* After a lost connection: the rest of the answer as a stream, or as it was stored meanwhile. */
@@ -301,16 +307,16 @@
   const ask = async (asking, submitter) => {
     if (running) return;
     if (submitter?.value === "cancel") {
-      place.replaceChildren();
-      area.focus();
+      clear();
+      textOf(asking).focus();
       return;
     }
     const isCompose = asking === form;
     const controller = new AbortController();
     running = controller;
     setBusy(true);
-    const told = isCompose && toldOf()?.value;
-    place.replaceChildren();
+    const told = toldOf(asking)?.value;
+    clear();
     let live = null;
     let shownGuard = "";
     let conversation = $('input[name="conversation"]', form).value;
@@ -350,7 +356,7 @@
       live?.end();
       running = asked = null;
       setBusy(false);
-      if (shownGuard) showGuard(shownGuard);
+      if (shownGuard) showGuard(asking, shownGuard);
       else if (isCompose) area.focus({ preventScroll: true });
     }
   };
