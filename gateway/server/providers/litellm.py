@@ -671,6 +671,7 @@ class _Stream(Writer):
         stream = cls(request, response, events, wire, parser)
         async for event in events:
             stream._first = [] if event is HEARTBEAT else stream._translated(event)
+            response.is_speaking = bool(stream._first or stream.output_text_bytes)
             if stream._first:
                 return stream
         raise UpstreamBroken(_BROKEN, dispatched=True)
@@ -892,8 +893,10 @@ class LiteLLMRouter:
             }
         )
         finished = False
+        clock = asyncio.get_running_loop().time
+        until = clock() + request.first_byte_timeout_s
         try:
-            first = await _first(call, request)
+            first = await _first(call, until)
             finished = first["kind"] in ("whole", "raw")
             if first["kind"] == "whole":
                 writer = Writer(request)
@@ -903,7 +906,10 @@ class LiteLLMRouter:
                 return _raw(first)
             stream = _RouterStream(request, call)
             while not stream.take(first):
-                first = await _first(call, request)
+                if first["thought_bytes"]:
+                    # It has begun, though nobody is told of it.
+                    until = clock() + request.between_chunks_timeout_s
+                first = await _first(call, until)
             return stream
         except BaseException:
             call.end(finished=finished)
@@ -967,9 +973,10 @@ class LiteLLMRouter:
         return made
 
 
-async def _first(call: _Call, request: UpstreamRequest) -> dict[str, Any]:
+async def _first(call: _Call, until: float) -> dict[str, Any]:
+    """until: of the loop's clock."""
     try:
-        return await call.next(request.first_byte_timeout_s)
+        return await call.next(until - asyncio.get_running_loop().time())
     except TimeoutError as error:
         raise UpstreamTimeout(_TRY_AGAIN, dispatched=True) from error
 

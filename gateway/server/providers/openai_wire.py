@@ -206,6 +206,7 @@ class _Stream:
                 break
             stream._first.append(event)
             if stream.output_text_bytes or stream.finish_reason or len(stream._first) == _MAX_SILENT_EVENTS:
+                response.is_speaking = True
                 return stream
         raise UpstreamBroken(_BROKEN, dispatched=True)
 

@@ -206,12 +206,13 @@ class _Proxied:
 
 class Answer:
     """A 200 whose body is being read. `first_by` is when a stream must have begun to speak, `deadline` the call's last
-    moment; both are of the loop's clock."""
+    moment; both are of the loop's clock. Whoever reads it says when it has begun (`is_speaking`)."""
 
     def __init__(self, response: Response | _Proxied, *, first_by: float, deadline: float) -> None:
         self._response = response
         self.first_by = first_by
         self.deadline = deadline
+        self.is_speaking = False
         self.headers = response.headers
 
     async def read(self, until: float) -> bytes:
@@ -289,7 +290,8 @@ async def server_sent_events(answer: Answer, request: UpstreamRequest) -> AsyncI
     `HEARTBEAT` whenever none came for `heartbeat_s`.
 
     Neither comments nor single bytes count as a sign of life: the time between two events is bounded, not that between
-    two reads. While an event is being taken by whoever asked for it, no time runs.
+    two reads. Until `answer.is_speaking` events do not count either: its first word has one deadline. While an event is
+    being taken by whoever asked for it, no time runs.
     """
     buffer = b""
     clock = asyncio.get_running_loop().time
@@ -319,7 +321,9 @@ async def server_sent_events(answer: Answer, request: UpstreamRequest) -> AsyncI
                 yield event
         if said:
             now = clock()
-            until, beat = now + request.between_chunks_timeout_s, now + request.heartbeat_s
+            beat = now + request.heartbeat_s
+            if answer.is_speaking:
+                until = now + request.between_chunks_timeout_s
         if len(buffer) > MAX_EVENT_BYTES:
             raise UpstreamBroken("答えが大きすぎます。", dispatched=True)
     if data_of(buffer):

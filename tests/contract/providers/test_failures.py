@@ -17,7 +17,7 @@ from gateway.server.providers.base import (
     UpstreamUnavailable,
 )
 from loadtests.upstream import RunningUpstream
-from tests.contract.providers.ways import SECRET, Way, answer
+from tests.contract.providers.ways import SECRET, Way, WayFor, answer
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -159,6 +159,20 @@ async def test_no_first_byte_in_time_is_a_timeout(remote: Way, upstream: Running
     with pytest.raises(UpstreamTimeout) as raised:
         await remote.provider.send(remote.request(stream=stream, first_byte_timeout_s=0.3))
     assert raised.value.dispatched
+    await eventually_disconnected(upstream)
+
+
+@pytest.mark.parametrize(("name", "openings"), [("openai_wire", 1), ("router", 1), ("anthropic", 2)])
+async def test_an_opening_is_no_first_word(
+    way_for: WayFor, upstream: RunningUpstream, name: str, openings: int
+) -> None:
+    way = way_for(name)
+    # What starts by itself with the first call has started.
+    await answer(way, way.request(stream=True))
+    upstream.control("stall_mid_stream", after=openings)
+    async with asyncio.timeout(20):
+        with pytest.raises(UpstreamTimeout):
+            await way.provider.send(way.request(stream=True, first_byte_timeout_s=1.0, between_chunks_timeout_s=60.0))
     await eventually_disconnected(upstream)
 
 
