@@ -5,12 +5,15 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.reading.scanning import scanner_of
 from kumiai.demo import DemoHome
+from tenants.db import Database
 from tenants.keyfiles import KeyFile, KeyFileError
+from tenants.quota.slots import SlotsGap, slots_gaps
 from tenants.schema import pending_migrations
 from tenants.settings import Settings
 
@@ -25,11 +28,19 @@ def examine(settings: Settings) -> int:
         ("scanner", _scanner),
     ]
     settings = _at_the_demo(settings)
-    failed = 0
+    failed = set()
     for name, check in checks:
         problem = check(settings)
-        failed += bool(problem)
+        if problem:
+            failed.add(name)
         print(f"{'NG' if problem else 'OK'}  {name:<10}{problem}")
+    if "database" not in failed:
+        gaps = asyncio.run(_slots(settings))
+        if any(not gap.is_falling for gap in gaps):
+            failed.add("slots")
+        print(f"{'NG' if 'slots' in failed else 'OK'}  slots")
+        for gap in gaps:
+            print(f"    {gap.town}（{gap.code}）　{gap.told}。{gap.advice}")
     return 1 if failed else 0
 
 
@@ -74,6 +85,16 @@ def _scanner(settings: Settings) -> str:
     if not settings.upload_scanner or asyncio.run(scanner_of(settings.upload_scanner).is_there()):
         return ""
     return f"{settings.upload_scanner} does not answer, and no file is taken until it does. Check KUMIAI_UPLOAD_SCANNER and that the scanner runs."
+
+
+async def _slots(settings: Settings) -> list[SlotsGap]:
+    """Towns that may not use as many slots as they have bought."""
+    db = Database(settings.urls.filled())
+    try:
+        async with db.platform_session("doctor", read_only=True) as session:
+            return await slots_gaps(session, datetime.now(UTC))
+    finally:
+        await db.close()
 
 
 def _answers(url: str, setting: str) -> str:

@@ -55,7 +55,8 @@ _FACTS: Final[Mapping[str, str]] = {
     "after_yen": "動かした後の予算", "answers": "回答の数", "borrow_limit_uyen": "借りられる上限", "calls": "件数", "code": "団体コード",
     "cost_uyen": "額", "count": "件数", "grant_uyen": "いまの予算", "granted": "役割を付けた", "held_uyen": "押さえていた額",
     "lend_limit_uyen": "貸せる上限", "node": "対象", "node_id": "名前", "over_uyen": "押さえた額を超えた額", "reason": "理由",
-    "requests": "1分の回数", "role": "役割", "root": "照合値", "sha256": "照合値", "slots": "同時に使える数", "texts": "質問の数",
+    "requests": "1分の回数", "role": "役割", "root": "照合値", "sha256": "照合値", "slots": "同時に使える数", "slots_before": "前の同時に使える数",
+    "texts": "質問の数",
     "tokens": "1分のトークン", "total_yen": "請求額", "uyen": "額", "valid_from": "いつから", "version": "版", "weight": "順番の重み",
     "window": "期間", "window_start": "期間の始め", "with_content": "文を付けた", "words": "言葉の数", "yen": "額",
 }  # fmt: skip

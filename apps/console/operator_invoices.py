@@ -13,6 +13,7 @@ from apps.sdk.office import Office, OfficeContext
 from observability.problems import InvalidInput, NotFound
 from tenants.context import TenantId
 from tenants.quota.invoice import Invoice, NotAgreed, make_invoices
+from tenants.quota.slots import slots_gaps
 
 routes = APIRouter()
 
@@ -28,6 +29,7 @@ async def invoices(office: OfficeContext, month: str = "", page: int = 1) -> Res
             made = await make_invoices(session, start, now=office.now)
         except NotAgreed as missing:
             problem = missing
+        gaps = await slots_gaps(session, office.now)
     return await office.page(
         "console/invoices.html",
         months=months_until(office.now),
@@ -39,6 +41,7 @@ async def invoices(office: OfficeContext, month: str = "", page: int = 1) -> Res
         waiting=sum(one.suspense.calls for one in made),
         waiting_uyen=sum(one.suspense.cost_uyen for one in made),
         problem=problem,
+        gaps=gaps,
     )
 
 

@@ -30,7 +30,7 @@ from tenants.quota.agreements import (
     set_issuer,
     set_region_terms,
 )
-from tenants.quota.slots import enforce_sold, slots_of
+from tenants.quota.slots import enforce_sold, slots_gaps, slots_of
 from tenants.quota.windows import parse_month, window_start
 from tenants.registry import list_tenants
 from tenants.settings import Settings
@@ -86,12 +86,17 @@ def agreement_set(
         tenant, tenant_id = await find_town(db, town)
         async with db.platform_session("command") as session:
             await set_agreement(session, tenant, terms, valid_from=start, by=by_command())
-        await enforce_sold(db, datetime.now(UTC), tenant_id)
+        now = datetime.now(UTC)
+        await enforce_sold(db, now, tenant_id)
+        async with db.platform_session("command", read_only=True) as session:
+            gaps = await slots_gaps(session, now, tenant_id)
         print(
             f"{tenant.name}の{_month_in_words(start)}からの取り決めを、{KIND_WORDS[kind]}（{TAXABLE_WORDS[taxable]}）にしました。"
         )
         if slots:
             print(f"同時に使える数は、{_month_in_words(start)}から、買った{slots:,}枠になります。")
+        for gap in gaps:
+            print(f"同時利用枠：{gap.told}。{gap.advice}")
 
     run_command(work)
 

@@ -17,11 +17,12 @@ from tenants import audit
 from tenants.audit import By
 from tenants.context import TenantId
 from tenants.db import Database
-from tenants.models import UNLIMITED_UYEN, Account
+from tenants.models import UNLIMITED_UYEN, Account, Audit
 from tenants.quota.agreements import agreements, in_force_on
 from tenants.quota.book import LEVELS
 from tenants.quota.tree import Node
 from tenants.quota.windows import AT_ONCE, EVER, window_start
+from tenants.registry import list_tenants
 
 MAX_SLOTS: Final = 10_000
 ENFORCER: Final = By("system", "slots")
@@ -46,6 +47,40 @@ class Slots:
     node_id: str
     limit: int
     taken: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotsGap:
+    """A town that may not use as many slots now as it has bought. limit: None where it may use as many as it likes."""
+
+    town: str
+    code: str
+    sold: int
+    limit: int | None
+    taken: int
+
+    @property
+    def is_falling(self) -> bool:
+        """Whether calls under way are all that keeps the number up."""
+        return 0 < self.sold < self.taken
+
+    @property
+    def told(self) -> str:
+        limit = "限りなし" if self.limit is None else f"{self.limit:,}"
+        return f"買った数{self.sold:,}、いま使える数{limit}"
+
+    @property
+    def advice(self) -> str:
+        """What to do, for the operator."""
+        if not self.sold:
+            command = f"kumiai budget set {self.code}"
+            return (
+                "枠を買った期間は終わりましたが、使える数はそのときのまま残っています。"
+                f"なくすなら {command} --lift at_once、数を決めるなら {command} --slots {self.limit} のように実行してください。"
+            )
+        if self.is_falling:
+            return "処理中の呼び出しが終わるごとに減り、買った数になります。することはありません。"
+        return "30秒ほどで買った数になります。変わらないときは、ワーカーが動いているか確かめてください。"
 
 
 async def set_slots(
@@ -95,28 +130,64 @@ async def sold_slots(session: AsyncSession, now: datetime, tenant_id: TenantId |
 async def enforce_sold(db: Database, now: datetime, tenant_id: TenantId | None = None) -> int:
     """Lets every town, or one, use as many slots at the same time as it has bought. Returns how many towns it changed.
 
-    A number that falls below the calls under way falls with them, turn by turn. Where nothing is sold any more the
-    number stays as it is, for the operator to lift.
+    A number that falls below the calls under way falls with them, turn by turn; the chain tells of it once, when it is
+    decided. Where nothing is sold any more the number stays as it is, for the operator to lift: see `slots_gaps`.
     """
     async with db.platform_session("slots", read_only=True) as session:
         sold = await sold_slots(session, now, tenant_id)
         limits = {s.tenant_id: s.limit for s in await slots_of(session, tenant_id) if s.node == "town"}
     changed = 0
     for town, count in sold.items():
-        if limits.get(town) == count:
+        before = limits.get(town)
+        if before == count:
             continue
         # A transaction each: the accounts of two towns would be locked in another order than the ledger's.
         async with db.platform_session("slots") as session:
             account = await _account(session, town, "town", "") or _new_account(town, "town", "")
             limit = max(count, account.held_uyen)
-            if account.limit_uyen != limit:
-                account.limit_uyen = limit
-                session.add(account)
+            if account.limit_uyen == limit:
+                continue
+            account.limit_uyen = limit
+            session.add(account)
+            decided = await _last_set(session, town)
+            if decided is None or decided.facts["slots"] != count:
                 await audit.record(
-                    session, town, ENFORCER, "slots.set", about=("tenant", town), node="town", node_id="", slots=limit
-                )
-                changed += 1
+                    session, town, ENFORCER, "slots.set", about=("tenant", town), node="town", node_id="", slots=count,
+                    slots_before=before,
+                )  # fmt: skip
+            changed += 1
     return changed
+
+
+async def slots_gaps(session: AsyncSession, now: datetime, tenant_id: TenantId | None = None) -> list[SlotsGap]:
+    """The towns, or one, where the number sold and the number in force are two, by code.
+
+    A number without a sale is one if the sale left it: one that the operator has set is meant.
+    """
+    sold = await sold_slots(session, now, tenant_id)
+    there = {s.tenant_id: s for s in await slots_of(session, tenant_id) if s.node == "town"}
+    gaps = []
+    for town in await list_tenants(session):
+        slots, count = there.get(town.id), sold.get(town.id, 0)
+        limit = slots.limit if slots else None
+        if (tenant_id or town.id) != town.id or town.status == "erased" or limit == (count or None):
+            continue
+        if not count:
+            decided = await _last_set(session, town.id)
+            if decided is None or (decided.actor_kind, decided.actor_id) != (ENFORCER.kind, ENFORCER.id):
+                continue
+        gaps.append(SlotsGap(town.name, town.code, count, limit, slots.taken if slots else 0))
+    return gaps
+
+
+async def _last_set(session: AsyncSession, tenant_id: TenantId) -> Audit | None:
+    """The newest link that says how many slots the town itself has."""
+    query = select(Audit).where(
+        col(Audit.tenant_id) == tenant_id,
+        col(Audit.action) == "slots.set",
+        col(Audit.facts)["node"].as_string() == "town",
+    )
+    return (await session.exec(query.order_by(col(Audit.seq).desc()).limit(1))).first()
 
 
 async def _account(session: AsyncSession, tenant_id: TenantId, node: Node, node_id: str) -> Account | None:

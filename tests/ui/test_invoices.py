@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from datetime import UTC, date, datetime
 
 import pypdfium2
@@ -13,10 +14,11 @@ from sqlmodel import col, delete, select
 
 from apps.sdk.testing import DemoProcess
 from tenants.audit import By
-from tenants.context import new_id
+from tenants.context import TenantId, new_id
 from tenants.db import Database
 from tenants.models import Call, Section, Tenant
 from tenants.quota.agreements import Issuer, RegionTerms, Terms, set_agreement, set_issuer, set_region_terms
+from tenants.quota.slots import enforce_sold, set_slots
 from tenants.quota.windows import JST
 from tenants.registry import find_tenant
 from tests.browsers import DESKTOP, PHONE, ZOOMED, Visitor, assert_accessible, assert_fits
@@ -33,7 +35,8 @@ TOWN = f"/console/town/invoice?month={MONTH}"
 
 
 def agree(demo: DemoProcess) -> tuple[str, list[str]]:
-    """With every town there is, for the base is shared between all.
+    """With every town there is, for the base is shared between all. The demo's first one had bought two slots and buys
+    none any more.
 
     Returns the name of the first one, and two sections of it that used something.
     """
@@ -49,6 +52,10 @@ def agree(demo: DemoProcess) -> tuple[str, list[str]]:
                     if tenant.kind == "municipality":
                         await set_agreement(session, tenant, terms, valid_from=THIS, by=by)
                 tenant = await find_tenant(session, demo.towns[0])
+                await set_agreement(session, tenant, replace(terms, slots=2), valid_from=THIS, by=by)
+            await enforce_sold(db, datetime.now(UTC), TenantId(tenant.id))
+            async with db.platform_session("test") as session:
+                await set_agreement(session, tenant, terms, valid_from=THIS, by=by)
                 sections = await session.exec(select(Section).where(col(Section.tenant_id) == tenant.id))
                 names = []
                 for section in sections.all()[:2]:
@@ -75,6 +82,8 @@ def forget_use(demo: DemoProcess) -> None:
         try:
             async with db.platform_session("test") as session:
                 await session.exec(delete(Call).where(col(Call.app) == MADE_HERE))
+                town = await find_tenant(session, demo.towns[0])
+                await set_slots(session, TenantId(town.id), None, now=datetime.now(UTC))
         finally:
             await db.close()
 
@@ -117,8 +126,13 @@ def test_bills_of_a_month(visitor: Visitor) -> None:
     name, sections = agree(visitor.demo)
     operator.goto(OPERATOR)
     expect(operator.get_by_text("まだ締まっていません")).to_be_visible()
+    left = operator.get_by_role("group", name="同時利用枠の数がそろっていない町").get_by_role("row", name=name)
+    expect(left.get_by_role("cell")).to_contain_text(["0", "2", "枠を買った期間は終わりましたが"])
+    expect(left).to_contain_text(f"kumiai budget set {visitor.demo.towns[0]} --lift at_once")
+    doctor = visitor.demo.run("doctor")
+    assert (doctor.returncode, "買った数0、いま使える数2。" in doctor.stdout) == (1, True), doctor.stdout
     table = rows(downloaded(operator, "全部の町の明細（CSV）"))
-    assert len({r["団体"] for r in table}) == operator.locator("tbody tr").count()
+    assert len({r["団体"] for r in table}) == operator.locator(".p-towns tbody tr").count()
     operator.get_by_role("link", name=name, exact=True).first.click()
     expect(operator.get_by_role("heading", name=f"{name}の請求", exact=True)).to_be_visible()
     total = operator.locator(".p-pool__big").inner_text()

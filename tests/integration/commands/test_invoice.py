@@ -400,6 +400,14 @@ def test_what_is_sold_is_what_is_in_force(agreed: Office) -> None:
     assert agreed.region.with_database(lambda db: enforce_sold(db, later.astimezone(UTC))) == 0
     assert agreed.region.with_database(lambda db: enforce_sold(db, datetime.now(UTC))) == 1
     assert in_force(agreed) == 3
+    # What becomes of the number when nothing is sold any more is said with the command, and that it stays.
+    said = agreed.region.command(
+        "agreement", "set", town.code, "--from", f"{datetime.now(JST):%Y-%m}", "--kind", "fee", "--taxable", "all",
+        "--legal-basis", "規約", "--legal-basis-on", "2025-03-20",
+    ).stdout  # fmt: skip
+    assert "買った数0、いま使える数3。枠を買った期間は終わりましたが" in said
+    agreed.region.command(*limit, "--lift", "at_once")
+    assert in_force(agreed) is None
 
 
 def test_the_base_is_shared_by_population(office: Office) -> None:

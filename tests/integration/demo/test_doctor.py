@@ -5,7 +5,7 @@ import sys
 
 from tests.demo_process import DemoProcess
 
-CHECKS = ["database", "keys", "issuer", "gateway", "scanner"]
+CHECKS = ["database", "keys", "issuer", "gateway", "scanner", "slots"]
 
 
 def test_the_doctor_finds_the_demo_where_it_runs(running: DemoProcess) -> None:

@@ -4,14 +4,17 @@ import asyncio
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlmodel import col, select
 
 from observability.problems import InvalidInput
+from tenants.audit import By, record
 from tenants.context import new_id
-from tenants.models import Agreement
+from tenants.models import Agreement, Audit
 from tenants.quota.ledger import LedgerWriter, sweep
-from tenants.quota.slots import Slots, SlotsInUse, SlotsSold, enforce_sold, set_slots, slots_of
+from tenants.quota.slots import Slots, SlotsGap, SlotsInUse, SlotsSold, enforce_sold, set_slots, slots_gaps, slots_of
 from tenants.quota.terms import Ending, Reservation, Settlement, SlotsTaken
 from tenants.quota.tree import Node
 from tests.integration.ledger.conftest import Town
@@ -27,6 +30,28 @@ async def allow(town: Town, count: int | None, node: Node = "town", node_id: str
 async def slots(town: Town) -> list[Slots]:
     async with town.db.platform_session("test", read_only=True) as session:
         return await slots_of(session, town.id)
+
+
+async def sell(town: Town, count: int, *, since: date) -> None:
+    async with town.db.platform_session("test") as session:
+        session.add(
+            Agreement(
+                tenant_id=town.id, valid_from=since, kind="fee", taxable="all", legal_basis="規約",
+                legal_basis_on=date(2025, 3, 20), slots=count,
+            )
+        )  # fmt: skip
+
+
+async def gaps(town: Town) -> list[SlotsGap]:
+    async with town.db.platform_session("test", read_only=True) as session:
+        return await slots_gaps(session, datetime.now(UTC), town.id)
+
+
+async def told(town: Town) -> list[dict[str, Any]]:
+    """What the town's chain says of its slots, oldest first."""
+    async with town.db.platform_session("test", read_only=True) as session:
+        query = select(Audit).where(col(Audit.tenant_id) == town.id, col(Audit.action) == "slots.set")
+        return [link.facts for link in (await session.exec(query.order_by(col(Audit.seq)))).all()]
 
 
 async def test_of_many_calls_at_once_as_many_start_as_there_are_slots(town: Town, ledger: LedgerWriter) -> None:
@@ -105,20 +130,43 @@ async def test_a_number_sold_below_what_is_under_way_falls_with_it(town: Town, l
     now = datetime.now(UTC)
     await allow(town, 3)
     running = [await ledger.reserve(town.hold(YEN)) for _ in range(2)]
-    async with town.db.platform_session("test") as session:
-        session.add(
-            Agreement(
-                tenant_id=town.id, valid_from=date(2025, 4, 1), kind="fee", taxable="all", legal_basis="規約",
-                legal_basis_on=date(2025, 3, 20), slots=1,
-            )
-        )  # fmt: skip
+    await sell(town, 1, since=date(2025, 4, 1))
     with pytest.raises(SlotsSold):
         await allow(town, 3)
     for taken in (2, 1, 0):
         await enforce_sold(town.db, now)
         assert [(s.limit, s.taken) for s in await slots(town)] == [(max(1, taken), taken)]
+        assert [(g.sold, g.limit, g.is_falling) for g in await gaps(town)] == ([(1, 2, True)] if taken == 2 else [])
         with suppress(IndexError):
             await asyncio.wrap_future(ledger.settle(running.pop(), Settlement(0)))
+    # However many turns that took, the chain tells what was decided, once.
+    [decided] = await told(town)
+    assert (decided["slots"], decided["slots_before"]) == (1, 3)
+
+
+async def test_a_sale_that_ended_leaves_its_number_and_says_so(town: Town) -> None:
+    now = datetime.now(UTC)
+    await sell(town, 4, since=date(2025, 4, 1))
+    await enforce_sold(town.db, now)
+    assert await gaps(town) == []
+    await sell(town, 0, since=date(2025, 5, 1))
+    await enforce_sold(town.db, now)
+    [left] = await gaps(town)
+    assert (left.sold, left.limit, left.is_falling) == (0, 4, False)
+    assert f"kumiai budget set {left.code} --lift at_once" in left.advice
+    # A number that the operator has set since is meant, be it the same.
+    async with town.db.platform_session("test") as session:
+        await set_slots(session, town.id, 4, now=now)
+        await record(session, town.id, By("command", "test"), "slots.set", node="town", node_id="", slots=4)
+    assert await gaps(town) == []
+    # Sold anew, it waits for the worker.
+    await sell(town, 6, since=date(2025, 6, 1))
+    [waiting] = await gaps(town)
+    assert (waiting.sold, waiting.limit) == (6, 4)
+    assert "ワーカー" in waiting.advice
+    await enforce_sold(town.db, now)
+    assert await gaps(town) == []
+    assert [(f["slots"], f.get("slots_before")) for f in await told(town)] == [(4, None), (4, None), (6, 4)]
 
 
 async def test_a_number_below_what_is_under_way_is_refused(town: Town, ledger: LedgerWriter) -> None:
