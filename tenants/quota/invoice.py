@@ -41,6 +41,7 @@ from tenants.quota.agreements import (
     tax_rate,
     terms_rest_from,
 )
+from tenants.quota.ledger import CLOCKS_APART
 from tenants.quota.pricing import UYEN_PER_YEN
 from tenants.quota.suspense import FINAL, FROM_FILE_AT_HOLD
 from tenants.quota.windows import JST, window_bounds, window_start
@@ -49,6 +50,9 @@ from tenants.usage import by_section as sections_told
 
 LineKind = Literal["base", "usage", "slots", "correction", "final"]
 CLOSER: Final = By("system", "invoice")
+# What the ledger writes bears the database's time from before it can be seen: what a bill that is closed has not seen would
+# stand on no bill. By then it can be, whatever the clock here says.
+CLOSES_AFTER: Final = CLOCKS_APART
 _FULL_BASIS_POINTS: Final = 10_000
 _NOT_BILLED: Final = "この月に請求する団体ではありません。"
 _Key = TypeVar("_Key", str, UUID)
@@ -238,11 +242,13 @@ async def close_months(db: Database, now: datetime) -> int:
 async def close_month(session: AsyncSession, month: date, now: datetime) -> int:
     """Keeps what all bills of a month say, in a platform session; from then on they are never made anew.
 
-    0 when it is too early: the month is not over, calls of it are running, or its terms were set today, when who set
-    them may still see a mistake. Raises `NotAgreed`.
+    0 when it is too early: the month is not long enough over, calls of it are running, or its terms were set today, when
+    who set them may still see a mistake. Raises `NotAgreed`.
     """
     await lock_terms(session)
-    if now < window_bounds("month", month)[1] or await closed_invoices(session, col(ClosedInvoice.month) == month):
+    if now < window_bounds("month", month)[1] + CLOSES_AFTER or await closed_invoices(
+        session, col(ClosedInvoice.month) == month
+    ):
         return 0
     made = await _make(session, month, by_section=True)
     if not made.invoices or made.runs or now < await terms_rest_from(session, made.terms):

@@ -507,6 +507,15 @@ def test_terms_that_come_late_may_be_set_right_until_midnight(agreed: Office) ->
     assert not agreed.invoice(agreed.one)["is_open"]
 
 
+def test_a_month_closes_when_all_that_was_written_at_its_end_can_be_seen(used: Office) -> None:
+    assert used.close(jst(11, 1, 0)) == 12  # two towns, April to September
+    # A hold of the last moment, committed after midnight by the worker's clock.
+    used.call(used.one, jst(10, 31, 23), 50)
+    before = used.invoice(used.one)
+    assert used.close(jst(11, 1, 1)) == 2
+    assert used.invoice(used.one) == before | {"is_open": False}
+
+
 def test_a_month_waits_for_its_terms_and_holds_no_other_up(office: Office) -> None:
     office.issuer_and_base()
     office.agree(office.one)
