@@ -23,7 +23,7 @@ STRANGE: Final = re.compile(f"[^{_COMMON}]")
 # What may fold to none or to several.
 _UNEVEN: Final = re.compile(f"[^{_COMMON}]|…")
 _MARKS: Final = re.compile("[\u0300-\u036f\u3099\u309a\uff9e\uff9f]")
-_NOT_COMPARED: Final = re.compile(r"[\s\-()・.]")
+NOT_COMPARED: Final = re.compile(r"[\s\-()・.]")
 _MAX_MARKS: Final = 3
 # A text may hold any of a million characters; those of real texts are learnt within the first few.
 _MAX_LEARNT: Final = 20_000
@@ -144,7 +144,7 @@ def comparable(text: str) -> str:
 
 def compared(folded: str) -> str:
     """The same of what is folded already."""
-    return _NOT_COMPARED.sub("", folded).lower()
+    return NOT_COMPARED.sub("", folded).lower()
 
 
 def _units(text: str) -> Iterator[str]:

@@ -13,7 +13,7 @@ from typing import Any, Final
 import orjson
 
 from gateway.guard.findings import Kind
-from gateway.guard.fold import Folded, comparable, compared, fold
+from gateway.guard.fold import NOT_COMPARED, Folded, comparable, compared, fold
 from gateway.guard.inspection import inspect_long
 from gateway.guard.ng_words import WordIndex, lowered
 from gateway.guard.texts import pieces_of, texts_of
@@ -43,7 +43,7 @@ _LONGEST: Final = 20
 _TELLING: Final = 3
 _SHORT: Final = 2
 _HAN: Final = re.compile("[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
-# So few letters and digits stand somewhere in the nonsense to which a long word decodes.
+# So few letters and digits stand somewhere in the nonsense to which a long word decodes, and within longer numbers.
 _BY_CHANCE: Final = 6
 # What a model has to read as it is.
 _KEPT_FIELDS: Final = frozenset({"role", "type", "id", "tool_call_id", "encoding_format", "detail", "url"})
@@ -99,17 +99,30 @@ def mask(body: Mapping[str, object], *, public: Collection[str] = ()) -> Masked:
             for f in inspect_long(text, public=public)
             if f.kind in MASKABLE
         ]
-    index = WordIndex({o: label for label, o in labels.originals.items() if _is_looked_for(label, comparable(o))})
-    replaced = {text: _replace(text, [*spans[text], *_again(text, index)]) for text in texts}
+    wanted = {label: c for label, o in labels.originals.items() if _is_looked_for(label, c := comparable(o))}
+    index = WordIndex({labels.originals[label]: label for label in wanted})
+    words = WordIndex({c: label for label, c in wanted.items() if len(c) >= _TELLING and not c.isascii()})
+    replaced = {text: _replace(text, [*spans[text], *_again(text, index, words)]) for text in texts}
     grown = sum(max(0, len(replaced[text].encode()) - len(text.encode())) for text in written)
     return Masked(_rewritten(plain, replaced), labels.originals, grown)
 
 
-def _again(text: str, index: WordIndex) -> Iterator[tuple[int, int, str]]:
-    """Where what was found elsewhere stands without what gave it away there."""
+def _again(text: str, index: WordIndex, words: WordIndex) -> Iterator[tuple[int, int, str]]:
+    """Where what was found elsewhere stands without what gave it away there.
+
+    words: those that are also looked for spread out (山　田　太　郎), of which a detector may see a part.
+    """
     folded = Folded(text)
-    for start, end, label in index.find(lowered(folded.text)):
+    lower = lowered(folded.text)
+    for start, end, label in index.find(lower):
         yield *folded.span(start, end), label
+    close = NOT_COMPARED.sub("", lower)
+    if len(close) == len(lower):
+        return
+    places: list[int] = []
+    for start, end, label in words.find(close):
+        places = places or [at for at, c in enumerate(lower) if NOT_COMPARED.match(c) is None]
+        yield *folded.span(places[start], places[end - 1] + 1), label
 
 
 def _replace(text: str, spans: Iterable[tuple[int, int, str]]) -> str:
@@ -162,16 +175,21 @@ def slipped(body: Mapping[str, object], originals: Mapping[str, str]) -> str | N
     """
     if not originals:
         return None
-    telling = {comparable(o): label for label, o in originals.items()}
-    long = {c: label for c, label in telling.items() if len(c) >= _TELLING}
-    anywhere = WordIndex(long, whole_words=False)
-    decoded = WordIndex({c: v for c, v in long.items() if len(c) >= _BY_CHANCE or not c.isascii()}, whole_words=False)
-    names = WordIndex({c: label for c, label in telling.items() if _is_short_name(label, c)})
+    known = {comparable(o): label for label, o in originals.items()}
+    long = {c: label for c, label in known.items() if len(c) >= _TELLING}
+    by_chance = {c: label for c, label in long.items() if len(c) < _BY_CHANCE and c.isascii()}
+    telling = WordIndex({c: label for c, label in long.items() if c not in by_chance}, whole_words=False)
+    # 1234 is no part of 12345.
+    short = WordIndex(by_chance)
+    names = WordIndex({c: label for c, label in known.items() if _is_short_name(label, c)})
     for text in texts_of(body):
         for reading, is_decoded in readings_of(text):
             for _, piece in pieces_of(reading):
                 folded = fold(piece)
-                for _, _, label in (decoded if is_decoded else anywhere).find(compared(folded)):
+                close = compared(folded)
+                for _, _, label in telling.find(close):
+                    return label
+                for _, _, label in () if is_decoded else short.find(close):
                     return label
                 for _, _, label in names.find(lowered(folded.replace(" ", ""))):
                     return label

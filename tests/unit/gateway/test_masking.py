@@ -207,6 +207,23 @@ def test_each_writing_of_a_name_is_read(name: str, charset: str) -> None:
         assert slipped(body(f"控えは {written_in(name, charset, '鈴木一郎')} です"), {"氏名1": original}) is None
 
 
+def test_a_short_number_within_a_longer_one_is_another_number() -> None:
+    masked = mask(body("被保険者番号：1234、生年月日 H2.1.1 の方。支給額は12345円、制度は H21.1.10 からです。"))
+    assert set(masked.originals.values()) == {"1234", "H2.1.1"}
+    assert slipped(masked.body, masked.originals) is None
+    assert slipped(body("番号は%31%32%33%34です"), masked.originals) == "保険証1"
+    assert slipped(body("番号は 1 2-3 4 です"), masked.originals) == "保険証1"
+
+
+@pytest.mark.parametrize("spaced", ["山　田　太　郎", "山 田 太 郎さん", "山・田太 郎"])
+def test_a_name_that_is_spread_out_is_replaced_whole(spaced: str) -> None:
+    """As forms have it; a name that the detectors see in a part of it must leave no other part behind."""
+    masked = mask(body("申請者は山田太郎です。", f"氏名：{spaced}"))
+    assert contents(masked.body)[1].startswith("氏名：⟦氏名1⟧")
+    assert not set("山田太郎") & set(contents(masked.body)[1])
+    assert slipped(masked.body, masked.originals) is None
+
+
 def test_a_surname_of_two_signs_is_replaced_wherever_it_stands() -> None:
     masked = mask(body("山田様からの電話です。山田は来週来ます。林様と森林"))
     assert contents(masked.body) == ["⟦氏名1⟧様からの電話です。⟦氏名1⟧は来週来ます。⟦氏名2⟧様と森林"]
