@@ -38,6 +38,12 @@ MASKABLE: Final = frozenset(_WORDS)
 _OPEN: Final = "⟦"
 _PLACEHOLDER: Final = re.compile(r"⟦ ?([^⟦⟧\n]{1,16}?) ?⟧")
 _LONGEST: Final = 20
+# The same in JSON, where any letter may be written as \uXXXX.
+_PLACEHOLDER_IN_JSON: Final = re.compile(
+    r"(?:⟦|\\u27[eE]6) ?((?:\\u[0-9a-fA-F]{4}|[^⟦⟧\n\\\x22]){1,16}?) ?(?:⟧|\\u27[eE]7)"
+)
+_BEGUN_IN_JSON: Final = re.compile(r"(?:⟦|\\u27[eE]6)(?:(?!⟧|\\u27[eE]7).)*\Z|\\(?:u(?:2(?:7[eE]?)?)?)?\Z", re.DOTALL)
+_LONGEST_IN_JSON: Final = 6 * _LONGEST
 # Shorter ones (林, ミキ) are replaced where they were found and are not looked for elsewhere: they are words as well. Of
 # two signs only names are looked for (山田).
 _TELLING: Final = 3
@@ -217,16 +223,17 @@ class Restorer:
 
     def text(self, text: str, *, in_json: bool = False) -> str:
         """in_json: the text is JSON in a string (arguments of a tool), where a quote has to be escaped."""
-        if _OPEN not in text:
+        if _OPEN not in text and not (in_json and "\\u27" in text):
             return text
 
         def original(found: re.Match[str]) -> str:
-            value = self.originals.get(fold(found.group(1)).strip())
+            label = json.loads(f'"{found[1]}"', strict=False) if in_json else found[1]
+            value = self.originals.get(fold(label).strip())
             if value is None:
                 return found.group()
             return json.dumps(value, ensure_ascii=False)[1:-1] if in_json else value
 
-        return _PLACEHOLDER.sub(original, text)
+        return (_PLACEHOLDER_IN_JSON if in_json else _PLACEHOLDER).sub(original, text)
 
     def body(self, raw: bytes) -> bytes:
         """A whole answer of OpenAI's shape; one without placeholders comes back as it is."""
@@ -301,8 +308,18 @@ class StreamRestorer:
     def _piece(self, key: tuple[int, str], text: str, *, is_last: bool, in_json: bool = False) -> str:
         text = self._held.pop(key, "") + text
         if not is_last:
-            begin = text.rfind(_OPEN)
-            if begin >= 0 and "⟧" not in text[begin:] and len(text) - begin <= _LONGEST:
+            begin = _begun(text, in_json=in_json)
+            if begin < len(text):
                 self._held[key] = text[begin:]
                 text = text[:begin]
         return self._restorer.text(text, in_json=in_json)
+
+
+def _begun(text: str, *, in_json: bool) -> int:
+    """Where a placeholder begins that has not ended, and may still do so; else the end of the text."""
+    if in_json:
+        found = _BEGUN_IN_JSON.search(text, max(0, len(text) - _LONGEST_IN_JSON))
+        return len(text) if found is None else found.start()
+    begin = text.rfind(_OPEN)
+    is_open = begin >= 0 and "⟧" not in text[begin:] and len(text) - begin <= _LONGEST
+    return begin if is_open else len(text)

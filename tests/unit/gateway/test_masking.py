@@ -289,9 +289,13 @@ def test_choices_and_fields_are_held_apart() -> None:
     assert deltas[3] == {"content": "090-1234-5678"}
 
 
-def test_arguments_of_tools_stay_json() -> None:
+@pytest.mark.parametrize("is_ascii", [False, True])
+@given(cuts=st.lists(st.integers(1, 100), max_size=8))
+def test_arguments_of_tools_stay_json(is_ascii: bool, cuts: list[int]) -> None:
+    """Also where a provider writes every letter of another script as \\uXXXX."""
     restorer = StreamRestorer(Restorer(ORIGINALS))
-    pieces = ['{"q": "⟦氏', '名1⟧"}']
+    arguments = json.dumps({"q": "⟦氏名1⟧と⟦氏名9⟧", "p": "路\n⟦ 電話１ ⟧"}, ensure_ascii=is_ascii)
+    pieces = [arguments[a:b] for a, b in itertools.pairwise([0, *sorted(cuts), len(arguments)])]
     events = [restorer.event(chunk({"tool_calls": [{"index": 0, "function": {"arguments": p}}]})) for p in pieces] + [
         restorer.event(chunk({}, "tool_calls"))
     ]
@@ -300,27 +304,30 @@ def test_arguments_of_tools_stay_json() -> None:
         for e in events
         for c in orjson.loads(e[5:])["choices"][0]["delta"].get("tool_calls", ())
     )
-    assert json.loads(written) == {"q": '山田"太郎'}
+    assert json.loads(written) == {"q": '山田"太郎と⟦氏名9⟧', "p": "路\n090-1234-5678"}
 
 
 def test_a_whole_answer_is_restored_and_one_without_placeholders_is_the_same_bytes() -> None:
     restorer = Restorer(ORIGINALS)
-    arguments = json.dumps({"q": "⟦氏名1⟧"}, ensure_ascii=False)
+    written = [{"function": {"arguments": json.dumps({"q": "⟦氏名1⟧"}, ensure_ascii=a)}} for a in (False, True)]
     whole = {
         "choices": [
             {
                 "message": {
                     "role": "assistant",
                     "content": ANSWER,
-                    "tool_calls": [{"function": {"arguments": arguments}}],
+                    "tool_calls": written,
                 }
             }
         ]
     }
     message = orjson.loads(restorer.body(orjson.dumps(whole)))["choices"][0]["message"]
     assert message["content"] == RESTORED
-    assert json.loads(message["tool_calls"][0]["function"]["arguments"]) == {"q": '山田"太郎'}
+    for call in message["tool_calls"]:
+        assert json.loads(call["function"]["arguments"]) == {"q": '山田"太郎'}
     escaped = json.dumps({"choices": [{"text": "⟦電話1⟧"}]}).encode()
     assert orjson.loads(restorer.body(escaped))["choices"][0]["text"] == "090-1234-5678"
+    # Ends of two strings are no placeholder.
+    assert restorer.text('["⟦", "\\u6c0f⟧", "⟦\\u27e7"]', in_json=True) == '["⟦", "\\u6c0f⟧", "⟦\\u27e7"]'
     untouched = b'{ "choices": [ {"text": "a"} ] }'
     assert restorer.body(untouched) is untouched
