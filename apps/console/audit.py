@@ -1,6 +1,7 @@
 """監査の記録: a town's chain as its auditor and its administrator read it, check it and take it away. No content stands in it."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Final
 
@@ -117,10 +118,13 @@ def _day(text: str, field: str) -> datetime | None:
     """The beginning of a day in Japan. Raises `InvalidInput`."""
     if not text:
         return None
-    try:
-        return datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=JST)
-    except ValueError as error:
-        raise InvalidInput("日付を、2027-04-01 の形で入れてください。", field=field) from error
+    day: datetime | None = None
+    with suppress(ValueError):
+        day = datetime.strptime(text, "%Y-%m-%d").replace(tzinfo=JST)
+    # Near the ends of what a date can hold there is no day after it, or none before it elsewhere.
+    if day is None or not 2000 <= day.year < 2100:
+        raise InvalidInput("2000年から2099年までの日付を、2027-04-01 の形で入れてください。", field=field)
+    return day
 
 
 def _row(link: Link, names: Mapping[str, str]) -> dict[str, Any]:

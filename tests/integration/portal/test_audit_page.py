@@ -102,6 +102,8 @@ def test_every_act_is_found_by_a_kind() -> None:
         ({"login": "0000"}, "この町にいません"),
         ({"login": "あ"}, "英数字"),
         ({"since": "きのう"}, "の形で入れてください"),
+        ({"since": "0001-01-01"}, "の形で入れてください"),
+        ({"until": "9999-12-31"}, "の形で入れてください"),
     ],
 )
 def test_what_cannot_be_asked_for_is_said_at_its_field(auditor: Browser, asked: dict[str, str], words: str) -> None:
