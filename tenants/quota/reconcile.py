@@ -41,6 +41,8 @@ _SHOWN_ERRORS: Final = 20
 _AT_ONCE: Final = 500
 # An attempt's id holds the time it was made at; the call it belongs to began within this time.
 _AROUND: Final = timedelta(days=1)
+# Its price is of a minute, where others have that of a million tokens.
+_BY_THE_MINUTE: Final = "audio/transcriptions"
 
 
 class BadUsageFile(InvalidInput):
@@ -265,17 +267,18 @@ async def plan_reconcile(session: AsyncSession, file: UsageFile, *, provider: st
     """What the file would settle; nothing is changed. In a platform session.
 
     provider: as deployments begin (`openai` of `openai/…`). A row's cost is its own amount at the exchange rate frozen
-    in the hold, else its tokens at the frozen price, and never more than the hold. Raises `BadUsageFile`.
+    in the hold, else its tokens at the frozen price, and never more than the hold; a recording without an amount costs what
+    was held, which is by its length. Raises `BadUsageFile`.
     """
     plan, wrong = Plan(), []
     found = await _attempts(session, [r.attempt_id for r in file.rows if r.attempt_id is not None])
     prices = {p.version: p for p in (await session.exec(select(Price))).all()}
     rates = {r.version: r for r in (await session.exec(select(FxRate))).all()}
     for row in file.rows:
-        attempt, source = found.get(row.attempt_id, (None, "")) if row.attempt_id else (None, "")
-        if attempt is None:
+        if row.attempt_id is None or row.attempt_id not in found:
             plan.foreign.append(row.number)
             continue
+        attempt, source, operation = found[row.attempt_id]
         if attempt.deployment.partition("/")[0] != provider or row.deployment not in ("", attempt.deployment):
             wrong.append(f"{row.number}行目：帳簿では {attempt.deployment} への呼び出しです")
             continue
@@ -284,12 +287,12 @@ async def plan_reconcile(session: AsyncSession, file: UsageFile, *, provider: st
             plan.running += attempt.state == "held"
             plan.final += attempt.state == FINAL
             plan.settled += attempt.state not in ("held", FINAL)
-            if more_uyen := _above(row, attempt, prices, rates):
+            if more_uyen := _above(row, attempt, operation, prices, rates):
                 plan.above.append(row.number)
                 plan.above_uyen += more_uyen
             continue
         try:
-            said = _cost(row, attempt, prices, rates)
+            said = _cost(row, attempt, operation, prices, rates)
         except ValueError as error:
             wrong.append(f"{row.number}行目：{error}")
             continue
@@ -311,18 +314,22 @@ async def plan_reconcile(session: AsyncSession, file: UsageFile, *, provider: st
     return plan
 
 
-def _above(row: UsageRow, attempt: Attempt, prices: Mapping[str, Price], rates: Mapping[str, FxRate]) -> int:
+def _above(
+    row: UsageRow, attempt: Attempt, operation: str, prices: Mapping[str, Price], rates: Mapping[str, FxRate]
+) -> int:
     """By how much a call that cost its town all that was held came to more, in micro-yen."""
     if attempt.state != "settled" or attempt.cost_uyen < attempt.hold_uyen:
         return 0
     try:
-        return max(_cost(row, attempt, prices, rates) - attempt.hold_uyen, 0)
+        return max(_cost(row, attempt, operation, prices, rates) - attempt.hold_uyen, 0)
     except ValueError:
         # A row that cannot be read as money says nothing about a call that is settled.
         return 0
 
 
-def _cost(row: UsageRow, attempt: Attempt, prices: Mapping[str, Price], rates: Mapping[str, FxRate]) -> int:
+def _cost(
+    row: UsageRow, attempt: Attempt, operation: str, prices: Mapping[str, Price], rates: Mapping[str, FxRate]
+) -> int:
     """In micro-yen, rounded up once. Raises `ValueError` in words."""
     if attempt.price_version == OWN_KEY.version:
         return 0
@@ -336,6 +343,8 @@ def _cost(row: UsageRow, attempt: Attempt, prices: Mapping[str, Price], rates: M
         if rate is None or rate.currency != row.currency:
             raise ValueError(f"通貨 {row.currency} は、押さえたときの通貨 {price.currency} と違います")
         return -(-row.cost_micro * rate.uyen_per_unit // UYEN_PER_YEN)
+    if operation == _BY_THE_MINUTE:
+        return attempt.hold_uyen
     frozen = FrozenPrice(
         price.version, attempt.fx_version, rate.uyen_per_unit if rate else UYEN_PER_YEN, price.input_u_per_mtok,
         price.output_u_per_mtok, price.cached_input_u_per_mtok,
@@ -348,16 +357,16 @@ def _cost(row: UsageRow, attempt: Attempt, prices: Mapping[str, Price], rates: M
     )
 
 
-async def _attempts(session: AsyncSession, ids: Sequence[UUID]) -> dict[UUID, tuple[Attempt, str]]:
-    """Those that are ours, with where their call's figures come from. The time in an id says in which months' partitions
-    it can be."""
+async def _attempts(session: AsyncSession, ids: Sequence[UUID]) -> dict[UUID, tuple[Attempt, str, str]]:
+    """Those that are ours, with where their call's figures come from and what was asked for. The time in an id says in
+    which months' partitions it can be."""
     ours = sorted(i for i in ids if i.version == 7)
-    found: dict[UUID, tuple[Attempt, str]] = {}
+    found: dict[UUID, tuple[Attempt, str, str]] = {}
     for first in range(0, len(ours), _AT_ONCE):
         some = ours[first : first + _AT_ONCE]
         made = [datetime.fromtimestamp((i.int >> 80) / 1000, UTC) for i in (some[0], some[-1])]
         query = (
-            select(Attempt, col(Call.usage_source))
+            select(Attempt, col(Call.usage_source), col(Call.operation))
             .join(
                 Call,
                 and_(
@@ -372,7 +381,7 @@ async def _attempts(session: AsyncSession, ids: Sequence[UUID]) -> dict[UUID, tu
                 col(Attempt.created_at) <= made[1] + _AROUND,
             )
         )
-        found |= {a.id: (a, source) for a, source in (await session.exec(query)).all()}
+        found |= {a.id: (a, source, operation) for a, source, operation in (await session.exec(query)).all()}
     return found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from sqlmodel import col, select
+from sqlmodel import col, select, update
 
 from tenants.context import DataClass, new_id
 from tenants.db import Database
@@ -128,6 +128,20 @@ def test_a_file_is_shown_first_then_settles_and_twice_changes_nothing(office: Of
     assert "何も変わりません" in again
     assert (office.posted, len(office.audited())) == (190 * YEN, 1)
     assert three in [a.id for a in office.region.attempts(office.town) if a.state == "suspense"]
+
+
+def test_a_recordings_tokens_are_no_minutes(office: Office) -> None:
+    """What was held is by its length; an amount says more than that."""
+
+    async def heard(db: Database) -> None:
+        async with db.platform_session("test") as session:
+            await session.exec(update(Call).values(operation="audio/transcriptions"))
+
+    office.region.with_database(heard)
+    one, two, _ = office.waiting
+    office.write(f"{one},,10,20,0,,", f"{two},,10,20,0,JPY,{90 * YEN}")
+    office.reconcile("--apply")
+    assert (office.posted, office.states) == (290 * YEN, ["settled", "settled", "suspense"])
 
 
 def test_more_than_the_hold_is_a_clear_line_and_not_billed(office: Office) -> None:
