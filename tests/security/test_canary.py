@@ -18,11 +18,17 @@ from pathlib import Path
 import httpx
 import psycopg
 import pytest
+import yaml
 
+from gateway.reading import speech
+from gateway.server.providers.catalogue import load_catalogue
 from kumiai.local.postgres import Postgres
+from loadtests.upstream import RunningUpstream, running_upstream
 from tenants.db import DatabaseUrls
 from tests.demo_process import Browser, DemoProcess
 from tests.gateways import eventually
+from tests.servers import not_available
+from tests.voices import silence
 
 _UUID = r"[0-9a-f]{8}-[0-9a-f-]{27}"
 # Each place has a word of its own, so that a find says where it came from.
@@ -30,7 +36,7 @@ PLACES = (
     "question", "edited", "file", "file_name", "title", "folder", "prompt_title", "prompt", "report",
     "search", "api", "api_streamed", "api_malformed", "api_embedded", "api_inspected", "api_masked",
     "api_responses", "api_messages", "api_counted", "api_ranked", "too_long", "hold", "api_completed", "api_kept",
-    "api_resumed", "api_heard", "api_drawn",
+    "api_resumed", "api_heard", "api_drawn", "api_unheard", "api_undrawn",
 )  # fmt: skip
 # Asked for, but refused or answered without being kept.
 NOT_KEPT = frozenset(
@@ -50,6 +56,8 @@ NOT_KEPT = frozenset(
         "api_completed",
         "api_heard",
         "api_drawn",
+        "api_unheard",
+        "api_undrawn",
     }
 )
 # Kept sealed for some minutes for the caller, and part of nothing that the town takes along.
@@ -57,6 +65,9 @@ SHORT_LIVED = frozenset({"api_kept", "api_resumed"})
 # Larger than what a form parser holds before it goes to the disk.
 PADDING = "余白" * 400_000
 
+
+# Models of a server of the house; the sample writes only.
+DRAWS, HEARS = "draws", "hears"
 
 # What all words end with: a file without it has none of them.
 MARK = "鶴亀鶴ZQX7391"
@@ -268,15 +279,41 @@ def _call_api(demo: DemoProcess) -> dict[str, bool]:
         first = client.post("/v1/chat/completions", json=body, headers={"kumiai-resumable": "1"})
         again = client.get(f"/v1/streams/{first.headers['kumiai-call-id']}")
         read_back["api_resumed"] = word("api_resumed") in _streamed(again.text)
-        # Nothing here draws or listens: what was asked for is refused, and must not be kept for that.
-        drawn = client.post("/v1/images/generations", json={"model": "standard", "prompt": word("api_drawn")})
-        heard = client.post(
-            "/v1/audio/transcriptions",
-            data={"model": "standard", "prompt": word("api_heard")},
-            files={"file": (f"{word('api_heard')}.wav", b"RIFF" + word("api_heard").encode(), "audio/wav")},
-        )
-        assert (drawn.status_code, heard.status_code) == (400, 400)
+        for place, model, status in (("api_drawn", DRAWS, 200), ("api_undrawn", "standard", 400)):
+            drawn = client.post("/v1/images/generations", json={"model": model, "prompt": word(place)})
+            assert drawn.status_code == status, drawn.text
+        # What writes cannot hear, and what is no recording is not heard by what could.
+        sounds = (("api_heard", HEARS, silence(2), 200), ("api_unheard", HEARS, word("api_unheard").encode(), 400),
+                  ("api_unheard", "standard", silence(1), 400))  # fmt: skip
+        for place, model, sound, status in sounds:
+            heard = client.post(
+                "/v1/audio/transcriptions",
+                data={"model": model, "prompt": word(place)},
+                files={"file": (f"{word(place)}.wav", sound, "audio/wav")},
+            )
+            assert heard.status_code == status, heard.text
     return read_back
+
+
+@contextlib.contextmanager
+def _house(file: Path) -> Iterator[RunningUpstream]:
+    """A server of the house that draws and hears, and the file in which an operator declares it."""
+    [shipped] = [e for e in load_catalogue() if e.id == "sakura/multilingual-e5-large"]
+    priced = {"currency": "JPY", "source": "見本の単価", "checked": "2026-11-24"}
+    with running_upstream() as upstream:
+        common = shipped.model_dump(mode="json") | {
+            "base_url": f"{upstream.url}/v1", "key_from": "", "needs": [], "zone": "onprem", "owner": "shared",
+        }  # fmt: skip
+        draws = common | {
+            "id": "house/draws", "aliases": [DRAWS], "model": "fake-image", "operations": ["images/generations"],
+            "image_tokens": {"*/*": 4_000}, "extra": {"told_data": "1"}, "price": priced | {"input_u_per_mtok": 1, "output_u_per_mtok": 1},
+        }  # fmt: skip
+        hears = common | {
+            "id": "house/hears", "aliases": [HEARS], "model": "fake-transcription",
+            "operations": ["audio/transcriptions"], "price": priced | {"audio_u_per_minute": 1},
+        }  # fmt: skip
+        file.write_text(yaml.safe_dump({"deployments": [draws, hears]}), "utf-8")
+        yield upstream
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -292,8 +329,12 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
         names = {"": urls.app, "PLATFORM_": urls.platform, "LEDGER_": urls.ledger, "CONTENT_": urls.content,
                  "OWNER_": urls.owner}  # fmt: skip
         environment |= {f"KUMIAI_{name}DATABASE_URL": url for name, url in names.items()}
+    if not speech.is_available():
+        not_available("faster-whisper not installed: requirements/install.sh speech")
     watch = TemporaryFiles(temporary)
-    with DemoProcess(folder / "home", environment=environment) as demo:
+    # What cannot be heard here goes to a listener of the house all the same.
+    environment |= {"KUMIAI_CATALOGUE_FILE": str(folder / "house.yaml"), "KUMIAI_GATEWAY_SPEECH": "off"}
+    with _house(folder / "house.yaml") as upstream, DemoProcess(folder / "home", environment=environment) as demo:
         result = Written(demo, temporary, [], server=server, urls=urls)
         with demo.signed_in("staff") as clerk:
             result.read_back = _chat(clerk)
@@ -305,6 +346,10 @@ def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             result.read_back["hold"] = word("hold") in admin.get("/desk/retention").text
             result.exported = _take_along(demo, admin)
         result.read_back |= _call_api(demo)
+        [drawn, heard] = upstream.seen()["requests"]
+        assert word("api_drawn") == drawn["body"]["prompt"]
+        # The form is told byte by byte.
+        assert word("api_heard").encode() in heard["body"].encode("latin-1")
         with demo.signed_in("operator") as operator:
             pages = [operator.get("/console/operator").text]
             for path in set(re.findall(r'href="(/console/operator/[^"#?]*)"', pages[0])):
