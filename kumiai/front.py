@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 # Longest prefix wins; everything else is the portal's.
-GATEWAY_PREFIXES = ("/v1", "/health", "/metrics")
+GATEWAY_PREFIXES = ("/v1", "/v2", "/health", "/metrics")
 
 # They belong to one connection, not to the message (RFC 9110 §7.6.1).
 HOP_BY_HOP = frozenset(

@@ -43,6 +43,7 @@ _SCOPE_OF_PATH: Final = {
     "/v1/responses": "chat",
     "/v1/embeddings": "embeddings",
     "/v1/rerank": "rerank",
+    "/v2/rerank": "rerank",
     "/v1/audio/transcriptions": "audio",
     "/v1/images/generations": "images",
     "/v1/guard/inspect": "chat",

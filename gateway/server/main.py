@@ -71,6 +71,8 @@ _WIRES: Final[Mapping[str, Callable[[], Wire]]] = {MESSAGES_PATH: MessagesWire, 
 _HOT: Final[Mapping[str, Operation]] = {
     **{f"/v1/{operation.value}": operation for operation in Operation},
     **dict.fromkeys(_WIRES, Operation.CHAT),
+    # Where Cohere's client asks for the same.
+    "/v2/rerank": Operation.RERANK,
 }
 
 

@@ -46,6 +46,7 @@ BODIES: Final[Mapping[str, Mapping[str, Any]]] = {
     "/v1/completions": {"model": "standard", "prompt": "水", "max_tokens": 16},
     "/v1/embeddings": {"model": "embedding", "input": "水"},
     "/v1/rerank": {"model": "rerank", "query": "水", "documents": ["水", "火"]},
+    "/v2/rerank": {"model": "rerank", "query": "水", "documents": ["水", "火"]},
     "/v1/messages": {"model": "standard", "messages": [{"role": "user", "content": "水"}], "max_tokens": 16},
     "/v1/messages/count_tokens": {"model": "standard", "messages": [{"role": "user", "content": "水"}]},
     "/v1/responses": {"model": "standard", "input": "水", "max_output_tokens": 16},

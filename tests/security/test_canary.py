@@ -259,6 +259,7 @@ def _call_api(demo: DemoProcess) -> dict[str, bool]:
             "/v1/messages": said,
             "/v1/messages/count_tokens": said | {"system": word("api_counted")},
             "/v1/rerank": {"model": "rerank", "query": "水", "documents": ["町", word("api_ranked")]},
+            "/v2/rerank": {"model": "rerank", "query": "水", "documents": ["町", word("api_ranked")]},
         }
         for path, body in others.items():
             answer = client.post(path, json={"model": "standard"} | body)

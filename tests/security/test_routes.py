@@ -221,6 +221,7 @@ def test_a_town_grants_no_role_beyond_its_own(running: DemoProcess, role: str) -
         "/v1/messages",
         "/v1/messages/count_tokens",
         "/v1/responses",
+        "/v2/rerank",
         "/v1/guard/inspect",
         "/v1/models",
         "/v1/models/standard",

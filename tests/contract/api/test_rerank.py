@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import cohere
 import httpx
 import pytest
 import yaml
@@ -51,10 +52,17 @@ def region(
     )
 
 
-def rank(gateway: RunningGateway, key: str, model: str = ONPREM, headers: Any = None, **more: Any) -> httpx.Response:
+def rank(
+    gateway: RunningGateway,
+    key: str,
+    model: str = ONPREM,
+    headers: Any = None,
+    path: str = "/v1/rerank",
+    **more: Any,
+) -> httpx.Response:
     body = {"model": model, "query": "保育園の申込期限", "documents": DOCUMENTS} | more
     return httpx.post(
-        f"{gateway.url}/v1/rerank",
+        f"{gateway.url}{path}",
         json=body,
         headers={"authorization": f"Bearer {key}"} | (headers or {}),
         trust_env=False,
@@ -88,6 +96,34 @@ def test_documents_are_told_by_their_places_best_first(
     [sent] = onprem.seen()["requests"]
     assert sent["path"] == "/v1/rerank"
     assert sent["body"] == {"model": "fake-rerank", "query": "保育園の申込期限", "documents": DOCUMENTS}
+
+
+def test_cohere_s_client_works_unmodified(
+    gateway: RunningGateway, region: Region, town: Town, onprem: RunningUpstream
+) -> None:
+    bare = rank(gateway, town.key, top_n=2).json()["results"]
+    with httpx.Client(trust_env=False) as http:
+        client = cohere.ClientV2(api_key=town.key, base_url=gateway.url, httpx_client=http, max_retries=0)
+        ranked = client.rerank(
+            model=ONPREM, query="保育園の申込期限", documents=DOCUMENTS, top_n=2, max_tokens_per_doc=512
+        )
+        assert [{"index": r.index, "relevance_score": r.relevance_score} for r in ranked.results] == bare
+        assert onprem.seen()["requests"][-1]["body"].keys() == {"model", "query", "documents", "top_n"}
+        with pytest.raises(cohere.BadRequestError) as wrong:
+            client.rerank(model=ONPREM, query="", documents=DOCUMENTS)
+        assert wrong.value.body["error"]["param"] == "query"
+        with pytest.raises(cohere.NotFoundError):
+            client.rerank(model="rerank-none", query="町", documents=DOCUMENTS)
+        poor = region.make_town(month_yen=0)
+        eventually(lambda: rank(gateway, poor.key, SAMPLE).status_code != 401)
+        with pytest.raises(cohere.TooManyRequestsError):
+            cohere.ClientV2(api_key=poor.key, base_url=gateway.url, httpx_client=http, max_retries=0).rerank(
+                model=OVERSEAS, query="町", documents=DOCUMENTS
+            )
+        with pytest.raises(cohere.UnauthorizedError):
+            cohere.ClientV2(api_key="kmi_x", base_url=gateway.url, httpx_client=http, max_retries=0).rerank(
+                model=ONPREM, query="町", documents=DOCUMENTS
+            )
 
 
 def test_the_sample_finds_what_shares_its_words(gateway: RunningGateway, town: Town) -> None:
@@ -197,6 +233,7 @@ def test_a_key_needs_its_scope(gateway: RunningGateway, region: Region, town: To
     for scope, status in (("rerank", 200), ("embeddings", 403), ("chat", 403)):
         key = region.make_key(town, scopes=frozenset({scope}))
         assert rank(gateway, key, SAMPLE).status_code == status
+        assert rank(gateway, key, SAMPLE, path="/v2/rerank").status_code == status
 
 
 @pytest.mark.parametrize("mode", ["garbage", "end_early", "error"])

@@ -48,6 +48,7 @@ def test_python_examples_run(gateway: RunningGateway, town: Town) -> None:
     assert done.returncode == 0, done.stderr
     assert "防災訓練" in done.stdout
     assert "title=" in done.stdout
+    assert "保育所の申込期限は11月30日です。" in done.stdout.splitlines()
 
 
 def test_curl_examples_run(gateway: RunningGateway, town: Town) -> None:
