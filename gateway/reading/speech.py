@@ -92,9 +92,13 @@ def is_recording(data: bytes) -> bool:
 
 _GAP: Final = r"[、,。.・\s\-‐−–—ー~〜/]"
 _DIGITS: Final = r"(?:[0-9〇零一二三四五六七八九]+|いち|さん|よん|ろく|なな|しち|はち|きゅう|ゼロ|ぜろ|れい|まる)"
+# Readings that are ordinary words besides: digits only between others, and never right behind a figure (5678に9時に).
+_BETWEEN: Final = rf"(?<![0-9〇零一二三四五六七八九])[にごしく](?={_GAP}*(?:{_DIGITS}|[にごしく]))"
 # One digit that became another word; not what says of which kind a number is, or a list of amounts were one number.
 _MISHEARD: Final = r"[^\d\W年月日時分秒円人名件個回番歳才度点台本枚冊世帯区町村丁目条項万千百億]{1,4}"
-_SPOKEN: Final = re.compile(rf"{_DIGITS}(?:{_GAP}*{_DIGITS}|{_GAP}+{_MISHEARD}{_GAP}+(?={_DIGITS}))*")
+_SPOKEN: Final = re.compile(
+    rf"{_DIGITS}(?:{_GAP}*(?:{_DIGITS}|{_BETWEEN})|{_GAP}+{_MISHEARD}{_GAP}+(?={_DIGITS}|{_BETWEEN}))*"
+)
 _WORDS: Final = re.compile(rf"{_MISHEARD}")
 _AMOUNT: Final = re.compile(r"\d{1,3}(?:,\d{3})+")
 _PHONE: Final = re.compile(r"0\d{9,10}")
@@ -103,7 +107,7 @@ _BEFORE: Final = 20
 _VALUES: Final = str.maketrans("〇零一二三四五六七八九", "00123456789")
 _SPELT: Final = {
     "いち": "1", "さん": "3", "よん": "4", "ろく": "6", "なな": "7", "しち": "7", "はち": "8", "きゅう": "9",
-    "ゼロ": "0", "ぜろ": "0", "れい": "0", "まる": "0",
+    "ゼロ": "0", "ぜろ": "0", "れい": "0", "まる": "0", "に": "2", "ご": "5", "し": "4", "く": "9",
 }  # fmt: skip
 _SPELT_WORD: Final = re.compile("|".join(_SPELT))
 _UNSEEN: Final = re.compile(f"[、,。・~〜/]|{_SPELT_WORD.pattern}")

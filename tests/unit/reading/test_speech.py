@@ -14,6 +14,8 @@ from gateway.reading.speech import joined_numbers, unsure_numbers
         "1234-5678-918",
         "1、2、3、4、5、6、7、8、9、0、1、8です。",
         "いち、に、さん、よん、ご、ろく、なな、はち、きゅう、ゼロ、いち、はち",
+        "さん、に、ご、ろく、し、く、に、ご、いち、に、ご、はち",
+        "さんにごろくしくにごいちにごはち",
         "一二三四 五六七八 九〇一八",
         "１２３４５６７８９０１８",
         "090 1234 5678",
@@ -34,6 +36,7 @@ def test_a_long_number_may_be_another(heard: str) -> None:
         "予算は1,234,567,890円です。",
         "議案第1号、第2号、第3号、第4号、第5号、第6号、第7号、第8号、第9号、第10号",
         "3つ、4つ、それから、5つあります。",
+        "佐藤さんに、いちごを、にさんパック、山田さんに、しごパックお願いしました。",
     ],
 )
 def test_dates_amounts_and_telephone_numbers_are_what_they_are(heard: str) -> None:
@@ -48,3 +51,8 @@ def test_where_the_listener_doubts_shorter_numbers_do() -> None:
 
 def test_numbers_spoken_with_gaps_are_joined_for_the_detectors() -> None:
     assert joined_numbers("番号は1、2、3、4、いち、ゼロ、です。電話は090 1234 5678") == "123410"
+
+
+def test_words_that_are_digits_besides_count_between_digits_alone() -> None:
+    assert joined_numbers("いち、に、さん、し、ご、ろくです。さんくらいに。しち、はち、くらい") == "123456\n78"
+    assert joined_numbers("090、1234、5678に9時に電話") == "09012345678"
