@@ -16,6 +16,7 @@ from gateway.guard.misread import find_misread_numbers
 from tests.evaluation.guard.documents import CLEAN_DOCUMENTS, DOCUMENTS, NOTATIONS, documents
 from tests.evaluation.guard.samples import CLEAN, TEXTS, Sample, my_number, samples
 from tests.evaluation.guard.score import Score, score
+from tests.evaluation.guard.spoken import CLEAN_SPEECH, false_alarms, outcomes
 
 # What is looked for in numbers that come in every notation.
 _NUMBERS = ("my_number", "phone", "card_number", "driving_licence", "resident_code")
@@ -58,9 +59,26 @@ def report() -> Iterator[str]:
         found = [s for s in score(s for n, s in documents(seed=3, rounds=8) if n == notation)[0] if s.kind in _NUMBERS]
         yield f"| {notation} | {sum(s.found + s.missed for s in found)} | {sum(s.found for s in found)} |"
     yield ""
+    yield from _spoken()
+    yield ""
     yield from _times()
     yield ""
     yield from _cards()
+
+
+def _spoken() -> Iterator[str]:
+    yield "## Numbers that are spoken"
+    yield ""
+    yield "One number in a sentence, as a listener may write down what it heard; made of what people read digits as, and not recorded. Found: by its"
+    yield "check digit or its form, as in a text. Doubted: so long that a digit of a My Number may have been misheard, so that the recording goes nowhere."
+    yield "Each of both keeps it from being sent unseen; a recording counts as personal data (3C) besides."
+    yield ""
+    yield "| kind | written down | there | found | doubted | neither |"
+    yield "|---|---|---|---|---|---|"
+    for kind, heard, counted in outcomes(seed=9, rounds=400):
+        yield f"| {kind} | {heard} | {counted.total()} | {counted['found']} | {counted['doubted']} | {counted['neither']} |"
+    yield ""
+    yield f"Of {len(CLEAN_SPEECH)} sentences with dates, amounts and votes, {len(false_alarms())} were reported or doubted."
 
 
 def _table(sentences: list[Score], papers: list[Score]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 # What the guard finds, misses and takes; writes docs/evidence/guard.md. Needs a clean work tree, or the commit would not be what ran.
 set -euo pipefail
 cd "$(dirname "$0")/../../.."
-covers=(gateway/guard gateway/reading/pictures.py tests/evaluation)
+covers=(gateway/guard gateway/reading/pictures.py gateway/reading/speech.py tests/evaluation)
 [ -z "$(git status --porcelain)" ] || { echo "the work tree is not clean" >&2; exit 1; }
 commit=$(git rev-parse HEAD)
 state=$(git ls-files -s "${covers[@]}" | sha256sum | cut -c1-16)

@@ -4,6 +4,7 @@ from gateway.guard.findings import Kind
 from tests.evaluation.guard.documents import NOTATIONS, documents
 from tests.evaluation.guard.samples import CLEAN, KINDS, MAKERS, TEXTS, samples
 from tests.evaluation.guard.score import score
+from tests.evaluation.guard.spoken import HEARD, SPOKEN, false_alarms, outcomes
 
 # A missed number is a leak, a false alarm is a clerk who stops reading alarms.
 RECALL = {"my_number": 1.0, "name": 0.97}
@@ -31,6 +32,17 @@ def test_whole_papers_in_every_notation() -> None:
     for s in scores:
         assert s.recall >= RECALL.get(s.kind, LEAST_RECALL), (s, notes)
         assert s.precision >= PRECISION.get(s.kind, LEAST_PRECISION), (s, notes)
+
+
+def test_spoken_numbers_are_found_or_doubted() -> None:
+    told = list(outcomes(seed=20261128, rounds=25))
+    assert len(told) == len(SPOKEN) * len(HEARD)
+    for kind, heard, counted in told:
+        # A digit that becomes a word by which things are counted ends the number.
+        assert counted["neither"] <= 5, (kind, heard, counted)
+        if kind == "my_number" and heard.startswith(("in figures", "in kanji")):
+            assert counted["found"] == 25, (heard, counted)
+    assert false_alarms() == []
 
 
 def test_the_set_has_something_of_everything() -> None:
