@@ -13,7 +13,7 @@ import re
 import secrets
 import unicodedata
 import zipfile
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -217,12 +217,23 @@ async def export_tenant(
     return ExportReport(target, MappingProxyType(counts), digest)
 
 
-async def export_chain(db: Database, content: Content, tenant_id: TenantId, target: Path, *, by: By) -> ExportReport:
-    """Writes a town's audit chain alone, for an auditor: no content and no names. Raises as `export_tenant`."""
+async def export_chain(
+    db: Database,
+    content: Content,
+    tenant_id: TenantId,
+    target: Path,
+    *,
+    by: By,
+    progress: Callable[[int, int], None] | None = None,
+) -> ExportReport:
+    """Writes a town's audit chain alone, for an auditor: no content and no names. Raises as `export_tenant`.
+
+    progress: told how many links of how many are written.
+    """
     now = datetime.now(UTC)
     archive = await anyio.to_thread.run_sync(_Archive.begin, target, now)
     try:
-        counts = {"監査の記録": await _export_chain(db, content.vault, tenant_id, archive)}
+        counts = {"監査の記録": await _export_chain(db, content.vault, tenant_id, archive, progress)}
         manifest = {"format": FORMAT, "tenant_id": str(tenant_id), "exported_at": now.isoformat(), "counts": counts}
         digest = await anyio.to_thread.run_sync(archive.finish, _json(manifest | {"members": archive.digests}))
     finally:
@@ -293,14 +304,24 @@ async def _calls(db: Database, tenant_id: TenantId) -> AsyncIterator[tuple[int, 
         after = (rows[-1].created_at, rows[-1].id)
 
 
-async def _export_chain(db: Database, vault: Vault, tenant_id: TenantId, archive: "_Archive") -> int:
+async def _export_chain(
+    db: Database,
+    vault: Vault,
+    tenant_id: TenantId,
+    archive: "_Archive",
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
     """The chain with what it takes to check it without us, closed by a signature. Returns how many links."""
     await seal_town(db, tenant_id)
     closing = await Signer(db, vault).checkpoint(tenant_id, EXPORT)
 
     async def links() -> AsyncIterator[tuple[int, bytes]]:
+        written = 0
         async for page in link_pages(db, tenant_id, until=closing.seq):
             yield len(page), _joined(page)
+            written += len(page)
+            if progress is not None:
+                progress(written, closing.seq)
 
     await archive.add(KEYS, _joined(await key_lines(db)))
     await archive.add(CHECKPOINTS, _joined(await checkpoint_lines(db, tenant_id, until=closing.number)))

@@ -6,7 +6,6 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query
-from starlette.background import BackgroundTask
 from starlette.responses import FileResponse, Response
 
 from apps.console.limits import PER_WORDS
@@ -25,7 +24,7 @@ SHOWN: Final = 50
 # What is told of what was done; an action that is not here is shown as it is called.
 ACTIONS: Final[Mapping[str, str]] = {
     "agreement.issuer": "請求する側を決めた", "agreement.region": "請求の決まりを変えた", "agreement.set": "費用の取り決めを変えた",
-    "audit.export": "監査の記録を書き出した", "break_glass.read": "職員の付けた文を事務局が読んだ", "budget.move": "予算を動かした",
+    "audit.download": "監査の記録を受け取った", "audit.export": "監査の記録を書き出した", "break_glass.read": "職員の付けた文を事務局が読んだ", "budget.move": "予算を動かした",
     "budget.move_back": "動かした予算を戻した", "budget.move_once": "予算をこの期間だけ動かした", "budget.set": "予算や枠を決めた",
     "call.segment": "AIの呼び出しをまとめて封じた", "chat.delete": "会話を消した", "chat.delete_prompt": "保存したプロンプトを消した",
     "chat.export_docx": "会話をWordに書き出した", "chat.export_xlsx": "会話をExcelに書き出した", "chat.restore": "会話を戻した",
@@ -176,9 +175,22 @@ async def verify(office: OfficeContext) -> Response:
 @routes.post("/export")
 async def export(office: OfficeContext) -> Response:
     """The chain as one ZIP, which `kumiai audit verify --file` checks with nothing but the file."""
-    if office.export_chain is None:
+    make = office.export_chain
+    if make is None:
         raise NotFound
-    path = await office.export_chain()
+
+    async def work(progress: Progress) -> Mapping[str, object]:
+        return {"exported": await make(progress)}
+
+    return await office.work("監査の記録をZIPにまとめています", work, then="console/_audit_exported.html")
+
+
+@routes.get("/export/{chain}")
+async def export_file(office: OfficeContext, chain: str) -> Response:
+    """The file that the page told of, by its hash. Its length is told, so that a browser knows one that broke off."""
+    path = None if office.chain_file is None else await office.chain_file(chain)
+    if path is None:
+        raise NotFound("まとめ直されたか、古くなって消えました。もう一度ZIPにまとめてください。")
+    await office.tell_download("audit")
     name = f"audit-{office.actor.tenant_code}-{local(office.now):%Y%m%d}.zip"
-    gone = BackgroundTask(path.unlink, missing_ok=True)
-    return FileResponse(path, media_type="application/zip", filename=name, background=gone)
+    return FileResponse(path, media_type="application/zip", filename=name)

@@ -16,7 +16,7 @@ from apps.host.services import Services
 from apps.host.word_trial import try_words
 from apps.sdk.app import App
 from apps.sdk.context import AppContext, GatewayClient, ModelChoice
-from apps.sdk.office import Glass, Office, Progress, WordTrial
+from apps.sdk.office import ExportedChain, Glass, Office, Progress, WordTrial
 from apps.sdk.ui.render import CLASS_WORDS, MODEL_WORDS, ZONE_WORDS
 from observability.problems import NotFound
 from tenants import audit, breakglass
@@ -71,8 +71,12 @@ def bind_office(*roles: Role, with_content: bool = False):  # type: ignore[no-un
         async def receive() -> AsyncIterator[bytes]:
             return await own.exits.receive(who.actor.tenant_id, by=By("person", str(who.actor.person_id)))
 
-        async def export_chain() -> Path:
-            return await own.exits.export_chain(who.actor.tenant_id, by=By("person", str(who.actor.person_id)))
+        async def export_chain(progress: Progress) -> ExportedChain:
+            by = By("person", str(who.actor.person_id))
+            return await own.exits.export_chain(who.actor.tenant_id, by=by, progress=progress)
+
+        async def chain_file(sha256: str) -> Path | None:
+            return await own.exits.chain_file(who.actor.tenant_id, sha256)
 
         actor = who.actor
         assert actor.person_id is not None
@@ -90,6 +94,7 @@ def bind_office(*roles: Role, with_content: bool = False):  # type: ignore[no-un
             exits=own.exits,
             receive_export=receive if with_content else None,
             export_chain=export_chain if Role.AUDITOR in roles else None,
+            chain_file=chain_file if Role.AUDITOR in roles else None,
             documents=own.documents.of(actor.context, app="desk", viewer=viewer) if with_content else None,
             try_words=try_on_history if roles == (Role.TOWN_ADMIN,) else None,
             records=Records(actor.context, own.documents, Holds(own.db, own.vault)) if with_content else None,

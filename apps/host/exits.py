@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from apps.sdk.office import Erased, Exported
+from apps.sdk.office import Erased, Exported, ExportedChain, Progress
 from observability.problems import InvalidInput, NotFound
 from tenants import audit
 from tenants.audit import By
@@ -80,11 +80,29 @@ class Exits:
         assert kept is not None
         return kept
 
-    async def export_chain(self, tenant_id: TenantId, *, by: By) -> Path:
-        """The audit chain alone in a new file, which the caller removes; one that stays goes with old exports."""
+    async def export_chain(self, tenant_id: TenantId, *, by: By, progress: Progress) -> ExportedChain:
+        """The audit chain alone as one ZIP; the one before is replaced when the new one is complete."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path = self._folder / f"audit-{new_id()}.zip"
-        return (await export_chain(self._db, self._content, tenant_id, path, by=by)).path
+        fresh = self._folder / f"audit-{new_id()}.new"
+        report = await export_chain(self._db, self._content, tenant_id, fresh, by=by, progress=progress)
+
+        def keep() -> int:
+            for earlier in self._chains(tenant_id):
+                earlier.unlink(missing_ok=True)
+            return fresh.rename(self._chain(tenant_id, report.sha256)).stat().st_size
+
+        return ExportedChain(sum(report.counts.values()), await asyncio.to_thread(keep), report.sha256)
+
+    async def chain_file(self, tenant_id: TenantId, sha256: str) -> Path | None:
+        """The town's ZIP of the chain with that hash, if it is still there; it is complete."""
+        path = self._chain(tenant_id, sha256)
+        return path if path in await asyncio.to_thread(self._chains, tenant_id) else None
+
+    def _chain(self, tenant_id: TenantId, sha256: str) -> Path:
+        return self._folder / f"audit-{tenant_id}-{sha256}.zip"
+
+    def _chains(self, tenant_id: TenantId) -> list[Path]:
+        return list(self._folder.glob(f"audit-{tenant_id}-*.zip"))
 
     async def receive(self, tenant_id: TenantId, *, by: By) -> AsyncIterator[bytes]:
         """The ZIP in parts, for the town's own administrator; that it was received is kept. Raises `NotFound`, `ContentUnreadable`."""
@@ -125,6 +143,7 @@ class Exits:
             by=by,
             directory=directory,
         )
-        await asyncio.to_thread(file.unlink, missing_ok=True)
+        for gone in (file, *await asyncio.to_thread(self._chains, tenant_id)):
+            await asyncio.to_thread(gone.unlink, missing_ok=True)
         await asyncio.to_thread(facts.unlink, missing_ok=True)
         return Erased(counts=report.counts, kept=report.kept)

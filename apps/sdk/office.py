@@ -65,6 +65,15 @@ class Erased:
     kept: Mapping[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class ExportedChain:
+    """A ZIP of the audit chain; `sha256` of the whole file."""
+
+    links: int
+    size_bytes: int
+    sha256: str
+
+
 class TownExits(Protocol):
     """A town's way out. Nothing here returns content; the file is opened in the desk only."""
 
@@ -94,7 +103,7 @@ class WordTrial:
 class Office:
     """`documents`, `records` and `receive_export` are there for the desk only: the console has no way to content.
     `try_words` counts in the town's own history and is there for its administrator; `export_chain` writes the audit chain, which holds
-    no content, into a file of the caller's own, and is there for who reads it.
+    no content, into a file of the town's, which `chain_file` finds by its hash; both are there for who reads it.
 
     work: `await office.work(title, work, then=fragment)` shows what takes long; see `apps.host.progress`.
     """
@@ -112,7 +121,8 @@ class Office:
     documents: AppDocuments | None = None
     records: Records | None = None
     receive_export: Callable[[], Awaitable[AsyncIterator[bytes]]] | None = None
-    export_chain: Callable[[], Awaitable[Path]] | None = None
+    export_chain: Callable[[Progress], Awaitable[ExportedChain]] | None = None
+    chain_file: Callable[[str], Awaitable[Path | None]] | None = None
     try_words: Callable[[tuple[str, ...]], Awaitable[WordTrial]] | None = None
 
     @property

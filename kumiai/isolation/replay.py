@@ -98,7 +98,7 @@ def _afterwards(stage: Stage, persona: Persona, before: Footprint) -> Trial:
     why = ""
     if persona.role is not Role.OPERATOR and (what := _damage(persona, None, before, after)):
         why = f"町のデータが変わった: {'、'.join(what)}"
-    things = {UUID(v) for k, v in stage.objects.items() if k not in ("key", "export")}
+    things = {UUID(v) for k, v in stage.objects.items() if k not in ("key", "export", "chain")}
     theirs = stage.observer.footprint(stage.other)
     if hanging := sorted({row.table for row in theirs.values() if row.ids & things}):
         why = f"別の町のものに結び付いた行がある: {'、'.join(hanging)}"
@@ -149,7 +149,7 @@ def _askings(stage: Stage, persona: Persona, address: Address) -> Iterator[_Aske
 def _nobodys() -> dict[str, str]:
     """Ids that belong to nothing, for what a persona does not have."""
     kinds = set(REFERENCES.values())
-    return {kind: {"key": "a" * 16, "export": "0" * 64}.get(kind, str(new_id())) for kind in kinds}
+    return {kind: {"key": "a" * 16, "export": "0" * 64, "chain": "0" * 64}.get(kind, str(new_id())) for kind in kinds}
 
 
 def _plain(parameter: Parameter, address: Address) -> str:

@@ -216,7 +216,7 @@ def _write_as_clerk(observer: Observer, town: Town, clerk: Browser) -> tuple[dic
 
 
 def _make_office_things(observer: Observer, town: Town, admin: Browser) -> tuple[dict[str, str], dict[str, str]]:
-    """A person, a section, a key, a hold and an export of the administrator's town: (words by place, ids by kind)."""
+    """A person, a section, a key, a hold, an export and a chain's ZIP of the administrator's town: (words by place, ids by kind)."""
     words = {n: mark() for n in ("person", "section", "key", "hold")}
     _must(admin.submit("/console/town/sections", {"name": words["section"]}), 303)
     person = {"login": f"8{secrets.randbelow(10**6):06d}", "display_name": words["person"], "section": words["section"]}
@@ -230,9 +230,10 @@ def _make_office_things(observer: Observer, town: Town, admin: Browser) -> tuple
     hold = first(rf"/desk/retention/holds/({_ID})/release", admin.get("/desk/retention"))
     _must(admin.submit("/desk/export"), 200)
     export = _eventually(lambda: re.search(r"/desk/export/([0-9a-f]{64})", admin.get("/desk/export").text))
+    chain = first("/console/audit/export/([0-9a-f]{64})", admin.submit("/console/audit/export"))
     return words, {
         "person": str(observer.latest(Person, town).id), "section": str(observer.latest(Section, town).id),
-        "key": observer.latest(ApiKey, town).key_id, "export": export[1], "hold": hold,
+        "key": observer.latest(ApiKey, town).key_id, "export": export[1], "chain": chain, "hold": hold,
     }  # fmt: skip
 
 
@@ -272,6 +273,7 @@ def _check_controls(stage: Stage, clerk: Browser, admin: Browser) -> None:
         (admin, "/console/town/keys", "key"),
         (admin, "/desk/retention", "hold"),
         (admin, f"/desk/export/{own['export']}", ""),
+        (admin, f"/console/audit/export/{own['chain']}", ""),
     )  # fmt: skip
     for browser, path, place in asked:
         answer = _must(browser.get(path), 200)

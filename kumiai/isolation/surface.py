@@ -18,7 +18,7 @@ REFERENCES: Final[Mapping[str, str]] = {
     "message_id": "message", "question": "message", "answer": "message", "after": "message", "edit": "message",
     "file_id": "file", "file_ids": "file", "ids": "file", "photos": "file",
     "prompt_id": "prompt", "prompt": "prompt",
-    "report_id": "report", "notice_id": "notice", "glass_id": "glass", "sha256": "export", "hold_id": "hold",
+    "report_id": "report", "notice_id": "notice", "glass_id": "glass", "sha256": "export", "chain": "chain", "hold_id": "hold",
     "person_id": "person", "person": "person", "section_id": "section", "section": "section", "key_id": "key",
     "call_id": "stream", "town_id": "town", "from": "town", "to": "town",
     "move_id": "move",

@@ -17,8 +17,8 @@ from tenants.models import Audit, AuditCheckpoint
 LINKS: Final = "audit.jsonl"
 CHECKPOINTS: Final = "checkpoints.jsonl"
 KEYS: Final = "audit-keys.jsonl"
-# Segments are large: a thousand calls each.
-_PAGE: Final = 100
+# Segments are large, a thousand calls each: so many are some 10 MB.
+_PAGE: Final = 25
 
 
 def link_line(row: Audit) -> str:

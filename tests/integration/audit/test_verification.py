@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from datetime import datetime
@@ -15,11 +16,11 @@ import pytest
 from sqlmodel import col, select
 
 from kumiai.local.postgres import Postgres
-from tenants.audit import By, record
+from tenants.audit import By, Entry, add_link, locked_head, record
 from tenants.audit.checkpoints import Signer
 from tenants.audit.lines import CHECKPOINTS, KEYS, LINKS
-from tenants.audit.records import INTERVAL, canonical, fingerprint
-from tenants.audit.segments import seal_calls
+from tenants.audit.records import INTERVAL, SEGMENT, canonical, fingerprint, merkle_root
+from tenants.audit.segments import MAX_LEAVES, SEALER, seal_calls
 from tenants.audit.verification import AuditBroken, verify_chain, verify_export
 from tenants.erasure import Content, export_chain, export_tenant
 from tenants.models import AuditCheckpoint, AuditHead, AuditKey
@@ -30,6 +31,9 @@ from tests.integration.ledger.conftest import Town
 
 YEN = 1_000_000
 BY = By("command", "test")
+# Segments of a thousand calls, and what one export of them may hold at once.
+LONG = 400
+LITTLE_BYTES = 20_000_000
 
 
 async def write_history(town: Town, ledger: LedgerWriter, signer: Signer) -> None:
@@ -91,6 +95,57 @@ async def test_a_whole_export_holds(export: Path) -> None:
     forger = Forger(export)
     # So that a verdict elsewhere is about what was changed there.
     assert forger.verdict(LINKS, forger.lines(LINKS)) == ""
+
+
+@pytest.fixture
+async def long_chain(town: Town) -> int:
+    """How many bytes of calls it seals, in segments as large as they come."""
+    leaves = [canonical({"call": f"{n:04d}", "facts": "x" * 100}) for n in range(MAX_LEAVES)]
+    facts: dict[str, str | int | bool | None] = {"count": len(leaves), "root": merkle_root(leaves)}
+    for _ in range(LONG // 20):
+        async with town.db.platform_session("test") as session:
+            head = await locked_head(session, town.id)
+            for _ in range(20):
+                add_link(session, head, SEALER, Entry(SEGMENT, facts=facts, leaves=leaves))
+            session.add(head)
+    return LONG * len("\n".join(leaves))
+
+
+async def test_a_long_chain_is_written_in_little_memory(
+    town: Town, content: Content, long_chain: int, tmp_path: Path
+) -> None:
+    told: list[tuple[int, int]] = []
+    tracemalloc.start()
+    try:
+        report = await export_chain(
+            town.db, content, town.id, tmp_path / "long.zip", by=BY, progress=lambda *far: told.append(far)
+        )
+        held = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert held < LITTLE_BYTES < long_chain / 2
+    assert told == sorted(told)
+    assert told[-1] == (LONG, LONG)
+    assert len(told) > 10
+    checked = verify_export(report.path)
+    assert (checked.links, checked.calls) == (LONG, LONG * MAX_LEAVES)
+
+
+async def test_a_chain_that_is_not_written_to_its_end_leaves_no_file(
+    town: Town, content: Content, tmp_path: Path
+) -> None:
+    async with town.db.platform_session("test") as session:
+        await record(session, town.id, BY, "tenant.create", about=("tenant", town.id))
+    folder = tmp_path / "exports"
+    folder.mkdir()
+
+    def breaks(_done: int, _total: int) -> None:
+        assert len(list(folder.iterdir())) == 1
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        await export_chain(town.db, content, town.id, folder / "broken.zip", by=BY, progress=breaks)
+    assert list(folder.iterdir()) == []
 
 
 def _changed(value: object) -> object:

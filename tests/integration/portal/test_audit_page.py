@@ -1,17 +1,18 @@
 """監査の記録: who reads a town's chain in the browser, what is found in it, that it is checked and taken away whole."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from apps.console.audit import ACTIONS
 from tenants.audit.reading import KINDS
 from tenants.audit.verification import verify_export
 from tests.demo_process import Browser, DemoPerson, DemoProcess
-from tests.gateways import eventually
 
 PAGE = "/console/audit"
 # A town whose people no other test counts.
@@ -41,6 +42,13 @@ def _numbers(browser: Browser, **asked: str) -> list[int]:
     answer = browser.get(PAGE, params=asked)
     assert answer.status_code == 200
     return [int(n) for n in re.findall(r'role="rowheader">(\d+)<', answer.text)]
+
+
+def _taken(browser: Browser) -> httpx.Response:
+    """The ZIP, by the link that the page shows when it is made."""
+    link = re.search(rf"{PAGE}/export/[0-9a-f]{{64}}", browser.submit(f"{PAGE}/export").text)
+    assert link
+    return browser.get(link[0])
 
 
 def test_it_is_there_for_auditor_and_administrator_alone(running: DemoProcess, auditor: Browser) -> None:
@@ -133,13 +141,22 @@ def test_a_changed_record_is_found(running: DemoProcess, auditor: Browser, perso
 
 def test_what_is_taken_away_is_checked_without_us(running: DemoProcess, auditor: Browser, tmp_path: Path) -> None:
     last = _numbers(auditor)[0]
-    answer = auditor.submit(f"{PAGE}/export")
+    answer = _taken(auditor)
     assert answer.headers["content-type"] == "application/zip"
     path = tmp_path / "audit.zip"
     path.write_bytes(answer.content)
+    # One that broke off on its way is known by its length and by what it was said to be.
+    assert int(answer.headers["content-length"]) == path.stat().st_size
+    assert hashlib.sha256(answer.content).hexdigest() in str(answer.url)
     checked = verify_export(path)
     assert checked.links >= last
     told = running.run("audit", "verify", "--file", str(path), "--key", checked.keys[-1])
     assert (told.returncode, "正しくつながっています" in told.stdout) == (0, True), told.stderr
-    eventually(lambda: list((running.home / "exports").glob("audit-*")) == [], within_s=60)
-    assert "監査の記録を書き出した" in auditor.get(PAGE).text
+    assert "監査の記録を受け取った" in auditor.get(PAGE).text
+    # Made anew it replaces the one before, and nobody of another town finds it.
+    again = _taken(auditor)
+    assert auditor.get(str(answer.url)).status_code == 404
+    with running.signed_in("town_admin") as other:
+        assert other.get(str(again.url)).status_code == 404
+    assert auditor.get(str(again.url)).status_code == 200
+    assert len(list((running.home / "exports").glob("audit-*"))) == 1
