@@ -68,6 +68,8 @@ _VALUES: Final[Mapping[str, Mapping[str, str]]] = {
 }
 # A sum to compare by is told by its beginning; the whole of it is in the file.
 _SUM_CHARACTERS: Final = 12
+# Every person who ever was in the town has a name in it: the operator's people act in its chain, too.
+_OUTSIDER: Final = "この町の外の人（事務局など）"
 _ACTORS: Final[Mapping[str, str]] = {"operator": "事務局", "system": "システム", "command": "サーバーの命令"}
 
 
@@ -128,11 +130,7 @@ def _day(text: str, field: str) -> datetime | None:
 
 def _row(link: Link, names: Mapping[str, str]) -> dict[str, Any]:
     """What the table shows of a link."""
-    by = (
-        names.get(link.actor_id, "いまはいない職員")
-        if link.actor_kind == "person"
-        else _ACTORS.get(link.actor_kind, "")
-    )
+    by = names.get(link.actor_id, _OUTSIDER) if link.actor_kind == "person" else _ACTORS.get(link.actor_kind, "")
     return {
         "seq": link.seq,
         "at": local(link.at),

@@ -99,6 +99,15 @@ def test_what_was_done_is_found_by_kind_person_and_day(auditor: Browser, person:
     assert _numbers(auditor, before="3") == [2, 1]
 
 
+def test_an_act_of_the_operator_is_no_act_of_the_towns_staff(running: DemoProcess, auditor: Browser) -> None:
+    with running.signed_in("operator") as operator:
+        for yen in ("100000001", "100000000"):
+            operator.submit("/console/operator/budgets/pool/limit", {"window": "month", "pool_yen": yen})
+    newest = auditor.get(PAGE, params={"kind": "money"}).text.split('role="rowheader"')[1]
+    assert "共同の予算を決めた" in newest
+    assert "この町の外の人（事務局など）" in newest
+
+
 def test_every_act_is_found_by_a_kind() -> None:
     beginnings = tuple(start for _, starts in KINDS.values() for start in starts)
     assert [action for action in ACTIONS if not action.startswith(beginnings)] == []
