@@ -242,16 +242,20 @@ async def close_months(db: Database, now: datetime) -> int:
 async def close_month(session: AsyncSession, month: date, now: datetime) -> int:
     """Keeps what all bills of a month say, in a platform session; from then on they are never made anew.
 
-    0 when it is too early: the month is not long enough over, calls of it are running, or its terms were set today, when
-    who set them may still see a mistake. Raises `NotAgreed`.
+    0 when it is too early: the month is not long enough over, calls of it are running, something was learnt of them just
+    now, or its terms were set today, when who set them may still see a mistake. Raises `NotAgreed`.
     """
     await lock_terms(session)
     if now < window_bounds("month", month)[1] + CLOSES_AFTER or await closed_invoices(
         session, col(ClosedInvoice.month) == month
     ):
         return 0
+    learnt = await _learnt_of(session, month)
     made = await _make(session, month, by_section=True)
     if not made.invoices or made.runs or now < await terms_rest_from(session, made.terms):
+        return 0
+    # What calls cost and what was learnt of them are read one after the other: what came in between is half seen.
+    if learnt != await _learnt_of(session, month):
         return 0
     erased = set((await session.exec(select(Tenant.id).where(col(Tenant.status) == "erased"))).all())
     for one in made.invoices:
@@ -265,6 +269,13 @@ async def close_month(session: AsyncSession, month: date, now: datetime) -> int:
             total_yen=one.total_yen, sha256=digest,
         )  # fmt: skip
     return len(made.invoices)
+
+
+async def _learnt_of(session: AsyncSession, month: date) -> int:
+    """How many corrections there are of calls of the month."""
+    start, end = window_bounds("month", month)
+    about = col(Correction.call_created_at)
+    return int((await session.exec(select(func.count()).where(about >= start, about < end))).one())
 
 
 async def closed_invoices(session: AsyncSession, *which: Any) -> list[Invoice]:

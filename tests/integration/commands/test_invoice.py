@@ -15,6 +15,8 @@ from uuid import UUID
 
 import pypdfium2
 import pytest
+from sqlalchemy import event
+from sqlalchemy.orm import ORMExecuteState
 from sqlmodel import col, select, update
 
 from kumiai.worker import Worker
@@ -25,7 +27,8 @@ from tenants.db import Database
 from tenants.models import Agreement, Audit, Call, Correction, Person, PlatformSetting, Section, Tenant
 from tenants.people import close_section, ensure_sections, rename_section
 from tenants.printing import invoice_sheet
-from tenants.quota.invoice import Invoice, close_months, make_invoices
+from tenants.quota.book import Closing, open_book
+from tenants.quota.invoice import Invoice, close_month, close_months, make_invoices
 from tenants.quota.invoice_forms import as_csv, last_day, sheet_data
 from tenants.quota.slots import enforce_sold
 from tenants.quota.windows import JST, window_start
@@ -514,6 +517,44 @@ def test_a_month_closes_when_all_that_was_written_at_its_end_can_be_seen(used: O
     before = used.invoice(used.one)
     assert used.close(jst(11, 1, 1)) == 2
     assert used.invoice(used.one) == before | {"is_open": False}
+
+
+@pytest.mark.parametrize("office", ["postgresql"], indirect=True)
+def test_what_is_learnt_while_a_month_closes_is_counted_once(agreed: Office) -> None:
+    """On SQLite nothing is written meanwhile."""
+    agreed.close(jst(10, 2))
+    call_id, created_at = agreed.call(agreed.one, jst(10, 20), 80, state="suspense")
+
+    def learn() -> None:
+        book = open_book(agreed.region.urls)
+        now = book.begin()
+        closing = Closing(
+            agreed.one.id, created_at, call_id, new_id(), "settled", 30 * YEN, 1, 1, "provider", "", "", None, None
+        )
+        book.insert_correction(closing, month=OCTOBER, delta_uyen=-50 * YEN, reason="late settle", now=now)
+        book.settle_late(closing, -50 * YEN)
+        book.commit()
+        book.close()
+
+    async def work(db: Database) -> tuple[int, int]:
+        learnt: list[ORMExecuteState] = []
+
+        def meanwhile(asked: ORMExecuteState) -> None:
+            """Between what calls cost and what was learnt of them."""
+            if not learnt and "left outer join call" in " ".join(str(asked.statement).lower().split()).replace('"', ""):
+                learnt.append(asked)
+                learn()
+
+        async with db.platform_session("test") as session:
+            event.listen(session.sync_session, "do_orm_execute", meanwhile)
+            first = await close_month(session, OCTOBER, jst(11, 2))
+        async with db.platform_session("test") as session:
+            again = await close_month(session, OCTOBER, jst(11, 2))
+        assert len(learnt) == 1
+        return first, again
+
+    assert agreed.region.with_database(work) == (0, 2)
+    assert amounts(agreed.invoice(agreed.one))["usage"] == 80
 
 
 def test_a_month_waits_for_its_terms_and_holds_no_other_up(office: Office) -> None:
