@@ -11,7 +11,7 @@ import anyio.to_thread
 import orjson
 import structlog
 
-from gateway.contracts import ModelRequest, parse_request
+from gateway.contracts import BadRequest, ModelRequest, parse_request
 from gateway.guard.decision import Verdict
 from gateway.guard.masking import StreamRestorer
 from gateway.server import guarding, metering
@@ -275,7 +275,9 @@ class Pipeline:
                     break
                 try:
                     price = self.admission.price(deployment, record)
-                except UnknownPrice as problem:
+                    # What it cannot be asked for ends here, as long as the attempt before is not the ledger's.
+                    metering.output_cap(request, deployment)
+                except (UnknownPrice, BadRequest) as problem:
                     failure = failure or problem
                     standing.left()
                     continue

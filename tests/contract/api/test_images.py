@@ -24,6 +24,7 @@ __all__ = ["gateway", "town"]
 ONPREM = "image"
 OVERSEAS = "far-image"
 LEAKY = "leaky-image"
+TWO = "two-images"
 # Of a picture; the fake says that each came to 1,000.
 TOKENS = {"1024x1024/low": 1_500, "1024x1024/high": 4_000}
 UYEN_PER_TOKEN = 7_000
@@ -51,8 +52,13 @@ def region(
     }  # fmt: skip
     far = common | {"id": "far/image", "aliases": [OVERSEAS], "model": "gpt-image-9"}
     leaky = common | {"id": "far/leaky", "aliases": [LEAKY], "model": "draws-to-files"}
+    two = [
+        common | {"id": "far/two-large", "aliases": [TWO], "model": "gpt-image-9"},
+        common
+        | {"id": "far/two-small", "aliases": [TWO], "model": "gpt-image-9", "image_tokens": {"512x512/low": 500}},
+    ]
     own = home / "own.yaml"
-    own.write_text(yaml.safe_dump({"deployments": [far, leaky]}), "utf-8")
+    own.write_text(yaml.safe_dump({"deployments": [far, leaky, *two]}), "utf-8")
     return Region.on_sqlite(
         home,
         sqlite_template,
@@ -187,3 +193,17 @@ def test_a_picture_is_not_made_smaller_for_want_of_money(
 def test_a_key_needs_its_scope(gateway: RunningGateway, region: Region, town: Town) -> None:
     for scope, status in (("images", 200), ("chat", 403)):
         assert draw(gateway, region.make_key(town, scopes=frozenset({scope}))).status_code == status
+
+
+def test_a_second_server_that_draws_no_such_size_is_not_asked(
+    gateway: RunningGateway, region: Region, overseas: RunningUpstream
+) -> None:
+    town = region.make_town()
+    eventually(lambda: draw(gateway, town.key, TWO, size="1024x1024", quality="low").status_code == 200)
+    before = len(region.calls(town))
+    overseas.control("error", status=503)
+    failed = draw(gateway, town.key, TWO, size="1024x1024", quality="low")
+    assert (failed.status_code, failed.json()["error"]["code"]) == (503, "upstream_unavailable")
+    *_, call = region.settled(town, before + 1)
+    assert (call.state, call.cost_uyen) == ("settled", 0)
+    assert region.budget(town).held_uyen == 0
