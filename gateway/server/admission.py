@@ -47,6 +47,10 @@ class Ticket:
         """Nobody knows what it cost: the full hold stands."""
         return Ending(self.reservation, Settlement(None, problem=problem))
 
+    def unsent(self, problem: str) -> Ending:
+        """Nothing has left, so nothing can have been billed."""
+        return Ending(self.reservation, Settlement(0, problem=problem), is_void=True)
+
 
 @dataclass(frozen=True, slots=True)
 class Admission:

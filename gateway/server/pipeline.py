@@ -417,7 +417,8 @@ class Pipeline:
     ) -> UpstreamResponse:
         """Sends to one deployment and waits for its first bytes.
 
-        An `UpstreamProblem` leaves the ticket open, for another attempt may follow; anything else ends it.
+        An `UpstreamProblem` leaves the ticket open, for another attempt may follow; anything else ends it. Who has left
+        while the money was being held is sent nowhere and pays nothing.
         """
         deployment = ticket.deployment
         # What is left of the one deadline, whatever went before: an earlier attempt, a wait for the ledger.
@@ -438,8 +439,10 @@ class Pipeline:
             heartbeat_s=self.deadlines.heartbeat_s,
             recording=ticket.request.recording,
         )
+        is_sent = False
         try:
             with client:
+                is_sent = True
                 if hedge is None:
                     response = await self.providers[deployment.provider].send(upstream)
                 else:
@@ -458,7 +461,7 @@ class Pipeline:
             raise
         except (Disconnected, asyncio.CancelledError, CutOff) as left:
             standing.left()
-            self.admission.end(ticket.ended(_reason(left)), record)
+            self.admission.end(ticket.ended(_reason(left)) if is_sent else ticket.unsent(_reason(left)), record)
             raise
         except Exception:
             # A bug of ours must not keep the town's money: what left may have been billed.

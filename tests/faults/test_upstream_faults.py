@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from uuid import UUID
 import httpx
 import pytest
 
+from gateway.server.admission import Admission, Ticket
 from gateway.server.providers.base import TOOL_TOKENS
 from tenants.models import Attempt, Call
 from tests.faults.asking import Outcome, ask, ask_all
@@ -370,6 +372,38 @@ async def test_who_leaves_while_asking_costs_nothing(installation: Installation)
         await leave(installation, request[: len(request) - 1 - seed * 7], after=None)
     eventually(lambda: installation.gateway.app.gateway.calls_in_flight == 0)
     assert len(installation.region.calls(installation.town)) == before
+    assert installation.upstream.seen.total() == arrived
+
+
+async def test_who_leaves_before_anything_is_sent_pays_nothing(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The money is held, and the caller has gone before the call leaves."""
+    known = {c.id for c in installation.region.calls(installation.town)}
+    arrived = installation.upstream.seen.total()
+    held = threading.Event()
+    admit = Admission.admit
+
+    async def admitted_late(*given: Any) -> Ticket:
+        ticket = await admit(*given)
+        held.set()
+        await asyncio.sleep(0.5)
+        return ticket
+
+    monkeypatch.setattr(Admission, "admit", admitted_late)
+    leaving = asyncio.ensure_future(
+        leave(installation, request_bytes(installation, "nothing", 1), after=b"never comes")
+    )
+    await asyncio.wait_for(asyncio.to_thread(eventually, held.is_set), 30)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+
+    def closed() -> list[Call]:
+        found = [c for c in installation.region.calls(installation.town) if c.id not in known]
+        return found if found and found[0].state != "held" else []
+
+    [call] = await asyncio.to_thread(eventually, closed)
+    assert (call.state, call.problem, call.cost_uyen) == ("void", "client_disconnected", 0)
     assert installation.upstream.seen.total() == arrived
 
 
