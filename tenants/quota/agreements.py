@@ -154,6 +154,7 @@ async def set_agreement(session: AsyncSession, tenant: Tenant, terms: Terms, *, 
             "利用を料金に含めるには、買った同時利用枠の数（--slots）が要ります。", field="usage_included"
         )
     values = asdict(terms) | {"legal_basis": clean_text(terms.legal_basis, "法令上の根拠")}
+    await lock_terms(session)
     agreed = (await session.exec(select(Agreement).where(col(Agreement.tenant_id) == tenant.id))).all()
     await _refuse_closed(session, valid_from, (row.valid_from for row in agreed))
     row = next((row for row in agreed if row.valid_from == valid_from), None)
@@ -226,7 +227,8 @@ async def _set(
     session: AsyncSession, key: str, value: Mapping[str, Any], valid_from: date, by: By, action: str
 ) -> None:
     """It stands in the chain of every body it concerns: a setting of the region has no chain of its own."""
-    row = await session.get(PlatformSetting, key)
+    await lock_terms(session)
+    row = await session.get(PlatformSetting, key, populate_existing=True)
     await _refuse_closed(session, valid_from, map(date.fromisoformat, row.value if row else ()))
     if row is None:
         row = PlatformSetting(key=key)
@@ -249,7 +251,10 @@ async def _get(session: AsyncSession, key: str, month: date) -> dict[str, Any] |
 
 
 async def lock_terms(session: AsyncSession) -> None:
-    """Whoever sets terms waits for who closes a month, and the other way round; until the transaction ends."""
+    """Whoever sets terms waits for who sets others or closes a month, and the other way round; until the transaction ends.
+
+    Taken before anything of it is read.
+    """
     if session.get_bind().dialect.name == "postgresql":
         await session.exec(text("select pg_advisory_xact_lock(hashtextextended('invoice terms', 0))"))  # type: ignore[call-overload]  # SQLModel types exec() for select() only
 
@@ -262,8 +267,7 @@ async def terms_rest_from(session: AsyncSession, rows: Iterable[Agreement]) -> d
 
 
 async def _refuse_closed(session: AsyncSession, valid_from: date, set_for: Iterable[date]) -> None:
-    """What is set holds until the next month of `set_for`; no bill that is closed may come to rest on it."""
-    await lock_terms(session)
+    """What is set holds until the next month of `set_for`; no bill that is closed may come to rest on it. Under the lock."""
     until = min((month for month in set_for if month > valid_from), default=date.max)
     months = select(func.max(ClosedInvoice.month)).where(
         col(ClosedInvoice.month) >= valid_from, col(ClosedInvoice.month) < until

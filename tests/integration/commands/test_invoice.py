@@ -1,5 +1,6 @@
 """`kumiai agreement | invoice` as an operator types them, on both databases, for a month whose sums fit in the head."""
 
+import asyncio
 import csv
 import io
 import json
@@ -15,7 +16,7 @@ from uuid import UUID
 
 import pypdfium2
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, text
 from sqlalchemy.orm import ORMExecuteState
 from sqlmodel import col, select, update
 
@@ -27,6 +28,7 @@ from tenants.db import Database
 from tenants.models import Agreement, Audit, Call, Correction, Person, PlatformSetting, Section, Tenant
 from tenants.people import close_section, ensure_sections, rename_section
 from tenants.printing import invoice_sheet
+from tenants.quota.agreements import RegionTerms, lock_terms, region_terms, set_region_terms
 from tenants.quota.book import Closing, open_book
 from tenants.quota.invoice import Invoice, close_month, close_months, make_invoices
 from tenants.quota.invoice_forms import as_csv, last_day, sheet_data
@@ -496,6 +498,31 @@ def test_terms_of_a_closed_month_cannot_be_set(agreed: Office) -> None:
     assert agreed.invoice(agreed.one) == before
     listed = json.loads(agreed.region.command("agreement", "list", "--month", MONTH, "--json").stdout)
     assert [t["agreement"]["taxable"] for t in listed["towns"] if t["code"] == agreed.one.code] == ["all"]
+
+
+@pytest.mark.parametrize("office", ["postgresql"], indirect=True)
+def test_of_two_who_set_terms_at_once_neither_undoes_the_other(agreed: Office) -> None:
+    """On SQLite the second waits before it reads anything."""
+    first, second = RegionTerms(1, "equal"), RegionTerms(2, "equal")
+
+    async def work(db: Database) -> list[RegionTerms | None]:
+        async def set_terms(terms: RegionTerms, month: int) -> None:
+            async with db.platform_session("test") as session:
+                await set_region_terms(session, terms, valid_from=date(2026, month, 1), by=By("command"))
+
+        async with db.platform_session("test") as session:
+            await lock_terms(session)
+            other = asyncio.create_task(set_terms(second, 2))
+            waiting = text("select count(*) from pg_locks where locktype = 'advisory' and not granted")
+            async with asyncio.timeout(10):
+                while not (await session.exec(waiting)).scalar_one():  # type: ignore[call-overload]  # SQLModel types exec() for select() only
+                    await asyncio.sleep(0.02)
+            await set_region_terms(session, first, valid_from=date(2026, 1, 1), by=By("command"))
+        await other
+        async with db.platform_session("test", read_only=True) as session:
+            return [await region_terms(session, date(2026, month, 1)) for month in (1, 2)]
+
+    assert agreed.region.with_database(work) == [first, second]
 
 
 def test_terms_that_come_late_may_be_set_right_until_midnight(agreed: Office) -> None:
