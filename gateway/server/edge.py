@@ -240,8 +240,9 @@ class Edge(asyncio.Protocol):
         self._wants_word = False
         self._idle_since = self._loop.time()
         self._idle_timer: asyncio.TimerHandle | None = None
-        # Of answers, when it was last looked at.
+        # Bytes of answers that lay there when it was last looked at, and how far the answer under way was.
         self._untaken_bytes = 0
+        self._seen_at: tuple[Exchange | None, int] = (None, 0)
         self._writable: asyncio.Future[None] | None = None
         self._about: dict[str, Any] = {}
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
@@ -378,11 +379,17 @@ class Edge(asyncio.Protocol):
             self._writable.set_result(None)
 
     def _look(self) -> None:
-        """Closes a connection that nobody uses. One timer for its whole life, not one a request."""
+        """Closes a connection that nobody uses, or takes anything from. One timer for its whole life, not one a request."""
         now = self._loop.time()
         left_s = self._keep_alive_s if self._exchange is not None else self._idle_since + self._keep_alive_s - now
         untaken_before, self._untaken_bytes = self._untaken_bytes, self.transport.get_write_buffer_size()
-        if left_s > 0:
+        exchange = self._exchange
+        before, self._seen_at = self._seen_at, (exchange, 0 if exchange is None else exchange.taken)
+        is_stuck = self.is_paused and exchange is not None and before == self._seen_at
+        if is_stuck and self._untaken_bytes == untaken_before:
+            # Whoever waits for room there would wait for ever, with all that the call holds.
+            self.transport.abort()
+        elif left_s > 0:
             self._idle_timer = self._loop.call_later(left_s, self._look)
         elif not self._untaken_bytes:
             self.transport.close()

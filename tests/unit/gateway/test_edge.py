@@ -420,6 +420,29 @@ async def test_a_reader_that_takes_nothing_holds_the_writer_back() -> None:
         assert len((await talk.answer())[1]) == 40_000_000
 
 
+@pytest.mark.parametrize("is_taken", [True, False])
+async def test_an_answer_waits_only_for_who_takes_it(*, is_taken: bool) -> None:
+    """Also where the application itself looks at nobody's pace, as behind the last word of a stream."""
+    over = asyncio.Event()
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x" * 24_000_000, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+        over.set()
+
+    async with talking(app, keep_alive_s=1) as talk, asyncio.timeout(30):
+        talk.writer.write(GET)
+        heard = 0
+        if is_taken:
+            while heard < 24_000_000:
+                heard += len(await talk.reader.read(1_000_000))
+                await asyncio.sleep(0.02)
+        await over.wait()
+        # What was not taken has gone with the connection.
+        assert (heard >= 24_000_000) is is_taken
+
+
 @pytest.mark.parametrize(
     ("untaken", "ends"),
     [([0], ["close"]), ([9, 4, 0], ["close"]), ([9, 4, 4], ["abort"]), ([9, 9], ["abort"])],
