@@ -99,6 +99,8 @@ class Said:
         self.is_kept = True
         self.is_listed = False
         self.beat_at = 0.0
+        # When it was first seen to be over.
+        self.over_at: datetime | None = None
         self._events = 0
         self._kept_bytes = 0
         self._fresh: list[bytes] = []
@@ -235,11 +237,14 @@ class Journal:
             raise Unavailable("少し待って、もう一度送ってください。", retry_after_s=2) from error
 
     async def _write_all(self) -> None:
-        now = time.monotonic()
+        now, at = time.monotonic(), self._clock()
         of_town: defaultdict[TenantId, list[Said]] = defaultdict(list)
         for said in list(self._said.values()):
             said.freeze()
-            if said.is_done:
+            if said.is_over:
+                said.over_at = said.over_at or at
+            # What could not be written for so long (a town's keys may be gone) nobody may take up any more.
+            if said.is_done or (said.over_at is not None and said.over_at < at - KEPT_FOR):
                 del self._said[said.call_id]
             elif said.unwritten or now - said.beat_at >= BEAT_S:
                 of_town[said.tenant_id].append(said)

@@ -135,8 +135,10 @@ class Outlet:
         while self._unsent and not self._telling.done():
             self._taken.clear()
             taken = asyncio.ensure_future(self._taken.wait())
-            await asyncio.wait((taken, self._telling), return_when=asyncio.FIRST_COMPLETED)
-            taken.cancel()
+            try:
+                await asyncio.wait((taken, self._telling), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                taken.cancel()
         if self._telling.done() and not self._has_ended:
             raise Disconnected
 
