@@ -137,12 +137,16 @@ def _row(link: Link, names: Mapping[str, str]) -> dict[str, Any]:
         "by": by if link.actor_kind in ("person", "operator") else f"{by} {link.actor_id}".strip(),
         "did": ACTIONS.get(link.action, link.action),
         "action": link.action,
-        "about": names.get(link.object_id, "") if link.object_kind == "person" else "",
-        "facts": "、".join(_fact(name, value) for name, value in sorted(link.facts.items()) if value is not None),
+        "about": f"{_NODES[link.object_kind]} {link.object_id}"
+        if link.object_kind in ("app", "model")
+        else names.get(link.object_id, ""),
+        "facts": "、".join(
+            _fact(name, value, names) for name, value in sorted(link.facts.items()) if value is not None
+        ),
     }
 
 
-def _fact(name: str, value: object) -> str:
+def _fact(name: str, value: object, names: Mapping[str, str]) -> str:
     """One fact in words: money in yen, a name that is kept in English by what it means."""
     if isinstance(value, bool):
         shown = "はい" if value else "いいえ"
@@ -153,7 +157,7 @@ def _fact(name: str, value: object) -> str:
     elif name in ("root", "sha256"):
         shown = f"{str(value)[:_SUM_CHARACTERS]}…"
     else:
-        shown = _VALUES.get(name, {}).get(str(value), str(value))
+        shown = names.get(str(value)) or _VALUES.get(name, {}).get(str(value), str(value))
     return f"{_FACTS.get(name, name)}：{shown}"
 
 

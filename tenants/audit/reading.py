@@ -11,7 +11,7 @@ from sqlmodel import col, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from tenants.context import PersonId, TenantId
-from tenants.models import Audit, Person
+from tenants.models import Audit, Person, Section
 
 # What may be asked for at once: (slug, words, beginnings of the actions).
 KINDS: Final[Mapping[str, tuple[str, tuple[str, ...]]]] = {
@@ -73,11 +73,15 @@ async def read_links(session: AsyncSession, tenant_id: TenantId, wanted: Wanted,
 
 
 async def names_of(session: AsyncSession, tenant_id: TenantId, links: Sequence[Link]) -> dict[str, str]:
-    """How the persons of these links are shown, whoever has left too, by their id as it stands in a link."""
+    """How the persons and sections of these links are shown, whoever has left too, by their id as it stands in a link."""
     ids = {link.actor_id for link in links if link.actor_kind == "person"}
-    ids |= {link.object_id for link in links if link.object_kind == "person"}
-    query = select(Person).where(col(Person.tenant_id) == tenant_id, col(Person.id).in_([UUID(id) for id in ids if id]))
-    return {str(p.id): f"{p.display_name}（{p.login}）" for p in (await session.exec(query)).all()}
+    ids |= {link.object_id for link in links if link.object_kind in ("person", "section")}
+    ids |= {str(link.facts.get("node_id", "")) for link in links if link.facts.get("node") in ("person", "section")}
+    wanted = [UUID(id) for id in ids if id]
+    people = select(Person).where(col(Person.tenant_id) == tenant_id, col(Person.id).in_(wanted))
+    names = {str(p.id): f"{p.display_name}（{p.login}）" for p in (await session.exec(people)).all()}
+    sections = select(Section).where(col(Section.tenant_id) == tenant_id, col(Section.id).in_(wanted))
+    return names | {str(s.id): s.name for s in (await session.exec(sections)).all()}
 
 
 async def find_person(session: AsyncSession, tenant_id: TenantId, login: str) -> PersonId | None:

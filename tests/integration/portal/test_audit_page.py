@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import UUID
 
 import httpx
 import pytest
@@ -106,6 +107,27 @@ def test_an_act_of_the_operator_is_no_act_of_the_towns_staff(running: DemoProces
     newest = auditor.get(PAGE, params={"kind": "money"}).text.split('role="rowheader"')[1]
     assert "共同の予算を決めた" in newest
     assert "この町の外の人（事務局など）" in newest
+
+
+def test_whose_limit_was_changed_is_told(running: DemoProcess, auditor: Browser, person: DemoPerson) -> None:
+    with running.database() as file:
+        [row] = file.execute(
+            "select id, name from section where closed_at is null and tenant_id = (select tenant_id from tenant_code where code = ?)"
+            " and id not in (select replace(node_id, '-', '') from budget where node = 'section') limit 1", (person.tenant,),
+        ).fetchall()  # fmt: skip
+    limits = ("/console/town/limits", f"/console/town/sections/{UUID(row['id'])}/budget")
+    with running.signed_in("town_admin", TOWN) as admin:
+        assert admin.submit(limits[0], {"node": "app:chat", "window": "day", "yen": "9000000"}).status_code == 303
+        assert admin.submit(limits[0], {"node": "app:chat", "window": "day", "act": "remove"}).status_code == 303
+        assert admin.submit(limits[1], {"day_yen": "9000000"}).status_code == 303
+        assert admin.submit(limits[1], {}).status_code == 303
+    done = running.run("budget", "set", person.tenant, "--section", row["name"], "--day-yen", "9000000")
+    assert done.returncode == 0, done.stderr
+    assert running.run("budget", "set", person.tenant, "--section", row["name"], "--lift", "day").returncode == 0
+    newest = auditor.get(PAGE, params={"kind": "money"}).text.split('role="rowheader"')[1:7]
+    assert [f"名前：{row['name']}" in told for told in newest] == [True] * 2 + [False] * 4
+    assert [f'data-label="対象">{row["name"]}<' in told for told in newest] == [False] * 2 + [True] * 2 + [False] * 2
+    assert ['data-label="対象">アプリ chat<' in told for told in newest] == [False] * 4 + [True] * 2
 
 
 def test_every_act_is_found_by_a_kind() -> None:
