@@ -50,10 +50,14 @@ def target_of(url: str) -> Target:
 
 
 class Response:
-    """An answer whose head has come. `headers` by lower-case name, the last of several."""
+    """An answer whose head has come. `headers` by lower-case name, the last of several.
+
+    It may be ended more than once: its connection is the next call's from the first time on.
+    """
 
     def __init__(self, connection: "Connection", status: int, headers: dict[str, str]) -> None:
         self._connection = connection
+        self._is_over = False
         self.status = status
         self.headers = headers
 
@@ -70,10 +74,14 @@ class Response:
 
     def release(self) -> None:
         """Gives the connection back for the next call, if this answer was read to its end; else closes it."""
-        self._connection.release()
+        if not self._is_over:
+            self._is_over = True
+            self._connection.release()
 
     def close(self) -> None:
-        self._connection.abort()
+        if not self._is_over:
+            self._is_over = True
+            self._connection.abort()
 
 
 class Connections:

@@ -108,6 +108,24 @@ async def test_chunks_come_as_they_are_sent_and_the_connection_is_used_again() -
         assert server.connections == 1
 
 
+async def test_an_answer_gives_its_connection_back_once() -> None:
+    """Whoever ends it again touches neither the next call on that connection nor the one after."""
+    said: list[list[bytes | float | str]] = [
+        [OK + b"content-length: 5\r\n\r\n", pause, word]
+        for pause, word in ((0.0, b"first"), (0.2, b"other"), (0.0, b"third"))
+    ]
+    async with talking(*said) as (server, ask):
+        first = await ask()
+        assert await whole(first) == b"first"
+        first.release()
+        first.release()
+        other = await ask()
+        third = await ask()
+        first.close()
+        assert (await whole(third), await whole(other)) == (b"third", b"other")
+        assert server.connections == 2
+
+
 @pytest.mark.parametrize(
     "head",
     [b"connection: close\r\ncontent-length: 2\r\n\r\nok", b"content-length: 3\r\n\r\nok"],
