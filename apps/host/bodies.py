@@ -41,7 +41,9 @@ class BodyDeadline:
                 async with asyncio.timeout_at(until):
                     message = await receive()
             except TimeoutError:
-                raise BodyTooSlow("回線を確かめるか、ファイルを小さく分けて、もう一度送ってください。") from None
+                raise BodyTooSlow(
+                    "何も変わっていません。回線を確かめるか、ファイルを小さく分けて、前の画面からもう一度送ってください。"
+                ) from None
             is_whole = not message.get("more_body", False)
             return message
 

@@ -1,5 +1,6 @@
 """What stands under an answer that is not whole, as the page says it."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from uuid import uuid4
@@ -61,3 +62,20 @@ def test_what_little_budget_made_short_is_told_apart_from_the_models_limit() -> 
     assert "利用枠" not in page
     # It might have become shorter and did not have to.
     assert "短くしました" not in shown(message("assistant", "訓練を", finish_reason="stop", capped=True))
+
+
+def test_what_broke_off_is_kept_and_says_so() -> None:
+    page = shown(message("assistant", "訓練を", state="failed", problem_title="AIのサービスにつながりません"))
+    assert "途中まで届いた分は、保存しました。" in page
+    assert "続きを作る" in page
+    assert "届いた分" not in shown(
+        message("assistant", "", state="failed", problem_title="AIのサービスにつながりません")
+    )
+
+
+@pytest.mark.parametrize("facts", [{"state": "failed"}, {"state": "stopped"}, {"finish_reason": "length"}])
+def test_no_form_stands_in_a_paragraph(facts: dict[str, str]) -> None:
+    """A browser would end the paragraph before it, and nothing would stand where it was laid out."""
+    page = shown(message("assistant", "訓練を", **facts))
+    assert "<form" in page
+    assert not re.search(r"<p\b[^>]*>(?:(?!</p>).)*<form", page, re.DOTALL)
