@@ -26,6 +26,13 @@ _LABEL: Final = re.compile(
 )
 
 _LONGEST: Final = 12
+# Registers keep how a family writes itself; the dictionary knows these by their common form alone.
+_VARIANTS: Final = str.maketrans("髙﨑𠮷濵栁德瀨靑黑綠淸增橫寬關𣘺", "高崎吉浜柳徳瀬青黒緑清増横寛関橋")
+# 山　田　太　郎, as forms have it.
+_LETTER: Final = r"[\u3005\u3041-\u3096\u30a1-\u30fc\u3400-\u9fff\U00020000-\U0002ffff]"
+_SPREAD: Final = re.compile(rf"(?<!{_LETTER}){_LETTER}(?: {{1,4}}{_LETTER}){{2,{_PIECE - 1}}}")
+# A timetable's heading: 水木金 is somebody by chance.
+_WEEK: Final = frozenset("月火水木金土日祝")
 
 _local = threading.local()
 _lock = threading.Lock()
@@ -82,11 +89,19 @@ def find_names(original: str) -> Iterator[Finding]:
     if not _HAS_LETTERS.search(original):
         return
     shown = Folded(original, SHOWING)
-    for piece in _PIECES.finditer(shown.text):
+    text = shown.text.translate(_VARIANTS)
+    for piece in _PIECES.finditer(text):
         if _HAS_LETTERS.search(piece.group()):
             words = _Words(piece.group(), piece.start())
-            for start, end, reason in _people(words, shown.text, *piece.span()):
+            for start, end, reason in _people(words, text, *piece.span()):
                 yield Finding(Kind.NAME, *shown.span(start, end), DataClass.C3C, reason)
+    for spread in _SPREAD.finditer(text):
+        places = [at for at in range(*spread.span()) if text[at] != " "]
+        close = "".join(text[at] for at in places)
+        if _WEEK.issuperset(close):
+            continue
+        for start, end, reason in _people(_Words(close, 0), close, 0, len(close)):
+            yield Finding(Kind.NAME, *shown.span(places[start], places[end - 1] + 1), DataClass.C3C, reason)
 
 
 def _people(words: _Words, text: str, since: int, until: int) -> Iterator[tuple[int, int, str]]:
