@@ -1,6 +1,7 @@
 """The howtos name buttons and headings that exist, commands that exist and pictures that are there."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from kumiai.__main__ import main
 
 ROOT = Path(__file__).parents[3]
 HOWTOS = [ROOT / "docs" / "howto" / f"{name}.md" for name in ("operator", "town-administrator")]
+ISOLATION = ROOT / "docs" / "howto" / "isolation-report.md"
 # Emphasis that is a sentence, not the name of something on a page.
 SENTENCE = re.compile("。")
 
@@ -27,7 +29,30 @@ def test_what_is_named_in_bold_stands_on_a_page(howto: Path) -> None:
     assert [w for w in named if w not in text] == []
 
 
-@pytest.mark.parametrize("howto", HOWTOS, ids=lambda p: p.stem)
+def test_what_an_auditor_is_told_to_look_at_stands_in_the_report() -> None:
+    report = (ROOT / "kumiai" / "isolation" / "report.html").read_text("utf-8")
+    headings = re.findall("<h2>(.+?)</h2>", report)
+    assert len(headings) > 5
+    text = ISOLATION.read_text("utf-8")
+    assert set(re.findall(r"\*\*(.+?)\*\*", text)) == set(headings)
+    said = report + (ROOT / "kumiai" / "commands.py").read_text("utf-8")
+    quoted = set(re.findall("「(.+?)」", text)) - {"監査の記録"}
+    assert len(quoted) > 4
+    for words in quoted:
+        assert all(part in said for part in words.split("…")), words
+
+
+def test_the_commands_for_an_isolation_report_are_read_as_they_are_printed() -> None:
+    blocks = re.findall(r"```bash\n(.*?)```", ISOLATION.read_text("utf-8"), re.DOTALL)
+    shown = [shlex.split(line)[1:] for block in blocks for line in block.splitlines()]
+    assert len(shown) == 2
+    for words in shown:
+        with pytest.raises(SystemExit) as ended:
+            main([*words, "--help"])
+        assert ended.value.code == 0, words
+
+
+@pytest.mark.parametrize("howto", [*HOWTOS, ISOLATION], ids=lambda p: p.stem)
 def test_pictures_and_pages_it_leads_to_are_there(howto: Path) -> None:
     linked = re.findall(r"\]\(([^)#]+)\)", howto.read_text("utf-8"))
     assert linked
