@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import pytest
+
 from tests.servers import not_available
 
 # The harmless file every scanner knows, in two halves, so that this one is not taken for it.
@@ -70,6 +72,14 @@ class Clamd:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+@pytest.fixture(scope="module")
+def clamd() -> Iterator[Clamd]:
+    """A scanner that the tests of a module share; whoever changes its mood sets it back."""
+    server = Clamd()
+    yield server
+    server.stop()
 
 
 @contextlib.contextmanager

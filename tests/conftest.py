@@ -16,7 +16,14 @@ structlog.configure(
     logger_factory=structlog.stdlib.LoggerFactory(),
 )
 
-pytest_plugins = ("tests.servers", "tests.models", "tests.sharing", "tests.demo_process", "tests.browsers")
+pytest_plugins = (
+    "tests.servers",
+    "tests.models",
+    "tests.sharing",
+    "tests.demo_process",
+    "tests.browsers",
+    "tests.clamd",
+)
 
 # A busy machine may take longer for a page than a test has patience; what was tried again is shown as R.
 BROWSER_RERUNS = 2

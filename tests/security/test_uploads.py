@@ -18,13 +18,6 @@ NOT_SCANNED = "ファイルの検査ができません"
 
 
 @pytest.fixture(scope="module")
-def clamd() -> Iterator[Clamd]:
-    server = Clamd()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
 def scanned(clamd: Clamd) -> Iterator[DemoProcess]:
     folder = Path(tempfile.mkdtemp(prefix="kumiai-scanned-"))
     with DemoProcess(folder / "home", environment={"KUMIAI_UPLOAD_SCANNER": clamd.address}) as demo:

@@ -20,13 +20,6 @@ DOT = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4
 
 
 @pytest.fixture(scope="module")
-def clamd() -> Iterator[Clamd]:
-    server = Clamd()
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
 def scanning(region: Region, town: Town, clamd: Clamd) -> Iterator[RunningGateway]:
     """Nothing is read or heard in it: what is tried here is what comes before."""
     with region.gateway(
