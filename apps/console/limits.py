@@ -1,9 +1,11 @@
 """Limits below the town's, set by its administrator: of a section or a person (a field each for month, day and fiscal
 year), of an app or a model."""
 
-from collections.abc import Mapping, Sequence
-from typing import Final, Literal
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal
 from uuid import UUID
+
+from fastapi import Depends, Form
 
 from apps.console.figures import UYEN, parse_yen
 from apps.sdk.office import Office
@@ -15,7 +17,6 @@ from tenants.quota.windows import WINDOW_WORDS, WINDOWS, Window
 # In the order of the page: the month is the one that most people think in.
 PER_WORDS: Final[Mapping[Window, str]] = {"month": "1か月", "day": "1日", "fiscal_year": "1年度"}
 Below = Literal["section", "person"]
-Limits = Mapping[Window, int | None]
 
 
 async def limit_facts(
@@ -37,17 +38,39 @@ async def _read(office: Office, node: Below, node_id: UUID) -> dict[Window, Budg
     return {window: found[window] for window in PER_WORDS if window in found}
 
 
-def parse_limits(typed: Mapping[str, str]) -> dict[Window, int | None]:
+def _typed(
+    month_yen: Annotated[str, Form()] = "",
+    day_yen: Annotated[str, Form()] = "",
+    fiscal_year_yen: Annotated[str, Form()] = "",
+) -> Mapping[str, str]:
+    return {"month_yen": month_yen, "day_yen": day_yen, "fiscal_year_yen": fiscal_year_yen}
+
+
+# The fields of `console/_limits.html` as they were sent; an empty one: no limit.
+TypedLimits = Annotated[Mapping[str, str], Depends(_typed)]
+
+
+async def change_limits(office: Office, node: Below, node_id: UUID, whose: str, typed: Mapping[str, str]) -> str:
+    """Sets what the fields say, and returns what was done in words, for the page that comes next.
+
+    The node is the caller's to check. Raises `InvalidInput` and `BudgetTooSmall`, which say what was set before.
+    """
+    wanted = _parse(typed)
+    changed = await _set(office, node, node_id, wanted)
+    if not changed:
+        return "変わったところはありません"
+    told = [f"{PER_WORDS[w]} {'なし' if (yen := wanted[w]) is None else f'{yen:,}円'}" for w in changed]
+    return f"{whose}の枠を変えました（{'、'.join(told)}）"
+
+
+def _parse(typed: Mapping[str, str]) -> dict[Window, int | None]:
     """Yen by window, None for an empty field. Raises `InvalidInput`."""
     fields = {window: f"{window}_yen" for window in PER_WORDS}
     return {w: parse_yen(typed[name], field=name) if typed[name].strip() else None for w, name in fields.items()}
 
 
-async def set_limits(office: Office, node: Below, node_id: UUID, wanted: Limits) -> list[Window]:
-    """Sets what differs from what stands, each told in the town's audit chain; returns the windows that changed.
-
-    The node is the caller's to check. Raises `InvalidInput` and `BudgetTooSmall`, which say what was set before.
-    """
+async def _set(office: Office, node: Below, node_id: UUID, wanted: Mapping[Window, int | None]) -> list[Window]:
+    """Sets what differs from what stands, each told in the town's audit chain; returns the windows that changed."""
     stand = {
         w: row.limit_uyen // UYEN
         for w, row in (await _read(office, node, node_id)).items()
@@ -80,11 +103,3 @@ async def set_limit(office: Office, node: Node, node_id: str, window: Window, ye
             now=office.now,
         )  # fmt: skip
         await audit.record(session, tenant, office.by, "budget.set", about=(node, node_id), window=window, yen=yen)
-
-
-def changed_words(whose: str, changed: Sequence[Window], wanted: Limits) -> str:
-    """What was done, for the page that comes next."""
-    if not changed:
-        return "変わったところはありません"
-    told = [f"{PER_WORDS[w]} {'なし' if (yen := wanted[w]) is None else f'{yen:,}円'}" for w in changed]
-    return f"{whose}の枠を変えました（{'、'.join(told)}）"

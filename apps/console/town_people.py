@@ -11,7 +11,7 @@ from fastapi import APIRouter, File, Form, UploadFile
 from starlette.responses import Response
 
 from apps.console.figures import paged
-from apps.console.limits import changed_words, limit_facts, parse_limits, set_limits
+from apps.console.limits import TypedLimits, change_limits, limit_facts
 from apps.sdk.dates import local
 from apps.sdk.office import Office, OfficeContext, Progress, ask, back, csv_file
 from apps.sdk.ui.render import ROLE_WORDS
@@ -419,22 +419,14 @@ async def _person_page(
 
 
 @routes.post("/people/{person_id}/budget")
-async def budget(
-    office: OfficeContext,
-    person_id: UUID,
-    month_yen: Annotated[str, Form()] = "",
-    day_yen: Annotated[str, Form()] = "",
-    fiscal_year_yen: Annotated[str, Form()] = "",
-) -> Response:
+async def budget(office: OfficeContext, person_id: UUID, typed: TypedLimits) -> Response:
     """A person's own limits below the section's and the town's; an empty field: none."""
     person = await _listed(office, person_id)
-    typed = {"month_yen": month_yen, "day_yen": day_yen, "fiscal_year_yen": fiscal_year_yen}
     try:
-        wanted = parse_limits(typed)
-        changed = await set_limits(office, "person", person.id, wanted)
+        told = await change_limits(office, "person", person.id, _name(person), typed)
     except (InvalidInput, Conflict) as problem:
         return await _person_page(office, person, problem, typed)
-    return back(f"{HERE}/{person_id}", changed_words(_name(person), changed, wanted))
+    return back(f"{HERE}/{person_id}", told)
 
 
 @routes.post("/people/{person_id}/move")

@@ -11,7 +11,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.responses import Response
 
 from apps.console.figures import parse_yen
-from apps.console.limits import PER_WORDS, changed_words, limit_facts, parse_limits, set_limit, set_limits
+from apps.console.limits import PER_WORDS, TypedLimits, change_limits, limit_facts, set_limit
 from apps.sdk.office import MAX_REASON, Office, OfficeContext, Reason, ask, back
 from apps.sdk.ui.render import CLASS_WORDS, MODEL_WORDS, ZONE_WORDS
 from gateway.guard.findings import Kind
@@ -218,23 +218,15 @@ async def _section(session: AsyncSession, tenant_id: TenantId, section_id: UUID)
 
 
 @routes.post("/sections/{section_id}/budget")
-async def section_budget(
-    office: OfficeContext,
-    section_id: UUID,
-    month_yen: Annotated[str, Form()] = "",
-    day_yen: Annotated[str, Form()] = "",
-    fiscal_year_yen: Annotated[str, Form()] = "",
-) -> Response:
+async def section_budget(office: OfficeContext, section_id: UUID, typed: TypedLimits) -> Response:
     """A section's own limits below the town's; an empty field: none."""
     async with office.db.tenant_session(office.actor.context, read_only=True) as session:
         section = await _section(session, office.actor.tenant_id, section_id)
-    typed = {"month_yen": month_yen, "day_yen": day_yen, "fiscal_year_yen": fiscal_year_yen}
     try:
-        wanted = parse_limits(typed)
-        changed = await set_limits(office, "section", section_id, wanted)
+        told = await change_limits(office, "section", section_id, section.name, typed)
     except (InvalidInput, Conflict) as problem:
         return await _section_page(office, section_id, problem, typed)
-    return back(SECTIONS, changed_words(section.name, changed, wanted))
+    return back(SECTIONS, told)
 
 
 @routes.post("/sections/{section_id}/name")
