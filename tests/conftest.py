@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import structlog
 from hypothesis import HealthCheck, settings
@@ -29,7 +31,21 @@ pytest_plugins = (
 BROWSER_RERUNS = 2
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+# Set where `make check` has just passed on the same files: what it runs is not run a second time.
+AFTER_CHECK = os.environ.get("KUMIAI_AFTER_CHECK") == "1"  # noqa: TID251 - a switch of the test run itself
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    checked = [item for item in items if AFTER_CHECK and _is_of_check(item)]
+    if checked:
+        config.hook.pytest_deselected(items=checked)
+        items[:] = [item for item in items if not _is_of_check(item)]
     for item in items:
         if item.get_closest_marker("browser"):
             item.add_marker(pytest.mark.flaky(reruns=BROWSER_RERUNS, reruns_delay=2))
+
+
+def _is_of_check(item: pytest.Item) -> bool:
+    """As the Makefile's `check` chooses."""
+    is_quick = item.nodeid.startswith(("tests/unit/", "apps/"))
+    return is_quick and not (item.get_closest_marker("browser") or item.get_closest_marker("real"))
