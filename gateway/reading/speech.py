@@ -44,6 +44,8 @@ _CONTAINERS: Final = frozenset(
 # Below this Whisper's own authors take a piece as failed; above the other there was nobody speaking.
 _DOUBTFUL: Final = -1.0
 _SILENT: Final = 0.6
+# How much smaller gzip makes what is said; as Whisper itself tells loops from speech.
+_REPETITIVE: Final = 2.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +185,12 @@ def listen(
     )
     for piece in found:
         on_way(min(1.0, piece.end / seconds))
-        is_doubted = piece.avg_logprob < _DOUBTFUL
-        if is_doubted and piece.no_speech_prob > _SILENT:
-            continue
         text = piece.text.strip()
+        is_doubted = piece.avg_logprob < _DOUBTFUL
+        # Where nobody speaks it may also say the same again and again, and be sure of it; a number is believed all the same.
+        is_made_up = piece.compression_ratio > _REPETITIVE and _SPOKEN.search(text) is None
+        if piece.no_speech_prob > _SILENT and (is_doubted or is_made_up):
+            continue
         unsure += unsure_numbers(text, is_doubted=is_doubted)
         pieces.append(Heard(round(piece.start, 2), round(min(piece.end, seconds), 2), text))
     # A number may run on from one piece into the next.

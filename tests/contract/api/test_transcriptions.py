@@ -6,6 +6,7 @@ what it really hears. The model servers are the exact-wire fake.
 
 import base64
 import io
+import random
 import wave
 from collections.abc import Iterator
 from typing import Any
@@ -88,6 +89,14 @@ def test_the_gateways_own_ear_writes_down_what_is_said(ears: RunningGateway, tow
     assert "保育園" in told.text and "15日" in told.text
     assert told.duration == pytest.approx(4.43, abs=0.01)
     assert told.segments is not None and "".join(s.text for s in told.segments) == told.text
+
+
+def test_where_nobody_speaks_nothing_is_written_down(ears: RunningGateway, town: Town) -> None:
+    """Whisper says something all the same, on one kind of processor another thing than on the next."""
+    hiss = recorded(random.Random(1).randbytes(96_000 * 2), 48_000)
+    for sound in (silence(2), silence(10), hiss):
+        told = post(ears, town, sound, LOCAL)
+        assert (told.status_code, told.json().get("text")) == (200, ""), told.text
 
 
 def test_every_shape_that_openais_client_knows(deaf: RunningGateway, town: Town, onprem: RunningUpstream) -> None:
