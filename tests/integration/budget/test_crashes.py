@@ -212,6 +212,8 @@ def test_a_spool_outlives_its_gateway(own_postgres: Postgres, tmp_path: Path, up
 # ── Everything at once ───────────────────────────────────────────────────────────────────────────────────────────
 
 
+# The streams of a client whose gateway is killed are collected in whatever state they are.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <async_generator:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("region", ["postgresql"], indirect=True)
 def test_money_adds_up_after_a_bad_hour(region: Region, upstream: RunningUpstream) -> None:
     """Three gateways, a misbehaving upstream, callers who leave, one gateway killed, a budget that runs out."""
