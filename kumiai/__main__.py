@@ -7,6 +7,7 @@ from importlib.metadata import entry_points
 import typer
 
 from kumiai.known_names import Names
+from kumiai.loading import loading
 from observability.problems import Problem
 
 
@@ -22,7 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # The composition root's own commands start processes: they come first, and loading stops at the one wanted,
     # because what the other layers load takes seconds on a small machine.
     for entry in sorted(entry_points(group="kumiai.commands"), key=lambda e: (e.name != "kumiai", e.name)):
-        entry.load()(app)
+        with loading():
+            register = entry.load()
+        register(app)
         names = {c.name for c in app.registered_commands} | {g.name for g in app.registered_groups}
         if words and words[0] in names:
             break

@@ -21,12 +21,15 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import uvicorn
 from pydantic import SecretStr
 
+from kumiai.forking import Child, fork
+from kumiai.loading import load_parts
 from kumiai.processes import leave_no_dump, listen
 from tenants.settings import Settings
 
@@ -48,7 +51,7 @@ class Part:
     """A child process, its log and the pipe on which it waits for its settings."""
 
     name: str
-    process: subprocess.Popen[bytes]
+    process: Child
     log: Path
     told: int
 
@@ -174,7 +177,9 @@ def _start(
     parts: list[Part] = []
     stop = threading.Event()
     try:
-        # They load their code while the database is made, and start when they are told the settings.
+        # Loaded once for all of them; they start when they are told the settings.
+        with _step("プログラム"):
+            load_parts()
         for name, sock in (("gateway", gateway), ("portal", portal)):
             parts.append(_spawn(name, sock, home, environment))
             sock.close()
@@ -297,9 +302,11 @@ class WorkerThread(threading.Thread):
 
 
 def _spawn(name: str, sock: socket.socket, home: DemoHome, environment: Mapping[str, str]) -> Part:
+    from kumiai.__main__ import main
+
     log = home.logs / f"{name}.log"
     heard, told = os.pipe()
-    words = [sys.executable, "-m", "kumiai", name, "--fd", str(sock.fileno()), "--parent", str(os.getpid())]
+    words = [name, "--fd", str(sock.fileno()), "--parent", str(os.getpid()), "--settings-fd", str(heard)]
     own = {
         "KUMIAI_HOME": str(home.path),
         "PYTHONUNBUFFERED": "1",
@@ -307,18 +314,16 @@ def _spawn(name: str, sock: socket.socket, home: DemoHome, environment: Mapping[
         "MALLOC_ARENA_MAX": "2",
     }
     with log.open("ab") as file:
-        process = subprocess.Popen(  # noqa: S603 - our own interpreter
-            [*words, "--settings-fd", str(heard)],
-            stdout=file,
-            stderr=file,
-            stdin=subprocess.DEVNULL,
-            env=dict(environment) | own,
-            pass_fds=(sock.fileno(), heard),
+        pid = fork(
+            partial(main, words),
+            environment=dict(environment) | own,
+            files={1: file.fileno(), 2: file.fileno(), sock.fileno(): sock.fileno(), heard: heard},
+            title=f"kumiai {name}",
             # Ctrl-C reaches this process alone, which then stops the others in order.
-            start_new_session=True,
+            new_session=True,
         )
     os.close(heard)
-    return Part(name, process, log, told)
+    return Part(name, Child(pid), log, told)
 
 
 def _serve_front(sock: socket.socket, targets: Mapping[str, str]) -> tuple[uvicorn.Server, threading.Thread]:

@@ -20,6 +20,7 @@ from typing import Literal
 import uvicorn
 import uvloop
 
+from kumiai.loading import loading
 from observability.logging import configure_logging
 from tenants.settings import Settings
 
@@ -50,7 +51,8 @@ def await_settings(pipe: int, *, load: str) -> None:
 
     pipe: a descriptor; JSON, name → value. Whoever starts this process need not know them all at that moment.
     """
-    import_module(load)
+    with loading():
+        import_module(load)
     with os.fdopen(pipe) as file:
         told = file.read()
     if not told:
@@ -164,9 +166,10 @@ def run_until_stopped(main: Callable[[asyncio.Event], Awaitable[None]], *, proce
 
 
 def run_gateway(settings: Settings, sock: socket.socket) -> None:
-    from gateway.server.edge import Edge
-    from gateway.server.main import create_gateway
-    from gateway.server.providers.catalogue import CatalogueError
+    with loading():
+        from gateway.server.edge import Edge
+        from gateway.server.main import create_gateway
+        from gateway.server.providers.catalogue import CatalogueError
 
     try:
         app = create_gateway(settings)
@@ -178,7 +181,8 @@ def run_gateway(settings: Settings, sock: socket.socket) -> None:
 
 
 def run_portal(settings: Settings, sock: socket.socket) -> None:
-    from apps.host.main import create_portal
+    with loading():
+        from apps.host.main import create_portal
 
     serve(create_portal(settings), sock=sock, process="portal", settings=settings)
 

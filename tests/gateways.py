@@ -1,4 +1,4 @@
-"""A real gateway for tests: `python -m kumiai gateway` on a socket of its own, over a database with towns in it.
+"""A real gateway for tests: `kumiai gateway` on a socket of its own, over a database with towns in it.
 
 A `Region` is one installation: a home folder, a database, towns made through the public functions. Any number of
 gateway processes may serve it.
@@ -42,6 +42,7 @@ from tenants.quota.pricing import register_price, set_fx_rate
 from tenants.quota.tree import BudgetRow, budget_rows, set_budget
 from tenants.registry import NewTenant, create_tenant
 from tenants.settings import Settings
+from tests import warm
 
 T = TypeVar("T")
 
@@ -249,7 +250,7 @@ class Region:
         return done
 
     def command_of_its_own(self, *words: str) -> "Done":
-        """The same by the interpreter, as from a shell."""
+        """The same by an interpreter of its own, as from a shell."""
         ran = subprocess.run(
             [sys.executable, "-m", "kumiai", *words],
             cwd=self.home, env=self.environment, capture_output=True, text=True, timeout=60, check=False,
@@ -334,10 +335,7 @@ class Region:
     def worker(self) -> Iterator[None]:
         """The worker process."""
         with (self.home / "worker.log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "kumiai", "worker"], cwd=ROOT, env=self.environment, stdout=log, stderr=log,
-                stdin=subprocess.DEVNULL,
-            )  # fmt: skip
+            process = warm.start("worker", env=self.environment, stdout=log)
         try:
             yield
         finally:
@@ -350,7 +348,7 @@ class RunningGateway:
 
     url: str
     log_file: Path
-    process: subprocess.Popen[bytes]
+    process: warm.Process
 
     @classmethod
     def start(cls, region: Region, environment: Mapping[str, str]) -> "RunningGateway":
@@ -358,10 +356,9 @@ class RunningGateway:
         url = f"http://127.0.0.1:{sock.getsockname()[1]}"
         log_file = region.home / f"gateway-{sock.getsockname()[1]}.log"
         with log_file.open("ab") as log, sock:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "kumiai", "gateway", "--fd", str(sock.fileno())],
-                cwd=ROOT, env=region.environment | {"KUMIAI_GATEWAY_URL": url} | dict(environment),
-                stdout=log, stderr=log, stdin=subprocess.DEVNULL, pass_fds=(sock.fileno(),),
+            process = warm.start(
+                "gateway", "--fd", str(sock.fileno()), pass_fds=(sock.fileno(),), stdout=log,
+                env=region.environment | {"KUMIAI_GATEWAY_URL": url} | dict(environment),
             )  # fmt: skip
         return cls(url, log_file, process)
 
@@ -397,7 +394,7 @@ class RunningGateway:
         _end(self.process)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: warm.Process) -> None:
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):

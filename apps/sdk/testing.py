@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Protocol, Self
 
 import httpx
 
@@ -23,6 +23,17 @@ STOP_S = 30
 
 class DemoDidNotStart(RuntimeError):
     """What the demo printed."""
+
+
+class Launched(Protocol):
+    """A process, in the words of `subprocess.Popen`."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, sig: int) -> None: ...
+    def kill(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +57,7 @@ class DemoProcess:
         self.output = home.with_name(home.name + ".log")
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("KUMIAI_") and "API_KEY" not in k}  # noqa: TID251 - what a child needs of the run
         self.environment = inherited | {"KUMIAI_HOME": str(home)} | dict(environment or {})
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Launched | None = None
         self.facts: dict[str, Any] = {}
 
     def __enter__(self) -> Self:
@@ -58,11 +69,8 @@ class DemoProcess:
 
     def start(self, *arguments: str) -> None:
         """Returns when demo.json says that all answers."""
-        words = [sys.executable, "-m", "kumiai", self.command, "--port", "0", *arguments]
         with self.output.open("ab") as output:
-            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
-                words, env=self.environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL
-            )
+            self._process = self._launch(self.command, "--port", "0", *arguments, output=output)
         deadline = time.monotonic() + self.start_s
         while not (self.home / "demo.json").exists():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -70,6 +78,12 @@ class DemoProcess:
                 raise DemoDidNotStart(self.output.read_text(errors="replace")[-3000:])
             time.sleep(0.05)
         self.facts = json.loads((self.home / "demo.json").read_text())
+
+    def _launch(self, *words: str, output: IO[bytes]) -> "Launched":
+        return subprocess.Popen(  # noqa: S603 - our own interpreter
+            [sys.executable, "-m", "kumiai", *words],
+            env=self.environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
 
     def stop(self, *, by: signal.Signals = signal.SIGINT) -> int:
         """The exit code."""

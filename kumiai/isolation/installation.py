@@ -17,12 +17,17 @@ from tenants.settings import Settings
 
 @contextmanager
 def started(
-    folder: Path, urls: DatabaseUrls | None, unbound: DatabaseUrls | None, *, is_breakable: bool = False
+    folder: Path,
+    urls: DatabaseUrls | None,
+    unbound: DatabaseUrls | None,
+    *,
+    is_breakable: bool = False,
+    kind: type[DemoProcess] = DemoProcess,
 ) -> Iterator[Stage]:
     """A running demo with two towns and all their things. urls: its logins on PostgreSQL, None for SQLite.
 
     unbound: the same database by a login that no policy binds. is_breakable: so that `walls` can take its filters out.
-    Raises `DemoDidNotStart`, `StageFailed`.
+    kind: how its processes are started. Raises `DemoDidNotStart`, `StageFailed`.
     """
     logins = {} if urls is None else {
         "DATABASE_URL": urls.app, "PLATFORM_DATABASE_URL": urls.platform, "LEDGER_DATABASE_URL": urls.ledger,
@@ -31,7 +36,7 @@ def started(
     environment = {f"KUMIAI_{name}": url for name, url in logins.items()}
     if is_breakable:
         environment |= breakable(folder)
-    with DemoProcess(folder / "home", environment=environment) as demo:
+    with kind(folder / "home", environment=environment) as demo:
         own = {name.lower(): url for name, url in logins.items()}
         settings = Settings.model_validate({"env": "demo", "home": demo.home, "public_url": demo.base_url, **own})
         observer = Observer(unbound or settings.urls)

@@ -3,8 +3,6 @@
 import contextlib
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from socket import socket
@@ -26,9 +24,10 @@ from tenants.lgcode import check_digit
 from tenants.models import Attempt, Call, StreamPartRow, StreamRow
 from tenants.policy import Policy
 from tenants.registry import NewTenant, create_tenant
+from tests import warm
 from tests.faults.conftest import deployment
 from tests.faults.upstream import Answer, FaultUpstream, fault_upstream
-from tests.gateways import BY, ROOT, Region, Town, eventually
+from tests.gateways import BY, Region, Town, eventually
 
 SEED = next(seed for seed in range(1000) if len(Answer.of(seed).pieces) == 16)
 CODE = f"20001{check_digit('20001')}"
@@ -44,21 +43,18 @@ class Place:
     town: Town
     upstream: FaultUpstream
     front: socket
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    processes: list[warm.Process] = field(default_factory=list)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.front.getsockname()[1]}"
 
-    def portal(self, sock: socket | None = None) -> subprocess.Popen[bytes]:
+    def portal(self, sock: socket | None = None) -> warm.Process:
         """A portal process, ready; on a socket that outlives it."""
         sock = sock or self.front
         with (self.region.home / "portal.log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "kumiai", "portal", "--fd", str(sock.fileno())],
-                cwd=ROOT, env=self.region.environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                pass_fds=(sock.fileno(),),
-            )  # fmt: skip
+            words = ("portal", "--fd", str(sock.fileno()))
+            process = warm.start(*words, env=self.region.environment, stdout=log, pass_fds=(sock.fileno(),))
         self.processes.append(process)
 
         def is_ready() -> bool:

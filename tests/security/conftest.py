@@ -14,6 +14,7 @@ from kumiai.isolation.stage import Stage
 from kumiai.isolation.surface import Address, find_addresses
 from kumiai.local.postgres import Postgres
 from tenants.db import DatabaseUrls
+from tests.demo_process import DemoProcess
 from tests.servers import cloned
 
 # The full run (`make evidence-isolation`) tries a hundred thousand and more.
@@ -38,7 +39,7 @@ def stage(postgres_server: Postgres, postgres_template: DatabaseUrls) -> Iterato
     folder = Path(tempfile.mkdtemp(prefix="kumiai-isolation-"))
     with (
         cloned(postgres_server, postgres_template) as urls,
-        started(folder, urls, unbound(postgres_server, urls)) as made,
+        started(folder, urls, unbound(postgres_server, urls), kind=DemoProcess) as made,
     ):
         yield made
     shutil.rmtree(folder, ignore_errors=True)

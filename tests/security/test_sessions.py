@@ -8,8 +8,6 @@ import re
 import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -29,6 +27,7 @@ from apps.host.services import Services
 from apps.host.signin import set_session_cookie
 from tenants.identity.issuers import BACKCHANNEL_LOGOUT
 from tenants.settings import Settings
+from tests import warm
 from tests.demo_process import Browser, DemoProcess, form_action
 
 COOKIE = "kumiai_session"
@@ -244,10 +243,8 @@ def second_portal(alone: DemoProcess) -> Iterator[str]:
     environment = alone.environment | {
         "KUMIAI_ENV": "demo", "KUMIAI_PUBLIC_URL": alone.base_url, "KUMIAI_GATEWAY_URL": alone.base_url,
     }  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kumiai", "portal", "--port", str(port)], env=environment,
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    with (alone.home / "logs" / "second-portal.log").open("ab") as log:
+        process = warm.start("portal", "--port", str(port), env=environment, stdout=log)
     url = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 60
@@ -302,7 +299,7 @@ def test_at_expiry_many_requests_refresh_once(alone: DemoProcess, second_portal:
 @contextlib.contextmanager
 def issuer_away(demo: DemoProcess) -> Iterator[None]:
     """The process that is the issuer stands still: whoever asks it gets no reply."""
-    [pid] = [int(p.name) for p in demo.processes() if b"portal" in (p / "cmdline").read_bytes().split(b"\0")]
+    [pid] = [int(p.name) for p in demo.processes() if (p / "comm").read_text() == "kumiai portal\n"]
     os.kill(pid, signal.SIGSTOP)
     try:
         yield

@@ -12,7 +12,6 @@ import pytest
 from playwright.sync_api import Page, expect
 from sqlmodel import col, delete, select
 
-from apps.sdk.testing import DemoProcess
 from tenants.audit import By
 from tenants.context import TenantId, new_id
 from tenants.db import Database
@@ -22,6 +21,7 @@ from tenants.quota.slots import enforce_sold, set_slots
 from tenants.quota.windows import JST
 from tenants.registry import find_tenant
 from tests.browsers import DESKTOP, PHONE, ZOOMED, Visitor, assert_accessible, assert_fits
+from tests.demo_process import DemoProcess
 from tests.gateways import in_thread
 from tests.month import sqlite_of
 

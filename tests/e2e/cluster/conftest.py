@@ -35,9 +35,9 @@ class ClusterProcess(DemoProcess):
             self.environment = for_commands
 
     def process(self, name: str) -> psutil.Process:
-        """A child, by a word of its command line."""
+        """A child, by the name of its program or its part of the product."""
         for child in psutil.Process(self.pid).children(recursive=True):
-            if name in child.cmdline() or child.name() == name:
+            if child.name() in (name, f"kumiai {name}"):
                 return child
         raise AssertionError(f"no {name} among the demo's processes")
 

@@ -198,7 +198,7 @@ def test_a_demo_from_its_start_to_its_end(tmp_path: Path, start: Callable[..., R
     assert [p["password"] for p in fresh.facts["people"]] != [p["password"] for p in demo.facts["people"]]
 
     # A part that dies takes the rest along, with its log named.
-    [gateway] = [pid for pid in processes_of(home) if b"\0gateway\0" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    [gateway] = [pid for pid in processes_of(home) if Path(f"/proc/{pid}/comm").read_text() == "kumiai gateway\n"]
     os.kill(gateway, signal.SIGKILL)
     assert fresh.wait() != 0
     assert "gateway ended unexpectedly" in fresh.said

@@ -1,8 +1,6 @@
 """`kumiai doctor` beside a running demo, whatever port it stands on."""
 
-import subprocess
-import sys
-
+from tests import warm
 from tests.demo_process import DemoProcess
 
 CHECKS = ["database", "keys", "issuer", "gateway", "scanner", "slots"]
@@ -16,11 +14,7 @@ def test_the_doctor_finds_the_demo_where_it_runs(running: DemoProcess) -> None:
 
 
 def test_what_does_not_answer_is_named_with_its_setting(running: DemoProcess) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "kumiai", "doctor"],
-        env={**running.environment, "KUMIAI_GATEWAY_URL": "http://127.0.0.1:9"},
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    done = warm.run("doctor", env={**running.environment, "KUMIAI_GATEWAY_URL": "http://127.0.0.1:9"})
     assert done.returncode == 1
     [wrong] = [line for line in done.stdout.splitlines() if line.startswith("NG")]
     assert "http://127.0.0.1:9/health/ready" in wrong

@@ -29,10 +29,8 @@ def ask(demo: DemoProcess, model: str = "standard") -> tuple[str | None, Any]:
 def posted(demo: DemoProcess) -> int:
     """What the first town has been billed this month, in micro-yen."""
     code = demo.facts["api_keys"][0]["tenant"]
-    told = subprocess.run(
-        [sys.executable, "-m", "kumiai", "budget", "show", code, "--json"],
-        env=demo.environment, capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    told = demo.run("budget", "show", code, "--json")
+    assert told.returncode == 0, told.stderr
     [town] = [row for row in json.loads(told.stdout) if row["node"] == "town"]
     return int(town["posted_uyen"])
 

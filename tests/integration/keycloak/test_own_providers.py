@@ -5,7 +5,6 @@ import contextlib
 import json
 import secrets
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -22,6 +21,7 @@ from tenants.identity.keycloak import Admin, Administrator
 from tenants.identity.realm import FIRST_SIGN_IN, Json, ProviderSpec, provider_alias
 from tenants.models import Audit, Tenant
 from tenants.people import NewPerson, add_people, suspend_person
+from tests import warm
 from tests.integration.keycloak.browser import Browser, Page
 from tests.integration.keycloak.conftest import BY, Site, Town
 
@@ -130,10 +130,7 @@ def told(site: Site, *words: str, typed: str = "") -> subprocess.CompletedProces
         f"KUMIAI_{name.upper()}": value.get_secret_value() if isinstance(value, SecretStr) else str(value)
         for name, value in values.items()
     }
-    return subprocess.run(
-        [sys.executable, "-m", "kumiai", "idp", *words], env=env, input=typed, capture_output=True, text=True,
-        check=False, timeout=300,
-    )  # fmt: skip
+    return warm.run("idp", *words, env=env, stdin=typed, timeout=300)
 
 
 def carried(browser: Browser, page: Page) -> Page:
