@@ -1,4 +1,3 @@
-import gc
 import os
 
 import pytest
@@ -44,12 +43,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("browser"):
             item.add_marker(pytest.mark.flaky(reruns=BROWSER_RERUNS, reruns_delay=2))
-
-
-def pytest_collection_finish() -> None:
-    """What is loaded and collected by now stays; looking through it again and again takes a twentieth of a run."""
-    gc.collect()
-    gc.freeze()
 
 
 def _is_of_check(item: pytest.Item) -> bool:
