@@ -32,8 +32,6 @@ SHA256: Final = "27a6535553c3cdcd083872ba40629efafb3475e3b758e0c6f691395561dd0f1
 ADMIN_USER: Final = "kumiai-admin"
 DATABASE: Final = "keycloak"
 HEAP: Final = "-Xms128m -Xmx512m"
-# Lives for minutes here: compiling for years would take a third of its start.
-QUICK: Final = "-XX:TieredStopAtLevel=1"
 START_TIMEOUT_S: Final = 240
 _OLDEST_JAVA: Final = 17
 
@@ -85,7 +83,6 @@ class Keycloak:
     def _own_environment(self) -> dict[str, str]:
         return _basics(self._environment) | {
             "JAVA_OPTS_KC_HEAP": HEAP,
-            "JAVA_OPTS_APPEND": QUICK,
             "KC_BOOTSTRAP_ADMIN_USERNAME": self.admin_user,
             "KC_BOOTSTRAP_ADMIN_PASSWORD": self.admin_password,
             "KC_DB_URL": f"jdbc:postgresql://{self._postgres.host}:{self._postgres.port}/{DATABASE}",
