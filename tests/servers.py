@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
+from zlib import crc32
 
 import psycopg
 import pytest
@@ -25,6 +26,37 @@ from tenants.schema import LOGINS, bootstrap_postgres, migrate
 
 # What a test of both databases is parametrised with → the fixture that gives its `DatabaseUrls`.
 DATABASES = {"sqlite": "migrated_sqlite", "postgresql": "migrated_postgres", "pgbouncer": "pooled_postgres"}
+
+# Set on a machine too slow for all of them: a test that runs on several databases runs on one, the tests of a file on
+# the same.
+ONE_DATABASE_EACH = os.environ.get("KUMIAI_ONE_DATABASE_EACH") == "1"  # noqa: TID251 - a switch of the test run itself
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not ONE_DATABASE_EACH:
+        return
+    found: dict[tuple[Path, str], set[str]] = {}
+    for item in items:
+        if database := _database_of(item):
+            found.setdefault(_test_of(item), set()).add(database)
+    one = {test: sorted(several)[crc32(str(test[0].name).encode()) % len(several)] for test, several in found.items()}
+    others = [item for item in items if one.get(_test_of(item), "") != _database_of(item)]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if one.get(_test_of(item), "") == _database_of(item)]
+
+
+def _test_of(item: pytest.Item) -> tuple[Path, str]:
+    return item.path, item.name.partition("[")[0]
+
+
+def _database_of(item: pytest.Item) -> str:
+    """What it is parametrised with, of the databases; nothing for most tests."""
+    callspec = getattr(item, "callspec", None)
+    return (
+        next((value for value in callspec.params.values() if isinstance(value, str) and value in DATABASES), "")
+        if callspec
+        else ""
+    )
 
 
 def not_available(reason: str) -> NoReturn:
