@@ -34,12 +34,11 @@ NUMBER: Final = struct.Struct("i")
 Ran = subprocess.CompletedProcess[str]
 
 
-class Process:
-    """One of them, in the words of `subprocess.Popen`."""
+class Process(Child):
+    """One of them. Its parent is the one that forked it, which tells how it ended."""
 
     def __init__(self, pid: int, ended: int) -> None:
-        self.pid = pid
-        self.returncode: int | None = None
+        super().__init__(pid)
         # Brings the exit code, once.
         self._ended = ended
 
@@ -62,16 +61,6 @@ class Process:
                     self.returncode = NUMBER.unpack(told)[0] if told else -signal.SIGKILL
                     os.close(self._ended)
         return self.returncode
-
-    def send_signal(self, sig: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, sig)
-
-    def terminate(self) -> None:
-        self.send_signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
 
 
 def start(
