@@ -19,7 +19,7 @@ from pathlib import Path
 
 LOADED_AT_START = (
     "kumiai.__main__", "kumiai.commands", "kumiai.demo", "kumiai.front", "kumiai.seed", "kumiai.worker",
-    "tenants.schema", "gateway.server.main", "apps.host.main",
+    "tenants.schema", "gateway.server.main", "gateway.reading.dispatch", "apps.host.main",
     "aiosqlite", "uvicorn.lifespan.on", "uvicorn.loops.uvloop", "uvicorn.protocols.http.httptools_impl",
 )  # fmt: skip
 _CHECKED_HASH = (0b11).to_bytes(4, "little")
