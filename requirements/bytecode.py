@@ -1,7 +1,8 @@
 """Gives a new clone the bytecode of what Kumiai's start loads: from the folder an earlier one left, else made there.
 
-Packages come as source, and each of the demo's three processes would compile the same 1,400 files. A file of bytecode
-names the hash of its source (PEP 552), which Python compares at every import: one that does not fit is not used.
+Packages come as source, and every start of the demo and every reader of files would compile up to 1,400 of them. A
+file of bytecode names the hash of its source (PEP 552), which Python compares at every import: one that does not fit is
+not used.
 
 Usage, in the project's folder: .venv/bin/python requirements/bytecode.py CACHE
 """
